@@ -1,0 +1,166 @@
+"""Model configurations: the presets `tiny` (bundled) and `sd21` (Stable Diffusion 2.1 sizes).
+
+The U-Net, autoencoder and text encoder keep their own `config.json` in diffusers / transformers format; this module
+adds what those libraries do not know: the text pathway, the student and the picture size.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from digseg_engine.errors import CheckpointError, UsageError
+
+CHECKPOINT_FORMAT = "digseg.checkpoint/1"
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Sizes of the one-step student (see `student.py`).
+
+    width: common width C of the projected decoder features; heads: text-injection heads;
+    head_width: channels Co each prompt's map carries; detail_width: channels of the image stem (0: no stem);
+    upsample: sub-pixel factor of the last layer, so logits have `upsample` x the latent resolution.
+    """
+
+    width: int = 64
+    heads: int = 4
+    head_width: int = 24
+    detail_width: int = 24
+    upsample: int = 2
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UsageError(f"student width must be a multiple of its heads, got {self.width} and {self.heads}")
+        if self.upsample not in (1, 2, 4):
+            raise UsageError(f"student upsample must be 1, 2 or 4, got {self.upsample}")
+
+
+@dataclass(frozen=True)
+class DigsegConfig:
+    """What a DiGSeg checkpoint adds to a Stable Diffusion directory; stored as `digseg.json`."""
+
+    name: str
+    image_size: int  # pixels of the longer side the model is meant for
+    pathway_heads: int  # heads of the reference's text pathway
+    train_timesteps: int = 1000
+    student: StudentConfig = StudentConfig()
+
+    def save(self, folder: Path) -> None:
+        body = {"format": CHECKPOINT_FORMAT, **asdict(self)}
+        (folder / "digseg.json").write_text(json.dumps(body, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> DigsegConfig:
+        """Read `digseg.json`. Raises CheckpointError when it is missing, damaged or of another format."""
+        path = folder / "digseg.json"
+        if not path.is_file():
+            raise CheckpointError(f"{folder} is not a DiGSeg checkpoint: {path.name} not found; expected the directory "
+                                  "written by `digseg train`")  # fmt: skip
+        try:
+            body: dict[str, Any] = json.loads(path.read_text())
+            found = body.pop("format", None)
+            if found != CHECKPOINT_FORMAT:
+                raise CheckpointError(f"{path}: format {found!r}, expected {CHECKPOINT_FORMAT!r}; use a matching release")
+            student = StudentConfig(**body.pop("student"))
+            return cls(**{f.name: body[f.name] for f in fields(cls) if f.name in body}, student=student)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}; restore it from the training run") from error
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A full set of sizes to build a model from nothing; the three dicts are the libraries' own config arguments."""
+
+    digseg: DigsegConfig
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    text: dict[str, Any]
+
+
+TINY = Preset(
+    digseg=DigsegConfig(name="tiny", image_size=128, pathway_heads=4),
+    unet={
+        "in_channels": 8,
+        "out_channels": 4,
+        "block_out_channels": (32, 64, 112),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": (2, 4, 4),
+        "norm_num_groups": 8,
+        "cross_attention_dim": 128,
+        "use_linear_projection": True,
+    },
+    vae={
+        "block_out_channels": (16, 32, 64),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "latent_channels": 4,
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "mid_block_add_attention": False,
+    },
+    text={
+        "vocab_size": 704,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 77,
+        "hidden_act": "gelu",
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+    },
+)
+
+SD21 = Preset(
+    digseg=DigsegConfig(
+        name="sd21",
+        image_size=768,
+        pathway_heads=8,
+        student=StudentConfig(width=256, heads=8, head_width=64, detail_width=64, upsample=2),
+    ),
+    unet={
+        "in_channels": 8,
+        "out_channels": 4,
+        "block_out_channels": (320, 640, 1280, 1280),
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        "layers_per_block": 2,
+        "attention_head_dim": (5, 10, 20, 20),
+        "cross_attention_dim": 1024,
+        "use_linear_projection": True,
+    },
+    vae={
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "latent_channels": 4,
+        "layers_per_block": 2,
+    },
+    text={
+        "vocab_size": 49408,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+        "max_position_embeddings": 77,
+        "hidden_act": "gelu",
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+        "pad_token_id": 49407,
+    },
+)
+
+PRESETS = {"tiny": TINY, "sd21": SD21}
+
+
+def preset(name: str) -> Preset:
+    """The preset called `name`. Raises UsageError listing the known ones."""
+    if name not in PRESETS:
+        raise UsageError(f"unknown config {name!r}; expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]

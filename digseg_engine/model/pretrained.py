@@ -1,0 +1,134 @@
+"""Checkpoints on disk: a Stable Diffusion directory plus `digseg.json`, `text_pathway/` and `student/`.
+
+    vae/ unet/ text_encoder/            diffusers / transformers format (config.json + safetensors)
+    tokenizer/tokenizer.json            read by the `tokenizers` library, nothing else needed
+    text_pathway/model.safetensors      the reference's injections
+    student/model.safetensors           trunk, injections and mask head of the one-step student
+
+Weights are stored in fp16 and always computed in fp32 once loaded.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from digseg_engine.errors import CheckpointError
+from digseg_engine.model.config import DigsegConfig, Preset
+from digseg_engine.model.reference import Reference
+from digseg_engine.model.sampler import Schedule
+from digseg_engine.model.student import Segmenter, Student
+from digseg_engine.text import PromptTokenizer
+
+BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "digseg-tiny"
+PARTS = ("vae/config.json", "unet/config.json", "text_encoder/config.json", "tokenizer/tokenizer.json")
+
+
+@dataclass
+class Checkpoint:
+    """All trained parts, in evaluation mode, float32."""
+
+    config: DigsegConfig
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: PromptTokenizer
+    reference: Reference
+    student: Student
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule.zero_terminal_snr(self.config.train_timesteps)
+
+    @property
+    def stride(self) -> int:
+        """Picture sides must be multiples of this many pixels."""
+        unet_levels, vae_levels = len(self.reference.unet.down_blocks), len(self.vae.config.block_out_channels)
+        return 2 ** (vae_levels - 1) * 2 ** (unet_levels - 1)
+
+    def segmenter(self) -> Segmenter:
+        return Segmenter(self.vae, self.student)
+
+
+def build(preset: Preset, tokenizer: PromptTokenizer) -> Checkpoint:
+    """A freshly initialised model of the preset's sizes."""
+    unet = UNet2DConditionModel(**preset.unet)
+    student = Student(UNet2DConditionModel(**preset.unet), preset.digseg.student, preset.digseg.train_timesteps)
+    return Checkpoint(
+        preset.digseg,
+        AutoencoderKL(**preset.vae),
+        CLIPTextModel(CLIPTextConfig(**preset.text)),
+        tokenizer,
+        Reference(unet, preset.digseg.pathway_heads),
+        student,
+    )
+
+
+def save_checkpoint(checkpoint: Checkpoint, tokenizer_json: str, folder: Path) -> None:
+    """Write every part in fp16 under `folder` (created when missing)."""
+    for name in ("tokenizer", "text_pathway", "student"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    checkpoint.config.save(folder)
+    copy.deepcopy(checkpoint.vae).half().save_pretrained(folder / "vae")
+    copy.deepcopy(checkpoint.reference.unet).half().save_pretrained(folder / "unet")
+    copy.deepcopy(checkpoint.text_encoder).half().save_pretrained(folder / "text_encoder")
+    (folder / "tokenizer" / "tokenizer.json").write_text(tokenizer_json)
+    _save_half(checkpoint.reference.pathway, folder / "text_pathway" / "model.safetensors")
+    _save_half(checkpoint.student, folder / "student" / "model.safetensors")
+
+
+def load_checkpoint(folder: Path | str | None = None) -> Checkpoint:
+    """Load a checkpoint directory; None loads the bundled `digseg-tiny`.
+
+    Raises CheckpointError naming the missing file, or the weights that do not fit.
+    """
+    folder = BUNDLED if folder is None else Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"checkpoint {folder} not found; expected a directory written by `digseg train`")
+    config = DigsegConfig.load(folder)
+    for part in PARTS:
+        if not (folder / part).is_file():
+            raise CheckpointError(f"{folder} lacks {part}; expected a complete checkpoint as written by `digseg train`")
+    vae = _from_pretrained(AutoencoderKL, folder / "vae")
+    unet = _from_pretrained(UNet2DConditionModel, folder / "unet")
+    text_encoder = _from_pretrained(CLIPTextModel, folder / "text_encoder")
+    tokenizer = PromptTokenizer.load(folder / "tokenizer" / "tokenizer.json")
+    reference = Reference(unet, config.pathway_heads)
+    _load_into(reference.pathway, folder / "text_pathway" / "model.safetensors")
+    student = Student(UNet2DConditionModel.from_config(unet.config), config.student, config.train_timesteps)
+    _load_into(student, folder / "student" / "model.safetensors")
+    loaded = Checkpoint(config, vae, text_encoder, tokenizer, reference, student)
+    for module in (vae, text_encoder, reference, student):
+        module.eval().requires_grad_(False)
+    return loaded
+
+
+def _from_pretrained(kind: type, folder: Path) -> nn.Module:
+    try:
+        # ml note: transformers and diffusers share this signature; fp16 files are widened on load
+        key = "dtype" if kind is CLIPTextModel else "torch_dtype"
+        return kind.from_pretrained(folder, local_files_only=True, **{key: torch.float32})
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first = str(error).splitlines()[0]
+        raise CheckpointError(f"{folder} cannot be loaded as {kind.__name__}: {first}; restore it from the training run") from error  # fmt: skip
+
+
+def _save_half(module: nn.Module, path: Path) -> None:
+    save_file({name: tensor.half().contiguous() for name, tensor in module.state_dict().items()}, path)
+
+
+def _load_into(module: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path} not found; expected the weights written by `digseg train`")
+    try:
+        module.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit the configuration: {str(error).splitlines()[0]}; "
+                              "use the digseg.json it was trained with") from error  # fmt: skip

@@ -1,0 +1,124 @@
+"""The reference (teacher): image and mask latents concatenated into a diffusion U-Net, language injected by the pathway.
+
+After DiGSeg (arXiv 2604.24575, abstract) and Marigold's input layout [image 4 | mask 4]. The U-Net is diffusers' own
+`UNet2DConditionModel`, so a Stable Diffusion 1.x / 2.x directory loads unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+
+from digseg_engine.errors import UsageError
+from digseg_engine.model.text_pathway import TextPathway
+
+Slot = Literal["zero", "noisy"]
+
+
+def expand_conv_in(unet: UNet2DConditionModel, slot: Slot) -> None:
+    """Widen a pretrained 4-channel `conv_in` to [image 4 | mask 4] in place.
+
+    slot="zero": weights `W | 0`, the network with a zero (or any) mask equals the pretrained one exactly.
+    slot="noisy": weights `W/2 | W/2` (Marigold). The bias is unchanged in both.
+    """
+    old = unet.conv_in
+    if old.in_channels != 4:
+        raise UsageError(f"conv_in has {old.in_channels} input channels, expected 4; the U-Net is already expanded")
+    new = nn.Conv2d(8, old.out_channels, old.kernel_size, old.stride, old.padding)
+    with torch.no_grad():
+        second = torch.zeros_like(old.weight) if slot == "zero" else old.weight / 2
+        first = old.weight if slot == "zero" else old.weight / 2
+        new.weight.copy_(torch.cat([first, second], dim=1))
+        new.bias.copy_(old.bias)
+    unet.conv_in = new
+    unet.register_to_config(in_channels=8)
+
+
+def time_embedding(unet: UNet2DConditionModel, timestep: Tensor) -> Tensor:
+    """timestep [B] -> embedding [B, E] in the dtype of the U-Net."""
+    return unet.time_embedding(unet.time_proj(timestep).to(unet.conv_in.weight.dtype))
+
+
+def run_unet(
+    unet: UNet2DConditionModel,
+    sample: Tensor,
+    embedding: Tensor | None,
+    text: Tensor,
+    text_bias: Tensor | None = None,
+    inject: Callable[[int, Tensor], Tensor] | None = None,
+) -> list[Tensor]:
+    """One pass through the U-Net up to its last decoder block, spelled out so that decoder features can be used.
+
+    sample [B, Cin, h, w], embedding [B, E] or None when folded away, text [B, L, D], text_bias [B, 1, L] added to
+    cross-attention scores. `inject(i, features)` may replace the features after decoder block i.
+    Returns the decoder features of every block, coarse to fine.
+    """
+
+    def cross(block: nn.Module) -> dict[str, Tensor | None]:
+        if not getattr(block, "has_cross_attention", False):
+            return {}
+        return {"encoder_hidden_states": text, "encoder_attention_mask": text_bias}
+
+    hidden = unet.conv_in(sample)
+    skips: tuple[Tensor, ...] = (hidden,)
+    for block in unet.down_blocks:
+        hidden, kept = block(hidden_states=hidden, temb=embedding, **cross(block))
+        skips += kept
+    if unet.mid_block is not None:
+        hidden = unet.mid_block(hidden, embedding, **cross(unet.mid_block))
+    features = []
+    for i, block in enumerate(unet.up_blocks):
+        count = len(block.resnets)
+        skips, kept = skips[:-count], skips[-count:]
+        hidden = block(hidden_states=hidden, res_hidden_states_tuple=kept, temb=embedding, **cross(block))
+        if inject is not None:
+            hidden = inject(i, hidden)
+        features.append(hidden)
+    return features
+
+
+def decoder_widths(unet: UNet2DConditionModel) -> list[int]:
+    """Channels of the features `run_unet` returns, coarse to fine."""
+    return list(reversed(unet.config.block_out_channels))
+
+
+class Reference(nn.Module):
+    """Prompt-conditioned denoiser: `[z | m_t], t, text -> v`. Before training it equals the pretrained U-Net."""
+
+    def __init__(self, unet: UNet2DConditionModel, pathway_heads: int) -> None:
+        super().__init__()
+        self.unet = unet
+        self.pathway = TextPathway(decoder_widths(unet), unet.config.cross_attention_dim, pathway_heads)
+
+    def forward(self, latents: Tensor, timestep: Tensor, text: Tensor, token_mask: Tensor | None = None) -> Tensor:
+        """latents [B, 8, h, w], timestep [B] int, text [B, L, D], token_mask [B, L] -> v [B, 4, h, w]."""
+        bias = None if token_mask is None else (~token_mask).to(latents.dtype)[:, None] * -1e4
+        features = run_unet(
+            self.unet,
+            latents,
+            time_embedding(self.unet, timestep),
+            text,
+            bias,
+            inject=lambda scale, hidden: self.pathway(scale, hidden, text, token_mask),
+        )
+        return self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(features[-1])))
+
+
+def encode_image(vae: AutoencoderKL, image: Tensor) -> Tensor:
+    """image [B, 3, H, W] in -1..1 -> scaled mean latent [B, 4, h, w] (the mean: deterministic)."""
+    return vae.encode(image).latent_dist.mode() * vae.config.scaling_factor
+
+
+def encode_mask(vae: AutoencoderKL, mask: Tensor) -> Tensor:
+    """mask [B, H, W] in 0..1 -> latent of the mask rendered as a -1/+1, 3-channel picture [B, 4, h, w]."""
+    return encode_image(vae, (mask * 2 - 1)[:, None].expand(-1, 3, -1, -1))
+
+
+def decode_mask(vae: AutoencoderKL, latent: Tensor) -> Tensor:
+    """latent [B, 4, h, w] -> mask logits [B, H, W]: mean of the 3 channels, then the inverse of tanh(x/2)."""
+    value = vae.decode(latent / vae.config.scaling_factor).sample.float().mean(1)
+    return 2 * torch.atanh(value.clamp(-0.999, 0.999))

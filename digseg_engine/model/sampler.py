@@ -1,0 +1,85 @@
+"""The sampler: deterministic DDIM on v-predictions with zero terminal SNR and trailing timesteps.
+
+Lin et al. 2023 ("Common Diffusion Noise Schedules and Sample Steps are Flawed"): betas rescaled so that the last step is
+pure noise, and timesteps counted from the end, so that one step starts at t = T-1. With "leading" spacing one step would
+land on t = 1 and tell the network that pure noise is almost clean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from digseg_engine.errors import UsageError
+
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # (image latent, mask latent, timestep [B]) -> v
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """alpha_bar per timestep, float64 [T], from (almost) 1 down to exactly 0."""
+
+    alpha_bar: Tensor
+
+    @classmethod
+    def zero_terminal_snr(cls, steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Schedule:
+        """Stable Diffusion's scaled-linear betas, shifted and scaled in sqrt(alpha_bar) so that the last one is 0."""
+        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+        root = torch.cumprod(1 - betas, 0).sqrt()
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        return cls(root**2)
+
+    def __len__(self) -> int:
+        return len(self.alpha_bar)
+
+    def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar), sqrt(1 - alpha_bar) at t [B], shaped [B, 1, 1, 1] in the dtype of `like`."""
+        at = self.alpha_bar.to(t.device)[t].view(-1, 1, 1, 1)
+        return at.sqrt().to(like.dtype), (1 - at).sqrt().to(like.dtype)
+
+    def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        signal, sigma = self.coefficients(t, clean)
+        return signal * clean + sigma * noise
+
+    def velocity(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The v target of Salimans & Ho 2022: sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) clean."""
+        signal, sigma = self.coefficients(t, clean)
+        return signal * noise - sigma * clean
+
+    def clean(self, noisy: Tensor, v: Tensor, t: Tensor) -> Tensor:
+        """The mask latent that a prediction v stands for."""
+        signal, sigma = self.coefficients(t, noisy)
+        return signal * noisy - sigma * v
+
+
+def trailing_timesteps(steps: int, train_steps: int = 1000) -> list[int]:
+    """`steps` timesteps counted down from train_steps - 1. Raises UsageError outside 1..train_steps."""
+    if not 1 <= steps <= train_steps:
+        raise UsageError(f"sampling steps must be 1 to {train_steps}, got {steps}")
+    return [round(train_steps - i * train_steps / steps) - 1 for i in range(steps)]
+
+
+def ddim_weights(schedule: Schedule, t: int, t_next: int | None) -> tuple[float, float]:
+    """(a, b) with m_next = a * m + b * v for one deterministic DDIM step from t to t_next (None: to the clean mask)."""
+    now = float(schedule.alpha_bar[t])
+    then = 1.0 if t_next is None else float(schedule.alpha_bar[t_next])
+    a = (then * now) ** 0.5 + ((1 - then) * (1 - now)) ** 0.5
+    b = ((1 - then) * now) ** 0.5 - (then * (1 - now)) ** 0.5
+    return a, b
+
+
+def sample(denoise: Denoise, z: Tensor, schedule: Schedule, steps: int, noise: Tensor | None = None) -> Tensor:
+    """Clean mask latent from an image latent z [B, 4, h, w].
+
+    noise [B, 4, h, w] starts the few-step mode; None starts from zeros (the deterministic one-step mode).
+    """
+    m = torch.zeros_like(z) if noise is None else noise
+    times = trailing_timesteps(steps, len(schedule))
+    for t, t_next in zip(times, [*times[1:], None]):
+        v = denoise(z, m, torch.full((len(z),), t, device=z.device))
+        a, b = ddim_weights(schedule, t, t_next)
+        m = a * m + b * v
+    return m

@@ -1,0 +1,94 @@
+"""The student: one pass over the picture, then all K prompts from shared features.
+
+1. Trunk, once per image: z -> U-Net (zero mask slot, last timestep, neutral prompt) -> decoder features at every scale.
+2. Text pathway, per prompt: absorbed text injection (see `text_pathway.py`) straight into the narrow head width.
+3. Light mask head, per prompt: scales summed at latent resolution, two small convolutions, sub-pixel upsampling.
+The trunk and its text pathway follow DiGSeg; the shared pass, the absorbed form and the image stem are our decisions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+
+from digseg_engine.model.config import StudentConfig
+from digseg_engine.model.mask_head import DetailStem, MaskHead, upsample_sum
+from digseg_engine.model.reference import decoder_widths, encode_image, run_unet, time_embedding
+from digseg_engine.model.text_pathway import Injection, TextInjection, text_injection
+
+
+@dataclass(frozen=True)
+class FoldedText:
+    """Everything that depends on the prompts alone; cached with them.
+
+    keys [K, S, H, C, L], values [K, S, H, L, Co] for S scales, mask [K, L] bool.
+    """
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+
+
+class Student(nn.Module):
+    """Trunk, folded text injection and mask head. The autoencoder and text encoder stay outside (frozen)."""
+
+    def __init__(self, unet: UNet2DConditionModel, config: StudentConfig, train_timesteps: int = 1000) -> None:
+        super().__init__()
+        self.unet = unet
+        self.config = config
+        self.last_timestep = train_timesteps - 1
+        widths, text_dim = decoder_widths(unet), unet.config.cross_attention_dim
+        self.project = nn.ModuleList(nn.Conv2d(width, config.width, 1) for width in widths)
+        self.injections = nn.ModuleList(TextInjection(config.width, text_dim, config.heads, gate=1.0) for _ in widths)
+        self.reduce = nn.ModuleList(nn.Linear(config.width, config.head_width, bias=False) for _ in widths)
+        self.detail = DetailStem(config.detail_width, config.head_width) if config.detail_width else None
+        self.head = MaskHead(config.head_width, config.upsample)
+        self.register_buffer("neutral", torch.zeros(1, 2, text_dim))  # features of the empty prompt [1, 2, D]
+        self.kernel_slots: dict[str, Injection] = {"text_injection": text_injection}
+
+    def fold_text(self, text: Tensor, mask: Tensor) -> FoldedText:
+        """text [K, L, D], mask [K, L] -> FoldedText of all scales."""
+        folded = [inject.fold(text, cut.weight) for inject, cut in zip(self.injections, self.reduce)]
+        keys, values = (torch.stack(parts, dim=1) for parts in zip(*folded))
+        return FoldedText(keys, values, mask)
+
+    def trunk(self, z: Tensor) -> list[Tensor]:
+        """z [B, 4, h, w] -> decoder features, coarse to fine, [B, Cs, hs, ws] each. Runs once per image."""
+        b = z.shape[0]
+        slots = torch.cat([z, torch.zeros_like(z)], dim=1) if self.unet.conv_in.in_channels == 8 else z
+        time = torch.full((b,), self.last_timestep, device=z.device)
+        return run_unet(self.unet, slots, time_embedding(self.unet, time), self.neutral.expand(b, -1, -1).to(z.dtype))
+
+    def forward(self, image: Tensor, z: Tensor, text: FoldedText) -> Tensor:
+        """image [B, 3, H, W], z [B, 4, h, w], K folded prompts -> logits [B, K, u*h, u*w]."""
+        return self.answer(self.trunk(z), image, text)
+
+    def answer(self, features: list[Tensor], image: Tensor, text: FoldedText) -> Tensor:
+        """All K prompts about one trunk pass: features of every scale -> logits [B, K, u*h, u*w]."""
+        b, size = image.shape[0], features[-1].shape[-2:]
+        inject = self.kernel_slots["text_injection"]
+        maps = []
+        for s, (hidden, project, norm) in enumerate(zip(features, self.project, self.injections)):
+            flat = norm.norm(project(hidden)).flatten(2).transpose(1, 2)  # [B, N, C]
+            base = self.reduce[s](flat)  # [B, N, Co], the same for all prompts
+            mixed = inject(flat, base, text.keys[:, s], text.values[:, s], text.mask)  # [B, K, N, Co]
+            maps.append(mixed.transpose(2, 3).unflatten(3, hidden.shape[-2:]).flatten(0, 1))  # [B*K, Co, hs, ws]
+        fused = upsample_sum(maps, size).unflatten(0, (b, -1))  # [B, K, Co, h, w]
+        if self.detail is not None:
+            fused = fused + self.detail(image, size)[:, None]
+        return self.head(fused.flatten(0, 1)).unflatten(0, (b, -1))  # [B, K, u*h, u*w]
+
+
+class Segmenter(nn.Module):
+    """The whole per-image graph as it ships: image and folded text in, logits out."""
+
+    def __init__(self, vae: AutoencoderKL, student: Student) -> None:
+        super().__init__()
+        self.vae, self.student = vae, student
+
+    def forward(self, image: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """image [B, 3, H, W] in -1..1 and folded text -> logits [B, K, h', w']; 0 is the decision border."""
+        return self.student(image, encode_image(self.vae, image), FoldedText(keys, values, mask))

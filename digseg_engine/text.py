@@ -1,0 +1,68 @@
+"""Prompts to token numbers with the bundle's own tokenizer (`tokenizer.json`). Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from digseg_engine.contract import TOKEN_BUCKETS, token_bucket
+from digseg_engine.errors import BundleError, InputError
+
+MAX_TOKENS = TOKEN_BUCKETS[-1]
+
+
+def check_prompts(prompts: Sequence[str]) -> list[str]:
+    """The prompts as a list. Raises InputError when there is none, one is not text, or one is blank."""
+    if isinstance(prompts, str):
+        raise InputError(f"prompts must be a list of texts, got the single text {prompts!r}; write [{prompts!r}]")
+    if not prompts:
+        raise InputError("no prompt given; name at least one thing to segment, for example \"red circle\"")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt {i} must be text, got {type(prompt).__name__}; pass a string")
+        if not prompt.strip():
+            raise InputError(f"prompt {i} is empty; expected a few words, for example \"red circle\"")
+    return list(prompts)
+
+
+class PromptTokenizer:
+    """Wraps a `tokenizers.Tokenizer`. Thread-safe: encoding does not change it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, path: Path) -> PromptTokenizer:
+        """Read a `tokenizer.json`. Raises BundleError when it cannot be read."""
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except Exception as error:
+            raise BundleError(f"{path} is not a readable tokenizer.json: {error}; export the bundle again") from error
+
+    def ids(self, prompt: str) -> list[int]:
+        """Token numbers of one prompt, start and end included. Raises InputError over MAX_TOKENS tokens."""
+        ids: list[int] = self._tokenizer.encode(prompt).ids
+        if len(ids) > MAX_TOKENS:
+            short = prompt if len(prompt) <= 40 else prompt[:37] + "..."
+            raise InputError(f"prompt {short!r} has {len(ids)} tokens, at most {MAX_TOKENS} fit "
+                             "(start and end included); shorten it")  # fmt: skip
+        return ids
+
+    def encode(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Prompts -> token_ids [K, L] int64 and token_mask [K, L] bool, L the bucket of the longest prompt."""
+        rows = [self.ids(prompt) for prompt in check_prompts(prompts)]
+        return pad_tokens(rows)
+
+
+def pad_tokens(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Rows of token numbers -> padded [K, L] and its mask. Padding repeats the last token (CLIP pads with the end)."""
+    length = token_bucket(max(len(row) for row in rows))
+    ids = np.array([[*row, *[row[-1]] * (length - len(row))] for row in rows], np.int64)
+    mask = np.arange(length)[None, :] < np.array([[len(row)] for row in rows])
+    return ids, mask

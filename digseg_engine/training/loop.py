@@ -1,0 +1,175 @@
+"""One training loop for every stage: accelerate, cosine schedule, EMA, CSV log, curve, exact resume.
+
+A stage supplies a module and a loss that is a pure function of (module, step), so that a resumed run repeats the
+interrupted one bit for bit on the same machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from digseg_engine.errors import TrainingError
+
+Loss = Callable[[nn.Module, int], tuple[Tensor, Mapping[str, float]]]
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """How long and how fast one stage trains."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    size: int = 64  # pixels of the training pictures
+    prompts: int = 16  # prompts asked about every picture of a batch
+    warmup: int = 50
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.995
+    save_every: int = 500
+    compile: bool = False  # torch.compile the forward pass (needs a C++ compiler on a CPU)
+
+
+@dataclass
+class _Progress(object):
+    """Step counter that accelerate saves with the model."""
+
+    step: int = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.step = int(state["step"])
+
+
+def train_stage(
+    name: str, module: nn.Module, loss: Loss, config: StageConfig, folder: Path, resume: bool, seed: int = 0
+) -> nn.Module:
+    """Train `module` in place for `config.steps` steps and leave it with its averaged (EMA) weights.
+
+    Writes `folder/log.csv`, `folder/curve.png` and checkpoints under `folder/state`. With resume=True it continues
+    from the last one. Raises TrainingError when the loss stops being finite or the stored run had another configuration.
+    """
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    torch.manual_seed(seed)
+    module.train()
+    weights = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, config))
+    wrapped, optimizer, schedule = accelerator.prepare(module, optimizer, schedule)
+    forward = torch.compile(wrapped) if config.compile else wrapped
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
+    progress = _Progress()
+    accelerator.register_for_checkpointing(average, progress)
+    _prepare_folder(folder, config, resume)
+    state = folder / "state"
+    if resume and (state / "done").is_file():
+        accelerator.load_state(str(state))
+    began, start = time.monotonic(), progress.step
+    with _bar() as bar:
+        task = bar.add_task(name, total=config.steps, completed=start, loss="")
+        for step in range(start, config.steps):
+            value, parts = loss(forward, step)
+            amount = float(value.detach())
+            if not math.isfinite(amount):
+                raise TrainingError(f"{name}: loss is {amount} at step {step}; expected a finite number; lower the "
+                                    f"learning rate ({config.learning_rate}) and resume from {state}")  # fmt: skip
+            accelerator.backward(value)
+            accelerator.clip_grad_norm_(weights, config.clip)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            average.update_parameters(module)
+            progress.step = step + 1
+            if step % 10 == 0 or step + 1 == config.steps:
+                _log(folder / "log.csv", {"step": step, "seconds": round(time.monotonic() - began, 1), **parts})
+            bar.update(task, advance=1, loss=" ".join(f"{k} {v:.4f}" for k, v in parts.items()))
+            if progress.step % config.save_every == 0 or progress.step == config.steps:
+                _save_state(accelerator, state)
+                draw_curve(folder / "log.csv", folder / "curve.png", name)
+    module.load_state_dict(average.module.state_dict())
+    module.eval()
+    return module
+
+
+def _cosine(step: int, config: StageConfig) -> float:
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    part = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
+
+
+def _prepare_folder(folder: Path, config: StageConfig, resume: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path, body = folder / "config.json", asdict(config)
+    if resume and path.is_file():
+        stored = json.loads(path.read_text())
+        changed = [key for key in body if stored.get(key) != body[key] and key not in ("save_every", "compile")]
+        if changed:
+            raise TrainingError(f"cannot resume {folder}: {', '.join(changed)} differ from the stored run; expected "
+                                f"{[stored.get(k) for k in changed]}, got {[body[k] for k in changed]}; "
+                                "repeat the original command or start a new folder")  # fmt: skip
+    elif not resume:
+        (folder / "log.csv").unlink(missing_ok=True)
+        (folder / "state" / "done").unlink(missing_ok=True)
+    path.write_text(json.dumps(body, indent=2) + "\n")
+
+
+def _save_state(accelerator: Accelerator, state: Path) -> None:
+    (state / "done").unlink(missing_ok=True)
+    accelerator.save_state(str(state), safe_serialization=False)
+    (state / "done").touch()
+
+
+def _log(path: Path, row: dict[str, Any]) -> None:
+    fresh = not path.is_file()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row))
+        if fresh:
+            writer.writeheader()
+        writer.writerow({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
+
+
+def draw_curve(log: Path, picture: Path, title: str) -> None:
+    """Plot every column of a training log against the step, log scale, raw and smoothed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with log.open() as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in rows[0] if name not in ("step", "seconds")]
+    figure, axes = plt.subplots(figsize=(7, 4))
+    steps = [int(row["step"]) for row in rows]
+    for name in names:
+        values = torch.tensor([float(row[name]) for row in rows]).clamp(min=1e-6)
+        (line,) = axes.plot(steps, values, alpha=0.2)
+        window = max(1, len(values) // 40)
+        smooth = torch.nn.functional.avg_pool1d(values[None], window, 1)[0] if len(values) > window else values
+        axes.plot(steps[-len(smooth) :], smooth, label=name, color=line.get_color())
+    axes.set(title=title, xlabel="step", yscale="log")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), refresh_per_second=2)

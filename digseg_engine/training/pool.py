@@ -1,0 +1,120 @@
+"""A pool of scenes held as arrays, and the batches drawn from it. A batch is a pure function of (seed, step).
+
+Because K prompts are asked about every picture of a batch, one batch carries a full B x K grid of masks, absent
+prompts included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from digseg_engine.training.scenes import CLASSES, UNSEEN_PAIRS, Query, phrase, scene
+
+NAMES: tuple[str, ...] = tuple(name for names in CLASSES.values() for name in names)
+TRAIN_NAMES = tuple(name for name in NAMES if name not in UNSEEN_PAIRS)
+INDEX = {name: i for i, name in enumerate(NAMES)}
+MAX_REGIONS = 8
+
+
+@dataclass
+class Pool:
+    """N scenes of one domain and size."""
+
+    domain: str
+    images: NDArray[np.uint8]  # [N, S, S, 3]
+    ids: NDArray[np.uint8]  # [N, S, S]
+    members: NDArray[np.bool_]  # [N, 1 + MAX_REGIONS, len(NAMES)]: does region i answer to name j
+    latents: Tensor | None = None  # [N, 4, s, s] cached autoencoder latents
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def present(self, index: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which names own a region of scene `index`: [n, len(NAMES)] (a hidden region counts as present)."""
+        return self.members[index].any(1)
+
+    def masks(self, index: NDArray[np.int64], names: list[str]) -> Tensor:
+        """Masks of the named regions: [n, K, S, S] float."""
+        table = self.members[index][:, :, [INDEX[name] for name in names]]  # [n, R, K]
+        picked = np.take_along_axis(table, self.ids[index].reshape(len(index), -1, 1).astype(np.int64), axis=1)
+        size = self.ids.shape[-1]
+        return torch.from_numpy(picked.transpose(0, 2, 1).reshape(len(index), len(names), size, size)).float()
+
+
+@dataclass
+class Batch:
+    """B pictures and the K prompts asked about all of them."""
+
+    images: Tensor  # [B, 3, S, S] in -1..1
+    latents: Tensor  # [B, 4, s, s]; [B, 0] before the autoencoder is trained
+    queries: list[Query]
+    masks: Tensor  # [B, K, S, S] in 0..1
+
+
+def to_tensor(images: NDArray[np.uint8]) -> Tensor:
+    """uint8 [B, S, S, 3] -> float [B, 3, S, S] in -1..1."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def _paint_range(domain: str, size: int, split: str, seeds: range) -> tuple[NDArray[np.uint8], ...]:
+    scenes = [scene(seed, domain, size, split) for seed in seeds]
+    members = np.zeros((len(scenes), 1 + MAX_REGIONS, len(NAMES)), np.uint8)
+    for n, one in enumerate(scenes):
+        for i, names in enumerate(one.regions):
+            members[n, i + 1, [INDEX[name] for name in names]] = 1
+    return np.stack([one.image for one in scenes]), np.stack([one.ids for one in scenes]), members
+
+
+def build_pool(domain: str, count: int, size: int, cache: Path, split: str = "train", workers: int = 2) -> Pool:
+    """Paint scenes 0..count-1 of a domain (or read them from `cache`)."""
+    key = hashlib.sha256(f"{domain}/{count}/{size}/{split}/{NAMES}".encode()).hexdigest()[:12]
+    path = cache / f"{domain}-{size}-{key}.npz"
+    if not path.is_file():
+        chunks = [range(i, min(i + 250, count)) for i in range(0, count, 250)]
+        with ProcessPoolExecutor(workers) as pool:
+            parts = list(pool.map(partial(_paint_range, domain, size, split), chunks))
+        images, ids, members = (np.concatenate(arrays) for arrays in zip(*parts))
+        cache.mkdir(parents=True, exist_ok=True)
+        partial_file = path.with_suffix(".tmp.npz")
+        np.savez(partial_file, images=images, ids=ids, members=members)
+        partial_file.replace(path)
+    with np.load(path) as stored:
+        return Pool(domain, stored["images"], stored["ids"], stored["members"].astype(bool))
+
+
+class SceneBatches:
+    """Draws batches from the pools of all domains; `shares` says how often each domain is drawn."""
+
+    def __init__(self, pools: dict[str, Pool], shares: dict[str, float], seed: int) -> None:
+        self.pools, self.seed = pools, seed
+        self.domains = list(pools)
+        total = sum(shares[d] for d in self.domains)
+        self.weights = [shares[d] / total for d in self.domains]
+
+    def batch(self, step: int, size: int, prompts: int) -> Batch:
+        """Batch number `step`: `size` pictures of one domain and `prompts` prompts."""
+        rng = np.random.default_rng([self.seed, step])
+        pool = self.pools[self.domains[int(rng.choice(len(self.domains), p=self.weights))]]
+        index = rng.integers(0, len(pool), size)
+        queries = [phrase(rng, name) for name in self._names(rng, pool, index, prompts)]
+        latents = torch.empty(size, 0) if pool.latents is None else pool.latents[index].float()
+        images = to_tensor(pool.images[index])
+        return Batch(images, latents, queries, pool.masks(index, [q.name for q in queries]))
+
+    def _names(self, rng: np.random.Generator, pool: Pool, index: NDArray[np.int64], count: int) -> list[str]:
+        """Mostly names that occur in the batch, a fifth from anywhere (absent ones have an empty mask)."""
+        present = [NAMES[i] for i in np.flatnonzero(pool.present(index).any(0))]
+        strangers = rng.choice(TRAIN_NAMES, max(1, count // 5), replace=False).tolist()
+        known = rng.permutation(present).tolist()[: count - len(strangers)]
+        names = list(dict.fromkeys(known + strangers))
+        spare = [name for name in rng.permutation(TRAIN_NAMES).tolist() if name not in names]
+        return names + spare[: count - len(names)]

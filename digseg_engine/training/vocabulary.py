@@ -1,0 +1,50 @@
+"""The bundled model's own tokenizer: a small byte-level BPE in CLIP's style, trained on the generator's phrases."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from digseg_engine.training.pool import TRAIN_NAMES
+from digseg_engine.training.scenes import phrase
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+# CLIP's split: contractions, runs of letters, single digits, runs of anything else.
+SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+COMMON = "the a an of in on is are that which with and or not any all some thing things shape color colour object".split()
+
+
+def corpus(seed: int = 0) -> list[str]:
+    """Phrases of every training name, and common words so that unseen phrasings stay short."""
+    rng = np.random.default_rng(seed)
+    phrases = [phrase(rng, name).text for name, _ in product(TRAIN_NAMES, range(40))]
+    return phrases + COMMON * 20
+
+
+def train_tokenizer(vocab_size: int, max_length: int = 77) -> Tokenizer:
+    """A tokenizer whose JSON form any `tokenizers` runtime loads: lower-cased, start and end tokens added.
+
+    Truncation is left to the caller: a prompt that does not fit is an error, never silently shortened.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>", fuse_unk=False))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(SPLIT), behavior="removed", invert=True), pre_tokenizers.ByteLevel(False)]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[START, END],
+        initial_alphabet=sorted(alphabet),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus() + [f"{c} " for c in sorted(alphabet)], trainer)
+    tokenizer.decoder = decoders.ByteLevel()
+    ends = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ends)
+    return tokenizer
