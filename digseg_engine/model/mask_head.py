@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def upsample_sum(maps: list[Tensor], size: torch.Size) -> Tensor:
-    """Sum of feature maps of different resolution at `size`, bilinear, coarse to fine. [N, C, hs, ws] each."""
+def upsample_sum(maps: list[Tensor], strides: list[int]) -> Tensor:
+    """Sum of feature maps [N, C, hs, ws] at the finest resolution, bilinear, coarse to fine; strides end with 1."""
     total = maps[0]
-    for finer in maps[1:]:
-        if total.shape[-2:] != finer.shape[-2:]:
-            total = F.interpolate(total, scale_factor=finer.shape[-1] // total.shape[-1], mode="bilinear")
+    for finer, stride, finer_stride in zip(maps[1:], strides, strides[1:]):
+        if stride != finer_stride:
+            total = F.interpolate(total, scale_factor=float(stride // finer_stride), mode="bilinear")
         total = total + finer
-    if total.shape[-2:] != size:
-        total = F.interpolate(total, scale_factor=size[-1] // total.shape[-1], mode="bilinear")
     return total
 
 
 class DetailStem(nn.Module):
-    """Edges straight from the picture, once per image: three strided convolutions to the latent resolution.
+    """Edges straight from the picture, once per image: three convolutions, two of them strided, to latent resolution.
 
     The latents of an autoencoder blur edges; this stem gives them back for a fraction of a percent of the trunk's cost.
     """
 
-    def __init__(self, width: int, out: int) -> None:
+    def __init__(self, width: int, out: int, latent_stride: int) -> None:
         super().__init__()
+        self.pool = nn.AvgPool2d(latent_stride // 4) if latent_stride > 4 else nn.Identity()
         self.first = nn.Conv2d(3, width, 3, stride=2, padding=1)
         self.second = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.third = nn.Conv2d(2 * width, out, 3, padding=1)
 
-    def forward(self, image: Tensor, size: torch.Size) -> Tensor:
-        """image [B, 3, H, W] -> [B, out, h, w] with (h, w) = size, at most 1/4 of the picture."""
-        x = F.silu(self.second(F.silu(self.first(image))))
-        factor = x.shape[-1] // size[-1]
-        return self.third(F.avg_pool2d(x, factor) if factor > 1 else x)
+    def forward(self, image: Tensor) -> Tensor:
+        """image [B, 3, H, W] -> [B, out, h, w]."""
+        return self.third(self.pool(F.silu(self.second(F.silu(self.first(image))))))
 
 
 class MaskHead(nn.Module):

@@ -50,8 +50,7 @@ class Checkpoint:
     @property
     def stride(self) -> int:
         """Picture sides must be multiples of this many pixels."""
-        unet_levels, vae_levels = len(self.reference.unet.down_blocks), len(self.vae.config.block_out_channels)
-        return 2 ** (vae_levels - 1) * 2 ** (unet_levels - 1)
+        return latent_stride(self.vae) * 2 ** (len(self.reference.unet.down_blocks) - 1)
 
     def segmenter(self) -> Segmenter:
         return Segmenter(self.vae, self.student)
@@ -60,15 +59,25 @@ class Checkpoint:
 def build(preset: Preset, tokenizer: PromptTokenizer) -> Checkpoint:
     """A freshly initialised model of the preset's sizes."""
     unet = UNet2DConditionModel(**preset.unet)
-    student = Student(UNet2DConditionModel(**preset.unet), preset.digseg.student, preset.digseg.train_timesteps)
+    vae = AutoencoderKL(**preset.vae)
+    student = _student(UNet2DConditionModel(**preset.unet), preset.digseg, vae)
     return Checkpoint(
         preset.digseg,
-        AutoencoderKL(**preset.vae),
+        vae,
         CLIPTextModel(CLIPTextConfig(**preset.text)),
         tokenizer,
         Reference(unet, preset.digseg.pathway_heads),
         student,
     )
+
+
+def _student(unet: UNet2DConditionModel, config: DigsegConfig, vae: AutoencoderKL) -> Student:
+    return Student(unet, config.student, latent_stride(vae), config.train_timesteps)
+
+
+def latent_stride(vae: AutoencoderKL) -> int:
+    """Picture pixels per latent pixel: 8 for Stable Diffusion, 4 for the bundled model."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def save_checkpoint(checkpoint: Checkpoint, tokenizer_json: str, folder: Path) -> None:
@@ -102,7 +111,7 @@ def load_checkpoint(folder: Path | str | None = None) -> Checkpoint:
     tokenizer = PromptTokenizer.load(folder / "tokenizer" / "tokenizer.json")
     reference = Reference(unet, config.pathway_heads)
     _load_into(reference.pathway, folder / "text_pathway" / "model.safetensors")
-    student = Student(UNet2DConditionModel.from_config(unet.config), config.student, config.train_timesteps)
+    student = _student(UNet2DConditionModel.from_config(unet.config), config, vae)
     _load_into(student, folder / "student" / "model.safetensors")
     loaded = Checkpoint(config, vae, text_encoder, tokenizer, reference, student)
     for module in (vae, text_encoder, reference, student):

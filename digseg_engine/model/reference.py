@@ -86,6 +86,14 @@ def decoder_widths(unet: UNet2DConditionModel) -> list[int]:
     return list(reversed(unet.config.block_out_channels))
 
 
+def decoder_strides(unet: UNet2DConditionModel) -> list[int]:
+    """How many latent pixels one pixel of each decoder feature covers, coarse to fine; the last one is 1."""
+    strides = [1]
+    for block in reversed(unet.up_blocks[1:]):
+        strides.insert(0, strides[0] * (2 if block.upsamplers is not None else 1))
+    return strides
+
+
 class Reference(nn.Module):
     """Prompt-conditioned denoiser: `[z | m_t], t, text -> v`. Before training it equals the pretrained U-Net."""
 

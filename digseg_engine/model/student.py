@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from digseg_engine.model.config import StudentConfig
 from digseg_engine.model.mask_head import DetailStem, MaskHead, upsample_sum
-from digseg_engine.model.reference import decoder_widths, encode_image, run_unet, time_embedding
+from digseg_engine.model.reference import decoder_strides, decoder_widths, encode_image, run_unet, time_embedding
 from digseg_engine.model.text_pathway import Injection, TextInjection, text_injection
 
 
@@ -35,16 +35,19 @@ class FoldedText:
 class Student(nn.Module):
     """Trunk, folded text injection and mask head. The autoencoder and text encoder stay outside (frozen)."""
 
-    def __init__(self, unet: UNet2DConditionModel, config: StudentConfig, train_timesteps: int = 1000) -> None:
+    def __init__(
+        self, unet: UNet2DConditionModel, config: StudentConfig, latent_stride: int, train_timesteps: int = 1000
+    ) -> None:
         super().__init__()
         self.unet = unet
         self.config = config
         self.last_timestep = train_timesteps - 1
+        self.strides = decoder_strides(unet)
         widths, text_dim = decoder_widths(unet), unet.config.cross_attention_dim
         self.project = nn.ModuleList(nn.Conv2d(width, config.width, 1) for width in widths)
         self.injections = nn.ModuleList(TextInjection(config.width, text_dim, config.heads, gate=1.0) for _ in widths)
         self.reduce = nn.ModuleList(nn.Linear(config.width, config.head_width, bias=False) for _ in widths)
-        self.detail = DetailStem(config.detail_width, config.head_width) if config.detail_width else None
+        self.detail = DetailStem(config.detail_width, config.head_width, latent_stride) if config.detail_width else None
         self.head = MaskHead(config.head_width, config.upsample)
         self.register_buffer("neutral", torch.zeros(1, 2, text_dim))  # features of the empty prompt [1, 2, D]
         self.kernel_slots: dict[str, Injection] = {"text_injection": text_injection}
@@ -68,7 +71,7 @@ class Student(nn.Module):
 
     def answer(self, features: list[Tensor], image: Tensor, text: FoldedText) -> Tensor:
         """All K prompts about one trunk pass: features of every scale -> logits [B, K, u*h, u*w]."""
-        b, size = image.shape[0], features[-1].shape[-2:]
+        b = image.shape[0]
         inject = self.kernel_slots["text_injection"]
         maps = []
         for s, (hidden, project, norm) in enumerate(zip(features, self.project, self.injections)):
@@ -76,9 +79,9 @@ class Student(nn.Module):
             base = self.reduce[s](flat)  # [B, N, Co], the same for all prompts
             mixed = inject(flat, base, text.keys[:, s], text.values[:, s], text.mask)  # [B, K, N, Co]
             maps.append(mixed.transpose(2, 3).unflatten(3, hidden.shape[-2:]).flatten(0, 1))  # [B*K, Co, hs, ws]
-        fused = upsample_sum(maps, size).unflatten(0, (b, -1))  # [B, K, Co, h, w]
+        fused = upsample_sum(maps, self.strides).unflatten(0, (b, -1))  # [B, K, Co, h, w]
         if self.detail is not None:
-            fused = fused + self.detail(image, size)[:, None]
+            fused = fused + self.detail(image)[:, None]
         return self.head(fused.flatten(0, 1)).unflatten(0, (b, -1))  # [B, K, u*h, u*w]
 
 

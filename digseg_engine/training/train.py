@@ -44,9 +44,9 @@ class TrainConfig:
     large_scenes: int = 3000  # the same at the last stage's size
     autoencoder: StageConfig = StageConfig(450, 32, 2e-3)
     text: StageConfig = StageConfig(700, 32, 1e-3)
-    reference: StageConfig = StageConfig(2000, 24, 1e-3)
-    student: StageConfig = StageConfig(4200, 32, 1.2e-3, ema=0.998, compile=True)
-    student_large: StageConfig = StageConfig(1000, 16, 5e-4, size=128, ema=0.998, compile=True)
+    reference: StageConfig = StageConfig(1800, 24, 1e-3)
+    student: StageConfig = StageConfig(3000, 32, 1.2e-3, ema=0.998, compile=True)
+    student_large: StageConfig = StageConfig(700, 16, 6e-4, size=128, ema=0.998, compile=True)
 
     def scaled(self, factor: float) -> TrainConfig:
         """The same run with `factor` times the steps and scenes (at least a handful), for trials and tests."""
@@ -122,8 +122,11 @@ class Trainer:
             (self.out / "scale.json").write_text(json.dumps({"scaling_factor": float(1 / spread)}))
         vae.register_to_config(**json.loads((self.out / "scale.json").read_text()))
         for pool in pools.values():
-            parts = [encode_image(vae, to_tensor(pool.images[i : i + 64])).half() for i in range(0, len(pool), 64)]
-            pool.latents = torch.cat(parts)
+            stored = self.out / "pools" / f"{pool.domain}-{pool.images.shape[1]}-latents.safetensors"
+            if not stored.is_file():
+                parts = [encode_image(vae, to_tensor(pool.images[i : i + 64])).half() for i in range(0, len(pool), 64)]
+                save_file({"latents": torch.cat(parts)}, stored)
+            pool.latents = load_file(stored)["latents"]
 
     def _freeze(self) -> None:
         c = self.checkpoint

@@ -1,0 +1,128 @@
+"""Pictures in, model-sized arrays out, and logits back to the picture's own pixels. Pillow and NumPy only.
+
+A picture is decoded to 8-bit RGB as a person sees it: EXIF rotation applied, alpha composited over white, CMYK, grey,
+palette and 16-bit converted. Its longer side is resized to the working size, the rest padded to the model's stride.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from digseg_engine.errors import InputError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+MAX_PIXELS = 64_000_000
+MIN_SIDE = 8
+
+Rgb = NDArray[np.uint8]
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A picture fitted for the model. `content` (height, width) is the part of `pixels` that is not padding."""
+
+    pixels: Float  # [1, 3, H, W] in -1..1
+    content: tuple[int, int]
+    original: tuple[int, int]  # height, width of the picture as given
+
+
+def read_image(path: Path | str) -> Rgb:
+    """Decode a picture file to [H, W, 3] uint8 RGB. Raises InputError naming the file and what is wrong with it."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: file not found; check the path")
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; give a picture, a folder or a pattern")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes); expected a picture ({', '.join(FORMATS)})")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                check_size(image.height, image.width, str(path))
+                image.load()
+                return to_rgb(image)
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path} is not a picture this program reads; expected one of {', '.join(FORMATS)}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be decoded: {error}; the file is damaged or cut short, save it again") from error
+
+
+def check_size(height: int, width: int, name: str) -> None:
+    """Raises InputError for pictures under MIN_SIDE or over MAX_PIXELS."""
+    if min(height, width) < MIN_SIDE:
+        raise InputError(f"{name} is {width}x{height} pixels; expected at least {MIN_SIDE}x{MIN_SIDE}; use a larger picture")
+    if height * width > MAX_PIXELS:
+        raise InputError(f"{name} is {width}x{height} = {height * width / 1e6:.0f} million pixels, at most "
+                         f"{MAX_PIXELS // 1_000_000} fit; cut it into tiles or reduce it")  # fmt: skip
+
+
+def to_rgb(image: Image.Image) -> Rgb:
+    """Any Pillow picture to [H, W, 3] uint8 RGB as a person sees it."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):
+        image = _from_deep(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(paper, image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _from_deep(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8-bit by its full range (0..65535); floating-point grey by 0..1."""
+    values = np.asarray(image).astype(np.float64)
+    top = 1.0 if image.mode == "F" else 65535.0
+    if values.min() < 0 or values.max() > top:
+        raise InputError(f"grey values reach {values.min():g}..{values.max():g}, expected 0..{top:g}; "
+                         "convert the picture to 8 or 16 bits")  # fmt: skip
+    return Image.fromarray((values * (255.0 / top) + 0.5).astype(np.uint8))
+
+
+def as_rgb(image: object, name: str = "image") -> Rgb:
+    """A path, a Pillow picture or an array [H, W, 3] uint8 -> [H, W, 3] uint8 RGB. Raises InputError otherwise."""
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        check_size(image.height, image.width, name)
+        return to_rgb(image)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        check_size(image.shape[0], image.shape[1], name)
+        return image
+    got = f"{image.dtype} array of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise InputError(f"{name} must be a path, a Pillow picture or a uint8 array [height, width, 3], got {got}; convert it first")
+
+
+def fitted_size(height: int, width: int, longer: int) -> tuple[int, int]:
+    """(height, width) with the longer side at `longer`, proportions kept, at least 1 pixel."""
+    scale = longer / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def fit(rgb: Rgb, longer: int, stride: int) -> Canvas:
+    """Resize [H, W, 3] so that its longer side is `longer`, pad right and bottom by repetition to the stride."""
+    original = (int(rgb.shape[0]), int(rgb.shape[1]))
+    height, width = fitted_size(*original, longer)
+    if (height, width) != original:
+        rgb = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
+    down, right = -height % stride, -width % stride
+    padded = np.pad(rgb, ((0, down), (0, right), (0, 0)), mode="edge")
+    pixels = np.ascontiguousarray(padded.transpose(2, 0, 1), np.float32)[None] / np.float32(127.5) - np.float32(1)
+    return Canvas(pixels, (height, width), original)
+
+
+def unfit(logits: Float, canvas: Canvas) -> Float:
+    """Logits [K, h', w'] of a canvas -> [K, H, W] at the picture's own size: padding cut, bilinear."""
+    ratio = canvas.pixels.shape[-1] / logits.shape[-1]
+    box = (0.0, 0.0, canvas.content[1] / ratio, canvas.content[0] / ratio)
+    size = (canvas.original[1], canvas.original[0])
+    planes = [Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR, box=box) for plane in logits]
+    return np.stack([np.asarray(plane, np.float32) for plane in planes])

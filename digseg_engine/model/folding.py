@@ -1,0 +1,76 @@
+"""Folds everything constant out of a student, exactly: what is left depends on the picture and the prompts alone.
+
+The zero mask slot leaves 4 of 8 input channels; the fixed timestep turns the time MLP into a bias of each residual
+block; the neutral prompt turns every text cross-attention of the trunk into two thin linear layers.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from digseg_engine.model.reference import run_unet, time_embedding
+from digseg_engine.model.student import Student
+
+
+class FoldedCrossAttention(nn.Module):
+    """Cross-attention to L constant tokens: scores and output are linear maps of width heads * L around a softmax."""
+
+    def __init__(self, attention: Attention, tokens: Tensor) -> None:
+        super().__init__()
+        heads, length = attention.heads, tokens.shape[0]
+        keys = attention.to_k(tokens).view(length, heads, -1).transpose(0, 1)  # [H, L, d]
+        values = attention.to_v(tokens).view(length, heads, -1).transpose(0, 1)  # [H, L, d]
+        query = attention.to_q.weight.view(heads, keys.shape[-1], -1)  # [H, d, C]
+        back = attention.to_out[0].weight.view(-1, heads, keys.shape[-1]).permute(1, 2, 0)  # [H, d, C]
+        self.heads = heads
+        self.score = nn.Linear(query.shape[-1], heads * length, bias=False)
+        self.mix = nn.Linear(heads * length, back.shape[-1])
+        self.score.weight.copy_((keys * attention.scale @ query).flatten(0, 1))
+        self.mix.weight.copy_((values @ back).flatten(0, 1).T)
+        self.mix.bias.copy_(attention.to_out[0].bias)
+
+    def forward(self, hidden_states: Tensor, **_: object) -> Tensor:
+        """hidden_states [B, N, C] -> [B, N, C]."""
+        scores = self.score(hidden_states).unflatten(-1, (self.heads, -1))
+        return self.mix(torch.softmax(scores, dim=-1).flatten(-2))
+
+
+class FoldedStudent(Student):
+    """A student whose trunk takes nothing but z."""
+
+    def trunk(self, z: Tensor) -> list[Tensor]:
+        return run_unet(self.unet, z, None, self.neutral)
+
+
+@torch.no_grad()
+def fold_student(student: Student) -> FoldedStudent:
+    """A folded copy of `student`; the original is left alone. Outputs agree to rounding (a test holds this)."""
+    folded = copy.deepcopy(student)
+    folded.__class__ = FoldedStudent
+    unet = folded.unet
+    time = torch.full((1,), folded.last_timestep, device=folded.neutral.device)
+    embedding = time_embedding(unet, time)
+    for block in [m for m in unet.modules() if isinstance(m, ResnetBlock2D)]:
+        if block.time_emb_proj is not None:
+            block.conv1.bias += block.time_emb_proj(block.nonlinearity(embedding))[0]
+            block.time_emb_proj = None
+    for owner in list(unet.modules()):
+        attention = getattr(owner, "attn2", None)
+        if isinstance(attention, Attention):
+            owner.attn2 = FoldedCrossAttention(attention, folded.neutral[0])
+    unet.conv_in = _first_channels(unet.conv_in, 4)
+    unet.time_embedding = unet.time_proj = None
+    unet.conv_norm_out = unet.conv_act = unet.conv_out = None  # the student reads features, not v
+    return folded.eval()
+
+
+def _first_channels(conv: nn.Conv2d, count: int) -> nn.Conv2d:
+    cut = nn.Conv2d(count, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+    cut.weight.copy_(conv.weight[:, :count])
+    cut.bias.copy_(conv.bias)
+    return cut

@@ -1,0 +1,129 @@
+"""PyTorch to ONNX: the two graphs of a bundle, float32, with dynamic batch, prompts, tokens, height and width.
+
+The graphs use only standard operators up to opset 20 and no GroupNormalization or Attention node, so one file is valid
+for TensorRT 10.3 (JetPack 6) to 11.x and for ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from digseg_engine.contract import SEGMENTER, TEXT_ENCODER, GraphSpec
+from digseg_engine.errors import DigsegError
+from digseg_engine.model.folding import FoldedStudent, fold_student
+from digseg_engine.model.pretrained import Checkpoint
+from digseg_engine.model.student import FoldedText, Segmenter
+
+OPSET = 20
+
+
+class TextGraph(nn.Module):
+    """Token numbers to the folded text of every scale."""
+
+    def __init__(self, text_encoder: CLIPTextModel, student: FoldedStudent) -> None:
+        super().__init__()
+        self.text_encoder, self.student = text_encoder, student
+
+    def forward(self, token_ids: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """token_ids [K, L], token_mask [K, L] -> keys [K, S, H, C, L], values [K, S, H, L, Co], zero at padding."""
+        features = self.text_encoder(token_ids).last_hidden_state
+        folded = self.student.fold_text(features, token_mask)
+        live = token_mask.to(features.dtype)[:, None, None, None, :]
+        return folded.keys * live, folded.values * live.transpose(-1, -2)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The two exportable modules, float32, in evaluation mode."""
+
+    text_encoder: TextGraph
+    segmenter: Segmenter
+
+
+def stages(checkpoint: Checkpoint) -> Stages:
+    """The graphs of a checkpoint with everything constant folded away."""
+    student = fold_student(checkpoint.student)
+    return Stages(TextGraph(checkpoint.text_encoder, student).eval(), Segmenter(checkpoint.vae, student).eval())
+
+
+def example_inputs(checkpoint: Checkpoint, size: int) -> dict[str, Tensor]:
+    """Small inputs of every graph border (two pictures, three prompts), used for tracing."""
+    config = checkpoint.config.student
+    scales, length, prompts = len(checkpoint.student.injections), 8, 3
+    return {
+        "token_ids": torch.ones(prompts, length, dtype=torch.int64),
+        "token_mask": torch.ones(prompts, length, dtype=torch.bool),
+        "image": torch.zeros(2, 3, size, 2 * size),
+        "text_keys": torch.randn(prompts, scales, config.heads, config.width, length),
+        "text_values": torch.randn(prompts, scales, config.heads, length, config.head_width),
+    }
+
+
+def export_text_encoder(parts: Stages, inputs: dict[str, Tensor]) -> onnx.ModelProto:
+    """ONNX of the text encoder and its folding, float32."""
+    k, length = torch.export.Dim("K", min=1, max=4096), torch.export.Dim("L", min=2, max=77)
+    shapes = {"token_ids": {0: k, 1: length}, "token_mask": {0: k, 1: length}}
+    return _export(parts.text_encoder, TEXT_ENCODER, inputs, shapes)
+
+
+def export_segmenter(parts: Stages, inputs: dict[str, Tensor], stride: int) -> onnx.ModelProto:
+    """ONNX of autoencoder, trunk, text injection and mask head, float32."""
+    dim = torch.export.Dim
+    b, k, length = dim("B", min=1, max=256), dim("K", min=1, max=4096), dim("L", min=2, max=77)
+    rows, columns = dim("rows", min=2, max=512), dim("columns", min=2, max=512)
+    shapes = {
+        "image": {0: b, 2: stride * rows, 3: stride * columns},
+        "keys": {0: k, 4: length},
+        "values": {0: k, 3: length},
+        "mask": {0: k, 1: length},
+    }
+    return _export(parts.segmenter, SEGMENTER, inputs, shapes)
+
+
+def _export(module: nn.Module, spec: GraphSpec, inputs: dict[str, Tensor], shapes: dict[str, Any]) -> onnx.ModelProto:
+    arguments = tuple(inputs[tensor.name] for tensor in spec.inputs)
+    try:
+        with torch.no_grad(), quiet():
+            program = torch.onnx.export(
+                module,
+                arguments,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[tensor.name for tensor in spec.inputs],
+                output_names=[tensor.name for tensor in spec.outputs],
+                dynamic_shapes=shapes,
+                verbose=False,
+                optimize=True,
+            )
+    except Exception as error:
+        raise DigsegError(f"{spec.file} could not be traced: {str(error).splitlines()[0]}; expected a model built from "
+                          "a checkpoint of this project; please report it with `digseg doctor`") from error  # fmt: skip
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the exporter's own progress lines, warnings and stdout for the duration."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+__all__ = ["OPSET", "FoldedText", "Stages", "TextGraph", "example_inputs", "export_segmenter", "export_text_encoder", "stages"]
