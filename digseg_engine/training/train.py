@@ -125,7 +125,7 @@ class Trainer:
             stored = self.out / "pools" / f"{pool.domain}-{pool.images.shape[1]}-latents.safetensors"
             if not stored.is_file():
                 parts = [encode_image(vae, to_tensor(pool.images[i : i + 64])).half() for i in range(0, len(pool), 64)]
-                save_file({"latents": torch.cat(parts)}, stored)
+                save_file({"latents": torch.cat(parts).contiguous()}, stored)
             pool.latents = load_file(stored)["latents"]
 
     def _freeze(self) -> None:

@@ -1,0 +1,114 @@
+"""Shared fixtures: a nano model of the real classes, the bundled model, and its exported bundle (made once per run)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+
+def pytest_report_header() -> str:
+    from importlib.metadata import version
+
+    names = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow", "tokenizers")
+    return ", ".join(f"{name} {version(name)}" for name in names)
+
+
+@pytest.fixture(scope="session")
+def nano_preset():
+    """Sizes so small that every test of a mechanism is quick; same classes, same code paths as the bundled model."""
+    from digseg_engine.model.config import DigsegConfig, Preset, StudentConfig
+
+    student = StudentConfig(width=16, heads=2, head_width=8, detail_width=8, upsample=2)
+    return Preset(
+        digseg=DigsegConfig(name="nano", image_size=64, pathway_heads=2, student=student),
+        unet={
+            "in_channels": 8, "out_channels": 4, "block_out_channels": (8, 16), "layers_per_block": 1,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "attention_head_dim": 2, "norm_num_groups": 4, "cross_attention_dim": 24, "use_linear_projection": True,
+        },
+        vae={
+            "block_out_channels": (8, 8, 16), "down_block_types": ("DownEncoderBlock2D",) * 3, "layers_per_block": 1,
+            "up_block_types": ("UpDecoderBlock2D",) * 3, "latent_channels": 4, "norm_num_groups": 4,
+            "mid_block_add_attention": False,
+        },
+        text={
+            "vocab_size": 704, "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "max_position_embeddings": 77, "hidden_act": "gelu", "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+        },
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def raw_tokenizer():
+    from digseg_engine.training.vocabulary import train_tokenizer
+
+    return train_tokenizer(704)
+
+
+@pytest.fixture
+def nano(nano_preset, raw_tokenizer):
+    """A seeded, untrained checkpoint in evaluation mode."""
+    import torch
+
+    from digseg_engine.model.pretrained import build
+    from digseg_engine.text import PromptTokenizer
+
+    torch.manual_seed(0)
+    checkpoint = build(nano_preset, PromptTokenizer(raw_tokenizer))
+    for module in (checkpoint.vae, checkpoint.text_encoder, checkpoint.reference, checkpoint.student):
+        module.eval().requires_grad_(False)
+    with torch.no_grad():
+        checkpoint.student.neutral.normal_()
+    return checkpoint
+
+
+@pytest.fixture
+def nano_folder(nano, raw_tokenizer, tmp_path):
+    """The nano checkpoint on disk."""
+    from digseg_engine.model.pretrained import save_checkpoint
+
+    save_checkpoint(nano, raw_tokenizer.to_str(), tmp_path / "nano")
+    return tmp_path / "nano"
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The bundled checkpoint."""
+    from digseg_engine.model.pretrained import load_checkpoint
+
+    return load_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory):
+    """The bundled model exported by the command exactly as the README types it; shared by all workers of a run."""
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    room = (base.parent if base.name.startswith("popen-") else base) / "exported"
+    with FileLock(str(room) + ".lock"):
+        if not (room / "digseg-tiny-fp16").is_dir():
+            room.mkdir(exist_ok=True)
+            done = run_command("digseg-export", "--precision", "fp16", cwd=room)
+            assert done.returncode == 0, done.stderr
+            (room / "export.log").write_text(done.stdout)
+    return room / "digseg-tiny-fp16"
+
+
+def run_command(*command: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one of the project's commands as a user does, from another directory."""
+    import os
+    import shutil
+
+    environment = {**os.environ, "COLUMNS": "160", **(env or {})}
+    program = shutil.which(command[0], path=str(Path(sys.executable).parent)) or command[0]
+    return subprocess.run(
+        [program, *command[1:]], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )

@@ -1,0 +1,64 @@
+"""Checkpoints on disk: what is saved comes back; what is missing or wrong is named."""
+
+import json
+
+import pytest
+import torch
+
+from digseg_engine.errors import CheckpointError, UsageError
+from digseg_engine.model.config import DigsegConfig, preset
+from digseg_engine.model.pretrained import BUNDLED, load_checkpoint
+
+
+def test_round_trip_keeps_every_weight_to_fp16(nano, nano_folder):
+    loaded = load_checkpoint(nano_folder)
+    assert loaded.config == nano.config
+    for a, b in ((nano.student, loaded.student), (nano.reference, loaded.reference), (nano.vae, loaded.vae)):
+        for name, value in a.state_dict().items():
+            assert torch.equal(value.half().float(), b.state_dict()[name]), name
+    assert loaded.stride == 8 and loaded.tokenizer.ids("red circle") == nano.tokenizer.ids("red circle")
+
+
+@pytest.mark.parametrize(
+    "part", ["digseg.json", "vae/config.json", "unet/config.json", "tokenizer/tokenizer.json", "student/model.safetensors"]
+)
+def test_missing_part_is_named(nano_folder, part):
+    (nano_folder / part).unlink()
+    with pytest.raises(CheckpointError, match=part.split("/")[-1].replace(".", r"\.")):
+        load_checkpoint(nano_folder)
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(nano_folder, tmp_path):
+    weights = nano_folder / "student" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_checkpoint(nano_folder)
+    body = json.loads((nano_folder / "digseg.json").read_text())
+    (nano_folder / "digseg.json").write_text(json.dumps({**body, "format": "digseg.checkpoint/9"}))
+    with pytest.raises(CheckpointError, match="checkpoint/9"):
+        load_checkpoint(nano_folder)
+    (nano_folder / "digseg.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(nano_folder)
+    with pytest.raises(CheckpointError, match="not found"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+def test_weights_of_another_size_are_refused(nano_folder):
+    config = DigsegConfig.load(nano_folder)
+    body = json.loads((nano_folder / "digseg.json").read_text())
+    body["student"]["head_width"] = config.student.head_width + 4
+    (nano_folder / "digseg.json").write_text(json.dumps(body))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_checkpoint(nano_folder)
+
+
+def test_bundled_model_fits_the_repository():
+    size = sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file())
+    assert size <= 20_000_000
+
+
+def test_presets_are_known_by_name():
+    assert preset("sd21").unet["block_out_channels"] == (320, 640, 1280, 1280)
+    with pytest.raises(UsageError, match="tiny, sd21"):
+        preset("sd99")

@@ -1,0 +1,104 @@
+"""The reference: exact expansion of conv_in, exact zero start of the text pathway, U-Net pass equal to diffusers'."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from digseg_engine.errors import UsageError
+from digseg_engine.model.reference import (
+    Reference,
+    decode_mask,
+    decoder_strides,
+    decoder_widths,
+    encode_image,
+    encode_mask,
+    expand_conv_in,
+    run_unet,
+    time_embedding,
+)
+
+
+@pytest.fixture
+def pretrained(nano_preset):
+    torch.manual_seed(1)
+    return UNet2DConditionModel(**{**nano_preset.unet, "in_channels": 4}).eval()
+
+
+def inputs(batch=2, height=6, width=10, length=7):
+    torch.manual_seed(2)
+    z, m = torch.randn(batch, 4, height, width), torch.randn(batch, 4, height, width)
+    return z, m, torch.tensor([999, 3]), torch.randn(batch, length, 24)
+
+
+@torch.no_grad()
+def test_zero_slot_expansion_is_the_pretrained_network_exactly(pretrained):
+    z, m, t, text = inputs()
+    wanted = pretrained(z, t, text).sample
+    wide = copy.deepcopy(pretrained)
+    expand_conv_in(wide, "zero")
+    for slot in (torch.zeros_like(m), m):
+        got = wide(torch.cat([z, slot], 1), t, text).sample
+        assert (got - wanted).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_noisy_slot_expansion_averages_both_slots(pretrained):
+    z, m, t, text = inputs()
+    wide = copy.deepcopy(pretrained)
+    expand_conv_in(wide, "noisy")
+    wanted = pretrained((z + m) / 2, t, text).sample
+    assert (wide(torch.cat([z, m], 1), t, text).sample - wanted).abs().max() <= 1e-5
+    with pytest.raises(UsageError, match="expected 4"):
+        expand_conv_in(wide, "noisy")
+
+
+@torch.no_grad()
+def test_untrained_text_pathway_changes_nothing(pretrained):
+    z, m, t, text = inputs()
+    wide = copy.deepcopy(pretrained)
+    expand_conv_in(wide, "zero")
+    reference = Reference(wide, pathway_heads=2).eval()
+    got = reference(torch.cat([z, m], 1), t, text)
+    assert torch.equal(got, reference(torch.cat([z, m], 1), t, text))
+    assert (got - pretrained(z, t, text).sample).abs().max() <= 1e-5
+    for injection in reference.pathway.injections:
+        injection.gate.fill_(0.5)
+    assert (reference(torch.cat([z, m], 1), t, text) - got).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_run_unet_reaches_the_features_diffusers_reads(pretrained):
+    z, _, t, text = inputs()
+    features = run_unet(pretrained, z, time_embedding(pretrained, t), text)
+    assert [f.shape[1] for f in features] == decoder_widths(pretrained) == [16, 8]
+    strides = decoder_strides(pretrained)
+    assert [z.shape[-1] // f.shape[-1] for f in features] == strides and strides[-1] == 1
+    v = pretrained.conv_out(pretrained.conv_act(pretrained.conv_norm_out(features[-1])))
+    assert (v - pretrained(z, t, text).sample).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_padding_tokens_do_not_reach_the_reference(nano):
+    z, m, t, text = inputs()
+    for injection in nano.reference.pathway.injections:
+        injection.gate.fill_(1.0)
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    mask[:, 4:] = False
+    a = nano.reference(torch.cat([z, m], 1), t, text, mask)
+    text[:, 4:] = 100.0
+    assert (nano.reference(torch.cat([z, m], 1), t, text, mask) - a).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_bundled_autoencoder_carries_masks(tiny):
+    from digseg_engine.training.scenes import scene
+
+    one = scene(5, "objects", 64, "test")
+    wanted = torch.from_numpy(one.mask(one.names()[0]))[None]
+    got = decode_mask(tiny.vae, encode_mask(tiny.vae, wanted.float())) > 0
+    assert got.shape == wanted.shape
+    assert (got & wanted).sum() / (got | wanted).sum() > 0.9
+    image = torch.zeros(1, 3, 48, 80)
+    assert encode_image(tiny.vae, image).shape == (1, 4, 12, 20)

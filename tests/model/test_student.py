@@ -1,0 +1,103 @@
+"""The student: absorbed injection equals the paired form, prompts are independent, shapes with all-different axes."""
+
+import pytest
+import torch
+
+from digseg_engine.errors import UsageError
+from digseg_engine.model.config import StudentConfig
+from digseg_engine.model.folding import fold_student
+from digseg_engine.model.reference import encode_image
+from digseg_engine.model.student import FoldedText
+from digseg_engine.model.text_pathway import TextInjection, text_injection
+
+
+@torch.no_grad()
+def test_absorbed_form_equals_the_paired_form():
+    torch.manual_seed(0)
+    injection = TextInjection(width=24, text_dim=10, heads=3, gate=0.7)
+    features, text = torch.randn(1, 24, 4, 6), torch.randn(5, 9, 10)
+    mask = torch.arange(9)[None] < torch.tensor([[9], [1], [4], [7], [2]])
+    paired = injection(features.expand(5, -1, -1, -1), text, mask)  # [K, C, h, w]
+    flat = injection.norm(features).flatten(2).transpose(1, 2)
+    keys, values = injection.fold(text)
+    base = features.flatten(2).transpose(1, 2)
+    absorbed = text_injection(flat, base, keys, values, mask)[0]  # [K, hw, C]
+    assert (absorbed.transpose(1, 2).unflatten(2, (4, 6)) - paired).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_reduction_commutes_with_the_residual():
+    torch.manual_seed(0)
+    injection, cut = TextInjection(16, 10, 2, gate=1.0), torch.randn(5, 16)
+    flat, text = torch.randn(2, 12, 16), torch.randn(3, 8, 10)
+    mask = torch.ones(3, 8, dtype=torch.bool)
+    full = text_injection(flat, flat, *injection.fold(text), mask) @ cut.T
+    short = text_injection(flat, flat @ cut.T, *injection.fold(text, cut), mask)
+    assert (full - short).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_prompt_without_tokens_contributes_nothing():
+    flat, base = torch.randn(1, 6, 8), torch.randn(1, 6, 3)
+    out = text_injection(flat, base, torch.randn(2, 2, 8, 4), torch.randn(2, 2, 4, 3), torch.tensor([[False] * 4, [True] * 4]))
+    assert torch.equal(out[:, 0], base)
+    assert not torch.equal(out[:, 1], base)
+
+
+@torch.no_grad()
+def test_shapes_with_all_different_axes(nano):
+    b, k, length, height, width = 2, 3, 8, 32, 48
+    student = nano.student
+    folded = student.fold_text(torch.randn(k, length, 24), torch.ones(k, length, dtype=torch.bool))
+    assert folded.keys.shape == (k, 2, 2, 16, length)  # [K, S, H, C, L]
+    assert folded.values.shape == (k, 2, 2, length, 8)  # [K, S, H, L, Co]
+    image = torch.randn(b, 3, height, width)
+    z = encode_image(nano.vae, image)
+    assert z.shape == (b, 4, height // 4, width // 4)
+    assert [tuple(f.shape) for f in student.trunk(z)] == [(b, 16, 8, 12), (b, 8, 8, 12)]
+    assert student(image, z, folded).shape == (b, k, height // 2, width // 2)
+
+
+@torch.no_grad()
+def test_adding_a_prompt_changes_no_other_mask(tiny):
+    image = torch.randn(1, 3, 64, 96).clamp(-1, 1)
+    z = encode_image(tiny.vae, image)
+
+    def ask(prompts):
+        ids, mask = tiny.tokenizer.encode(prompts)
+        text = tiny.text_encoder(torch.from_numpy(ids)).last_hidden_state
+        return tiny.student(image, z, tiny.student.fold_text(text, torch.from_numpy(mask)))
+
+    alone = ask(["red circle"])
+    assert (ask(["red circle", "grass"])[:, :1] - alone).abs().max() <= 1e-5
+    longer = ask(["a much longer prompt that needs the next bucket of tokens", "red circle"])
+    assert (longer[:, 1:] - alone).abs().max() <= 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("source", ["nano", "tiny"])
+def test_folding_is_exact(source, request):
+    checkpoint = request.getfixturevalue(source)
+    student, config = checkpoint.student, checkpoint.config.student
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    folded = fold_student(student)
+    image, z = torch.randn(2, 3, 64, 64), torch.randn(2, 4, 16, 16)
+    s = len(student.injections)
+    text = FoldedText(
+        torch.randn(3, s, config.heads, config.width, 8),
+        torch.randn(3, s, config.heads, 8, config.head_width),
+        torch.ones(3, 8, dtype=torch.bool),
+    )
+    wanted = student(image, z, text)
+    assert (folded(image, z, text) - wanted).abs().max() <= 1e-5 * max(1.0, float(wanted.abs().max()))
+    assert folded.unet.conv_in.in_channels == 4 and folded.unet.time_embedding is None
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    count = [sum(p.numel() for p in m.parameters()) for m in (folded, student)]
+    assert count[0] < count[1]
+
+
+def test_impossible_student_sizes_are_refused():
+    with pytest.raises(UsageError, match="multiple of its heads"):
+        StudentConfig(width=30, heads=4)
+    with pytest.raises(UsageError, match="upsample"):
+        StudentConfig(upsample=3)

@@ -1,0 +1,151 @@
+"""Training: batches are pure functions, resume is exact, the whole run works end to end at a tiny scale."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from digseg_engine.errors import TrainingError, UsageError
+from digseg_engine.training.loop import StageConfig, train_stage
+from digseg_engine.training.losses import dice_loss, mask_loss, shrink
+from digseg_engine.training.pool import NAMES, SceneBatches, build_pool
+from digseg_engine.training.scenes import UNSEEN_PAIRS, scene
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("pools")
+    return {domain: build_pool(domain, 12, 32, cache, workers=1) for domain in ("objects", "aerial")}
+
+
+def test_pool_masks_equal_the_scenes_own(pools):
+    names = ["field", "road", "trees", "red circle"]
+    got = pools["aerial"].masks(np.array([3, 5]), names)
+    for row, seed in zip(got, (3, 5)):
+        one = scene(seed, "aerial", 32)
+        for mask, name in zip(row, names):
+            assert np.array_equal(mask.numpy() > 0, one.mask(name)), name
+
+
+def test_pool_comes_back_from_its_cache(tmp_path):
+    first = build_pool("crops", 4, 32, tmp_path, workers=1)
+    (file,) = tmp_path.glob("*.npz")
+    stamp = file.stat().st_mtime_ns
+    again = build_pool("crops", 4, 32, tmp_path, workers=1)
+    assert file.stat().st_mtime_ns == stamp
+    assert np.array_equal(first.images, again.images) and np.array_equal(first.members, again.members)
+
+
+def test_batches_are_pure_functions_of_the_step(pools):
+    batches = SceneBatches(pools, {"objects": 0.5, "aerial": 0.5}, seed=1)
+    a, b, c = batches.batch(4, 3, 7), batches.batch(4, 3, 7), batches.batch(5, 3, 7)
+    assert torch.equal(a.images, b.images) and a.queries == b.queries and torch.equal(a.masks, b.masks)
+    assert not torch.equal(a.images, c.images)
+    assert a.images.shape == (3, 3, 32, 32) and a.masks.shape == (3, 7, 32, 32)
+
+
+def test_batches_hold_present_and_absent_prompts_but_never_unseen_pairs(pools):
+    batches = SceneBatches(pools, {"objects": 1.0, "aerial": 0.3}, seed=0)
+    asked = [batches.batch(step, 4, 16) for step in range(60)]
+    names = {query.name for batch in asked for query in batch.queries}
+    assert names <= set(NAMES) - set(UNSEEN_PAIRS)
+    present = torch.cat([(batch.masks.sum((-2, -1)) > 0).float().mean(0) for batch in asked])
+    assert (present > 0).float().mean() > 0.5 and (present == 0).float().mean() > 0.05
+
+
+def test_losses_reward_the_right_mask():
+    target = torch.zeros(1, 2, 8, 8)
+    target[0, 0, 2:5, 2:5] = 1
+    right, wrong = (target * 2 - 1) * 12, (1 - target * 2) * 12
+    for loss in (sum(mask_loss(right, target)), dice_loss(right, target).max()):
+        assert loss < 1e-2
+    assert sum(mask_loss(wrong, target)) > 5
+    assert torch.equal(shrink(target, torch.Size((4, 4))).sum() * 4, target.sum())
+
+
+class Line(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def line_loss(model, step):
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+    loss = (model(x)[:, 0] - x.sum(1)).square().mean() + 0.01 * torch.rand(()) * model(x).mean()
+    return loss, {"mse": float(loss.detach())}
+
+
+def run(folder, steps_before_stop=None, resume=False):
+    torch.manual_seed(0)
+    model = Line()
+    config = StageConfig(steps=12, batch=8, learning_rate=0.05, warmup=2, save_every=5)
+
+    def loss(module, step):
+        if step == steps_before_stop:
+            raise KeyboardInterrupt
+        return line_loss(module, step)
+
+    try:
+        train_stage("line", model, loss, config, folder, resume)
+    except KeyboardInterrupt:
+        return None
+    return model.layer.weight.detach().clone()
+
+
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path):
+    whole = run(tmp_path / "whole")
+    assert run(tmp_path / "cut", steps_before_stop=7) is None
+    assert torch.equal(run(tmp_path / "cut", resume=True), whole)
+    assert (tmp_path / "cut" / "curve.png").stat().st_size > 5000
+
+
+def test_resume_with_another_configuration_is_refused(tmp_path):
+    run(tmp_path, steps_before_stop=7)
+    with pytest.raises(TrainingError, match="learning_rate"):
+        train_stage("line", Line(), line_loss, StageConfig(12, 8, 0.01, warmup=2, save_every=5), tmp_path, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    def loss(model, step):
+        return model(torch.ones(1, 3)).sum() * float("nan"), {"x": 0.0}
+
+    with pytest.raises(TrainingError, match=r"loss is nan at step 0.*learning rate"):
+        train_stage("line", Line(), loss, StageConfig(3, 1, 0.1), tmp_path, resume=False)
+
+
+@pytest.mark.slow
+def test_the_whole_run_trains_saves_and_loads(tmp_path, nano_preset, monkeypatch):
+    from digseg_engine.model import config
+    from digseg_engine.model.pretrained import load_checkpoint
+    from digseg_engine.training import train as module
+
+    monkeypatch.setitem(config.PRESETS, "tiny", nano_preset)
+    short = StageConfig(3, 8, 1e-3, prompts=6, warmup=1)
+    settings = module.TrainConfig(
+        scenes=40, large_scenes=32, autoencoder=short, text=short, reference=short, student=short,
+        student_large=StageConfig(2, 4, 1e-3, size=96, prompts=6, warmup=1),
+    )  # fmt: skip
+    folder = module.train("tiny", tmp_path / "run", settings)
+    loaded = load_checkpoint(folder)
+    assert loaded.student.neutral.abs().sum() > 0 and loaded.vae.config.scaling_factor != 0.18215
+    for stage in ("autoencoder", "text", "reference", "student", "student_large"):
+        assert (tmp_path / "run" / stage / "curve.png").is_file(), stage
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["seed"] == 0
+    stamp = (folder / "student" / "model.safetensors").read_bytes()
+    assert (module.train("tiny", tmp_path / "run", settings, resume=True) / "student" / "model.safetensors").read_bytes() == stamp
+    with pytest.raises(UsageError, match="not empty"):
+        module.train("tiny", tmp_path / "run", settings)
+
+
+def test_presets_that_need_pretrained_weights_are_refused(tmp_path):
+    from digseg_engine.training.train import TrainConfig, train
+
+    with pytest.raises(UsageError, match="pretrained"):
+        train("sd21", tmp_path / "x")
+    with pytest.raises(UsageError, match="above 0"):
+        TrainConfig().scaled(0)
