@@ -82,14 +82,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{folder} has format {found!r}, this release reads {BUNDLE_FORMAT!r}; "
                           "use the release that wrote it, or export it again")  # fmt: skip
     if contract != CONTRACT_VERSION:
-        raise BundleError(f"{folder} has contract version {contract}, this release reads {CONTRACT_VERSION}; {HOW_TO_EXPORT}")
+        raise BundleError(
+            f"{folder} has contract version {contract}, this release reads {CONTRACT_VERSION}; {HOW_TO_EXPORT}"
+        )
     result: dict[str, Any] = manifest
     return result
 
 
 def _check_file(folder: Path, name: str, entry: Any) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or not isinstance(entry, dict):
-        raise BundleError(f"{folder}/{MANIFEST} lists the file name {name!r}; expected plain names only; {HOW_TO_EXPORT}")
+        raise BundleError(
+            f"{folder}/{MANIFEST} lists the file name {name!r}; expected plain names only; {HOW_TO_EXPORT}"
+        )
     path = folder / name
     if path.is_symlink() or not path.is_file():
         raise BundleError(f"{path} is missing or a link; expected a plain file; copy the whole bundle again")
@@ -125,7 +129,9 @@ def writing(target: Path) -> Iterator[Path]:
 def check_target(target: Path) -> None:
     """Raises UsageError when `target` holds something that is not a bundle, or its parent cannot be written."""
     if target.exists() and not ((target / MANIFEST).is_file() or (target.is_dir() and not any(target.iterdir()))):
-        raise UsageError(f"{target} exists and is not a bundle; expected a new path or an older bundle; choose another with -o")
+        raise UsageError(
+            f"{target} exists and is not a bundle; expected a new path or an older bundle; choose another with -o"
+        )
     parent = target.absolute().parent
     while not parent.exists():
         parent = parent.parent

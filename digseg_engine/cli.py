@@ -78,8 +78,14 @@ def segment(
             _complain("digseg", str(error))
             continue
         written = result.save(output, stem)
-        found = ", ".join(f"{p} {100 * a:.1f} %" for p, a in zip(result.prompts, result.areas) if a > 0) or "nothing found"
-        console.print(f"{path}: {found}  ->  {written[0]}  ({sum(result.timings.values()):.2f} s)", highlight=False, soft_wrap=True)
+        found = (
+            ", ".join(f"{p} {100 * a:.1f} %" for p, a in zip(result.prompts, result.areas) if a > 0) or "nothing found"
+        )
+        console.print(
+            f"{path}: {found}  ->  {written[0]}  ({sum(result.timings.values()):.2f} s)",
+            highlight=False,
+            soft_wrap=True,
+        )
     if failed and len(paths) > 1:
         _complain("digseg", f"{failed} of {len(paths)} pictures could not be used; the others are in {output}")
     return 2 if failed else 0
@@ -102,7 +108,9 @@ def find_pictures(arguments: list[str]) -> list[Path]:
         elif glob.has_magic(argument) and not path.exists():
             inside = sorted(Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file())
             if not inside:
-                raise InputError(f"pattern {argument} matches no file; check it, or quote it for this program to expand")
+                raise InputError(
+                    f"pattern {argument} matches no file; check it, or quote it for this program to expand"
+                )
         else:
             inside = [path]
         found.update(dict.fromkeys(inside))
@@ -178,7 +186,9 @@ def scenes(
 @app.command()
 def train(
     config: Annotated[str, typer.Option(help="model preset to train from nothing: tiny")] = "tiny",
-    output: Annotated[Path, typer.Option("--output", "-o", help="folder for logs, curves and the checkpoint")] = Path("runs/tiny"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder for logs, curves and the checkpoint")] = Path(
+        "runs/tiny"
+    ),
     scale: Annotated[float, typer.Option(help="multiply steps and scenes, for a trial run")] = 1.0,
     seed: Annotated[int, typer.Option(help="random seed")] = 0,
     resume: Annotated[bool, typer.Option(help="continue the run in the output folder")] = False,
@@ -196,11 +206,15 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
-    model: Annotated[Path | None, typer.Option(help="checkpoint or bundle directory [default: the bundled model]")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="checkpoint or bundle directory [default: the bundled model]")
+    ] = None,
     domain: Annotated[str, typer.Option(help="a domain of the test scenes, or all")] = "all",
     count: Annotated[int, typer.Option(help="test scenes per domain")] = 100,
     size: Annotated[int | None, typer.Option(help="pixels per side [default: the model's own]")] = None,
-    reference_steps: Annotated[int, typer.Option(help="score the reference with this many steps instead of the student")] = 0,
+    reference_steps: Annotated[
+        int, typer.Option(help="score the reference with this many steps instead of the student")
+    ] = 0,
     report: Annotated[Path | None, typer.Option(help="write all figures to this JSON file")] = None,
 ) -> None:
     """Score a model on the fixed test scenes: mean IoU per domain, false alarms on absent prompts."""

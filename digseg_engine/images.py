@@ -53,13 +53,17 @@ def read_image(path: Path | str) -> Rgb:
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is not a picture this program reads; expected one of {', '.join(FORMATS)}") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be decoded: {error}; the file is damaged or cut short, save it again") from error
+        raise InputError(
+            f"{path} cannot be decoded: {error}; the file is damaged or cut short, save it again"
+        ) from error
 
 
 def check_size(height: int, width: int, name: str) -> None:
     """Raises InputError for pictures under MIN_SIDE or over MAX_PIXELS."""
     if min(height, width) < MIN_SIDE:
-        raise InputError(f"{name} is {width}x{height} pixels; expected at least {MIN_SIDE}x{MIN_SIDE}; use a larger picture")
+        raise InputError(
+            f"{name} is {width}x{height} pixels; expected at least {MIN_SIDE}x{MIN_SIDE}; use a larger picture"
+        )
     if height * width > MAX_PIXELS:
         raise InputError(f"{name} is {width}x{height} = {height * width / 1e6:.0f} million pixels, at most "
                          f"{MAX_PIXELS // 1_000_000} fit; cut it into tiles or reduce it")  # fmt: skip
@@ -98,7 +102,9 @@ def as_rgb(image: object, name: str = "image") -> Rgb:
         check_size(image.shape[0], image.shape[1], name)
         return image
     got = f"{image.dtype} array of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-    raise InputError(f"{name} must be a path, a Pillow picture or a uint8 array [height, width, 3], got {got}; convert it first")
+    raise InputError(
+        f"{name} must be a path, a Pillow picture or a uint8 array [height, width, 3], got {got}; convert it first"
+    )
 
 
 def fitted_size(height: int, width: int, longer: int) -> tuple[int, int]:

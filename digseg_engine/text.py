@@ -20,12 +20,12 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
     if isinstance(prompts, str):
         raise InputError(f"prompts must be a list of texts, got the single text {prompts!r}; write [{prompts!r}]")
     if not prompts:
-        raise InputError("no prompt given; name at least one thing to segment, for example \"red circle\"")
+        raise InputError('no prompt given; name at least one thing to segment, for example "red circle"')
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise InputError(f"prompt {i} must be text, got {type(prompt).__name__}; pass a string")
         if not prompt.strip():
-            raise InputError(f"prompt {i} is empty; expected a few words, for example \"red circle\"")
+            raise InputError(f'prompt {i} is empty; expected a few words, for example "red circle"')
     return list(prompts)
 
 

@@ -63,7 +63,9 @@ class DigsegConfig:
             body: dict[str, Any] = json.loads(path.read_text())
             found = body.pop("format", None)
             if found != CHECKPOINT_FORMAT:
-                raise CheckpointError(f"{path}: format {found!r}, expected {CHECKPOINT_FORMAT!r}; use a matching release")
+                raise CheckpointError(
+                    f"{path}: format {found!r}, expected {CHECKPOINT_FORMAT!r}; use a matching release"
+                )
             student = StudentConfig(**body.pop("student"))
             return cls(**{f.name: body[f.name] for f in fields(cls) if f.name in body}, student=student)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:

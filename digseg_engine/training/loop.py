@@ -44,7 +44,7 @@ class StageConfig:
 
 
 @dataclass
-class _Progress(object):
+class _Progress:
     """Step counter that accelerate saves with the model."""
 
     step: int = 0

@@ -16,7 +16,7 @@ from digseg_engine.errors import UsageError
 from digseg_engine.training.domains import ALL_PAIRS, CLASSES, COLOURS, PAINTERS, SEEN_PAIRS, UNSEEN_PAIRS
 from digseg_engine.training.painting import SHAPES, speckle
 
-__all__ = ["ALL_PAIRS", "CLASSES", "DOMAINS", "SEEN_PAIRS", "UNSEEN_PAIRS", "Scene", "Query", "phrase", "scene"]
+__all__ = ["ALL_PAIRS", "CLASSES", "DOMAINS", "SEEN_PAIRS", "UNSEEN_PAIRS", "Query", "Scene", "phrase", "scene"]
 
 DOMAINS = tuple(PAINTERS)
 SPLITS = ("train", "test", "demo")

@@ -52,7 +52,9 @@ class TrainConfig:
         """The same run with `factor` times the steps and scenes (at least a handful), for trials and tests."""
         if factor <= 0:
             raise UsageError(f"scale must be above 0, got {factor}")
-        short = {name: replace(stage, steps=max(2, round(stage.steps * factor))) for name, stage in self.stages().items()}
+        short = {
+            name: replace(stage, steps=max(2, round(stage.steps * factor))) for name, stage in self.stages().items()
+        }
         few = {name: max(32, round(getattr(self, name) * factor)) for name in ("scenes", "large_scenes")}
         return replace(self, **short, **few)
 

@@ -13,7 +13,31 @@ from digseg_engine.training.scenes import phrase
 START, END = "<|startoftext|>", "<|endoftext|>"
 # CLIP's split: contractions, runs of letters, single digits, runs of anything else.
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-COMMON = "the a an of in on is are that which with and or not any all some thing things shape color colour object".split()
+COMMON = [
+    "the",
+    "a",
+    "an",
+    "of",
+    "in",
+    "on",
+    "is",
+    "are",
+    "that",
+    "which",
+    "with",
+    "and",
+    "or",
+    "not",
+    "any",
+    "all",
+    "some",
+    "thing",
+    "things",
+    "shape",
+    "color",
+    "colour",
+    "object",
+]
 
 
 def corpus(seed: int = 0) -> list[str]:

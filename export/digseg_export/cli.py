@@ -16,9 +16,13 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def export(
-    model: Annotated[Path | None, typer.Argument(help="checkpoint directory; the bundled digseg-tiny when left out")] = None,
+    model: Annotated[
+        Path | None, typer.Argument(help="checkpoint directory; the bundled digseg-tiny when left out")
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32 or fp16")] = "fp16",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="bundle to write [default: MODEL-PRECISION]")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="bundle to write [default: MODEL-PRECISION]")
+    ] = None,
 ) -> None:
     """Export a trained checkpoint to a verified ONNX bundle."""
     from digseg_export.publish import export_bundle
@@ -35,7 +39,9 @@ def _print(console: Console, done: Any) -> None:
         table.add_column(column, justify="left" if column in ("stage", "graph") else "right")
     for check in done.checks:
         iou = "" if check.iou is None else f"{check.iou:.5f}"
-        table.add_row(check.stage, check.graph, f"{check.max_error:.2e}", f"{check.relative:.2e}", iou, str(check.pairs or ""))
+        table.add_row(
+            check.stage, check.graph, f"{check.max_error:.2e}", f"{check.relative:.2e}", iou, str(check.pairs or "")
+        )
     console.print(table)
     console.print(f"limits: relative <= {done.limits.relative:g}, mean mask IoU >= {done.limits.iou:g}; all passed")
     for name, size in done.sizes.items():

@@ -23,18 +23,27 @@ def check_graph(path: Path) -> dict[str, Any]:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
-        raise VerificationError(f"{path.name} fails the ONNX checker: {str(error).splitlines()[0]}; nothing was published") from error
+        raise VerificationError(
+            f"{path.name} fails the ONNX checker: {str(error).splitlines()[0]}; nothing was published"
+        ) from error
     model = onnx.load(str(path), load_external_data=False)
     domains = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
     operators = Counter(node.op_type for node in model.graph.node)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if domains or len(model.opset_import) != 1 or model.functions:
-        raise VerificationError(f"{path.name} uses operators outside the standard domain ({sorted(domains)}); expected none")
+        raise VerificationError(
+            f"{path.name} uses operators outside the standard domain ({sorted(domains)}); expected none"
+        )
     if opset > MAX_OPSET:
         raise VerificationError(f"{path.name} has opset {opset}, expected at most {MAX_OPSET}")
     if bad := sorted(FORBIDDEN & set(operators)):
         raise VerificationError(f"{path.name} holds {', '.join(bad)}, which TensorRT 10.3 cannot read; expected none")
-    return {"opset": opset, "nodes": sum(operators.values()), "operators": dict(sorted(operators.items())), "weights": weights_by_type(model)}
+    return {
+        "opset": opset,
+        "nodes": sum(operators.values()),
+        "operators": dict(sorted(operators.items())),
+        "weights": weights_by_type(model),
+    }
 
 
 def weights_by_type(model: onnx.ModelProto) -> dict[str, int]:
@@ -45,5 +54,7 @@ def weights_by_type(model: onnx.ModelProto) -> dict[str, int]:
         for dim in tensor.dims:
             count *= dim
         width = 2 if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16) else 4
-        sizes[TensorProto.DataType.Name(tensor.data_type)] += count * (8 if tensor.data_type == TensorProto.INT64 else width)
+        sizes[TensorProto.DataType.Name(tensor.data_type)] += count * (
+            8 if tensor.data_type == TensorProto.INT64 else width
+        )
     return dict(sizes.most_common())

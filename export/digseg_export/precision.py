@@ -32,7 +32,18 @@ ISLANDS = {
     "ConstantOfShape": "fills are typed by their attribute",
 }
 LOGITS = "the decision border at 0 decides the mask, so the last layer computes in float32"
-MOVES = {"Reshape", "Squeeze", "Unsqueeze", "Transpose", "DepthToSpace", "Identity", "Slice", "Cast", "Flatten", "Gather"}
+MOVES = {
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "DepthToSpace",
+    "Identity",
+    "Slice",
+    "Cast",
+    "Flatten",
+    "Gather",
+}
 SENTINEL, HALF_MAX = 1e38, 65504.0
 FLOAT_ONLY_INPUTS = {"Resize": (1, 2)}  # roi and scales are float32 by the operator's definition
 
@@ -112,7 +123,10 @@ class _Rewrite:
         return self.model
 
     def report(self) -> dict[str, Any]:
-        kinds = {kind: {"count": n, "reason": self.policy.kinds.get(kind, LOGITS)} for kind, n in sorted(self.islands.items())}
+        kinds = {
+            kind: {"count": n, "reason": self.policy.kinds.get(kind, LOGITS)}
+            for kind, n in sorted(self.islands.items())
+        }
         return {"name": self.policy.precision, "islands": kinds, "casts": self.casts}
 
     def _inputs(self) -> None:
@@ -199,7 +213,9 @@ def lower(tensor: TensorProto, name: str, kind: int) -> TensorProto:
         with np.errstate(over="ignore"):
             half = values.astype(np.float16)
         if not np.isfinite(half).all() and np.isfinite(values).all():
-            raise UsageError(f"weight {tensor.name} reaches {np.abs(values).max():g}, fp16 ends at 65504; use bf16 or fp32")
+            raise UsageError(
+                f"weight {tensor.name} reaches {np.abs(values).max():g}, fp16 ends at 65504; use bf16 or fp32"
+            )
         return numpy_helper.from_array(half, name)
     import ml_dtypes
 

@@ -133,7 +133,9 @@ def _write_golden(room: Path, sample: Sample) -> None:
     save_file(arrays, str(room / "golden.safetensors"), metadata={"prompts": json.dumps(sample.prompts[:3])})
 
 
-def _manifest(checkpoint: Checkpoint, precision: dict[str, Any], graphs: dict[str, Any], verified: dict[str, Any]) -> dict[str, Any]:
+def _manifest(
+    checkpoint: Checkpoint, precision: dict[str, Any], graphs: dict[str, Any], verified: dict[str, Any]
+) -> dict[str, Any]:
     student = checkpoint.config.student
     tools = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
     return {
@@ -151,7 +153,11 @@ def _manifest(checkpoint: Checkpoint, precision: dict[str, Any], graphs: dict[st
         "shapes": {"B": "dynamic", "K": "dynamic", "L": "dynamic", "H": "dynamic", "W": "dynamic"},
         "graphs": graphs,
         "verification": verified,
-        "tools": {"digseg-engine": digseg_engine.__version__, "python": platform.python_version(), **{t: version(t) for t in tools}},
+        "tools": {
+            "digseg-engine": digseg_engine.__version__,
+            "python": platform.python_version(),
+            **{t: version(t) for t in tools},
+        },
         "licence": {"code": "Apache-2.0", "weights": _licence(checkpoint)},
     }
 

@@ -126,4 +126,13 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-__all__ = ["OPSET", "FoldedText", "Stages", "TextGraph", "example_inputs", "export_segmenter", "export_text_encoder", "stages"]
+__all__ = [
+    "OPSET",
+    "FoldedText",
+    "Stages",
+    "TextGraph",
+    "example_inputs",
+    "export_segmenter",
+    "export_text_encoder",
+    "stages",
+]

@@ -21,7 +21,6 @@ from digseg_engine.errors import VerificationError
 from digseg_engine.images import fit
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.model.reference import encode_image
-from digseg_engine.model.student import FoldedText
 from digseg_engine.runtime.backends.ort_backend import PROVIDER, wide_name
 from digseg_engine.training.scenes import CLASSES, DOMAINS, scene
 
@@ -79,7 +78,7 @@ def _sample(checkpoint: Checkpoint, domain: str) -> Sample:
     size = checkpoint.config.image_size
     scenes = [scene(90_000 + i, domain, size, "test") for i in range(SCENES_PER_DOMAIN)]
     present = list(dict.fromkeys(name for one in scenes for name in one.names()))
-    prompts = tuple((present + [name for name in CLASSES["aerial"] if name not in present])[: PROMPTS - 1]) + ("zebra",)
+    prompts = (*tuple((present + [name for name in CLASSES["aerial"] if name not in present])[:PROMPTS - 1]), "zebra")
     image = np.concatenate([fit(one.image, size, checkpoint.stride).pixels for one in scenes])
     ids, mask = checkpoint.tokenizer.encode(prompts)
     text = checkpoint.text_encoder(torch.from_numpy(ids)).last_hidden_state
@@ -115,7 +114,9 @@ class Graphs:
         return np.asarray(logits)
 
 
-def verify(room: Path, data: list[Sample], precision: str, limits: Limits, progress: Callable[[str], None]) -> list[Check]:
+def verify(
+    room: Path, data: list[Sample], precision: str, limits: Limits, progress: Callable[[str], None]
+) -> list[Check]:
     """All checks of a bundle being written. Raises VerificationError with the table's worst row."""
     checks = []
     for wide in (False, True) if precision != "fp32" else (False,):
@@ -124,7 +125,9 @@ def verify(room: Path, data: list[Sample], precision: str, limits: Limits, progr
         for s in data:
             progress(f"{graphs.names[1]} on {s.domain}")
             keys, values = graphs.encode(s)
-            texts.append((np.concatenate([s.keys.ravel(), s.values.ravel()]), np.concatenate([keys.ravel(), values.ravel()])))
+            texts.append(
+                (np.concatenate([s.keys.ravel(), s.values.ravel()]), np.concatenate([keys.ravel(), values.ravel()]))
+            )
             alone.append((s.logits, graphs.segment(s, s.keys, s.values)))
             whole.append((s.logits, graphs.segment(s, keys, values)))
         checks.append(compare("text encoder", graphs.names[0], texts, masks=False))

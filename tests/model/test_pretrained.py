@@ -20,7 +20,8 @@ def test_round_trip_keeps_every_weight_to_fp16(nano, nano_folder):
 
 
 @pytest.mark.parametrize(
-    "part", ["digseg.json", "vae/config.json", "unet/config.json", "tokenizer/tokenizer.json", "student/model.safetensors"]
+    "part",
+    ["digseg.json", "vae/config.json", "unet/config.json", "tokenizer/tokenizer.json", "student/model.safetensors"],
 )
 def test_missing_part_is_named(nano_folder, part):
     (nano_folder / part).unlink()

@@ -39,7 +39,9 @@ def test_reduction_commutes_with_the_residual():
 @torch.no_grad()
 def test_prompt_without_tokens_contributes_nothing():
     flat, base = torch.randn(1, 6, 8), torch.randn(1, 6, 3)
-    out = text_injection(flat, base, torch.randn(2, 2, 8, 4), torch.randn(2, 2, 4, 3), torch.tensor([[False] * 4, [True] * 4]))
+    out = text_injection(
+        flat, base, torch.randn(2, 2, 8, 4), torch.randn(2, 2, 4, 3), torch.tensor([[False] * 4, [True] * 4])
+    )
     assert torch.equal(out[:, 0], base)
     assert not torch.equal(out[:, 1], base)
 

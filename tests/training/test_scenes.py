@@ -69,7 +69,7 @@ def test_shapes_are_closed_and_about_as_large_as_their_radius(name):
     inside = SHAPES[name](u, v, 30) < 0
     assert 0.3 * np.pi * 30**2 < inside.sum() < 1.3 * np.pi * 30**2
     rows = np.flatnonzero(inside.any(1))
-    assert 64 - 38 <= rows[0] and rows[-1] <= 64 + 38
+    assert rows[0] >= 64 - 38 and rows[-1] <= 64 + 38
 
 
 def test_photographs_are_cut_from_disjoint_halves(monkeypatch):

@@ -137,7 +137,9 @@ def test_the_whole_run_trains_saves_and_loads(tmp_path, nano_preset, monkeypatch
         assert (tmp_path / "run" / stage / "curve.png").is_file(), stage
     assert json.loads((tmp_path / "run" / "train.json").read_text())["seed"] == 0
     stamp = (folder / "student" / "model.safetensors").read_bytes()
-    assert (module.train("tiny", tmp_path / "run", settings, resume=True) / "student" / "model.safetensors").read_bytes() == stamp
+    assert (
+        module.train("tiny", tmp_path / "run", settings, resume=True) / "student" / "model.safetensors"
+    ).read_bytes() == stamp
     with pytest.raises(UsageError, match="not empty"):
         module.train("tiny", tmp_path / "run", settings)
 

@@ -77,7 +77,9 @@ class OrtBackend:
             (logits,) = self._segmenter.run(None, feeds)
         except Exception as error:
             shapes = {name: list(array.shape) for name, array in feeds.items()}
-            raise BackendError(f"onnxruntime failed on shapes {shapes}: {error}; check the bundle with `digseg doctor`") from error
+            raise BackendError(
+                f"onnxruntime failed on shapes {shapes}: {error}; check the bundle with `digseg doctor`"
+            ) from error
         result: NDArray[np.float32] = logits
         return result
 
@@ -87,7 +89,9 @@ def create_session(runtime: Any, path: Path, options: Any) -> Any:
     try:
         session = runtime.InferenceSession(str(path), options, providers=[PROVIDER])
     except Exception as error:
-        raise BackendError(f"onnxruntime cannot load {path}: {error}; export the bundle again, or update onnxruntime") from error
+        raise BackendError(
+            f"onnxruntime cannot load {path}: {error}; export the bundle again, or update onnxruntime"
+        ) from error
     if session.get_providers()[0] != PROVIDER:
         raise BackendError(f"{path} runs on {session.get_providers()[0]}, expected {PROVIDER}; reinstall onnxruntime")
     return session

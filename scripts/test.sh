@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Everything that must hold: style, types, tests. Usage: bash scripts/test.sh [pytest arguments]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" dev
+cd "$root"
+ruff check .
+ruff format --check .
+mypy
+export OMP_NUM_THREADS=1
+python -m pytest -n "${DIGSEG_TEST_WORKERS:-2}" --dist loadgroup "$@"

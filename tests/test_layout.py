@@ -1,0 +1,95 @@
+"""The house rules that a machine can hold: import direction, module and function size, names that are taken."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = {"digseg_engine": ROOT, "digseg_export": ROOT / "export", "digseg_triton": ROOT / "triton_kernels"}
+MODULES = {
+    ".".join(path.relative_to(base).with_suffix("").parts): path
+    for package, base in SOURCES.items()
+    for path in sorted((base / package).rglob("*.py"))
+}
+HEAVY = {"torch", "diffusers", "transformers", "accelerate", "skimage", "matplotlib", "onnx", "onnxscript"}
+TORCH_FREE = ("digseg_engine.contract", "digseg_engine.errors", "digseg_engine.bundle", "digseg_engine.images",
+              "digseg_engine.text", "digseg_engine.runtime", "digseg_engine.cli", "digseg_engine.__init__")  # fmt: skip
+
+
+def imports(path: Path, top_level_only: bool) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = list(tree.body) if top_level_only else list(ast.walk(tree))
+    nodes += [inner for node in nodes if isinstance(node, (ast.If, ast.Try)) for inner in ast.walk(node)]
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def hits(found: set[str], prefixes: tuple[str, ...] | set[str]) -> set[str]:
+    return {name for name in found for prefix in prefixes if name == prefix or name.startswith(prefix + ".")}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_import_direction(module):
+    path = MODULES[module]
+    everywhere, at_load = imports(path, False), imports(path, True)
+    if module.startswith("digseg_triton"):
+        assert not hits(everywhere, {"digseg_engine", "digseg_export"})
+    if module.startswith("digseg_engine") and module != "digseg_engine.cli":
+        assert not hits(everywhere, {"digseg_export"})
+    if module.startswith(TORCH_FREE):
+        assert not hits(at_load, HEAVY | {"digseg_engine.model", "digseg_engine.training", "digseg_export"})
+    if module.startswith("digseg_engine.model"):
+        assert not hits(everywhere, {"digseg_engine.training", "digseg_engine.runtime", "digseg_export"})
+    if module in ("digseg_engine.errors", "digseg_engine.contract"):
+        assert not hits(everywhere, {"digseg_engine.runtime", "digseg_engine.bundle", "digseg_engine.model"})
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_sizes_and_headers(module):
+    path = MODULES[module]
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300, f"{path} has {len(text.splitlines())} lines, at most 300"
+    tree = ast.parse(text)
+    assert text == "" or ast.get_docstring(tree), f"{path} needs a header that says what it is"
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            limit = 90 if any("triton.jit" in ast.unparse(d) for d in node.decorator_list) else 60
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= limit, f"{path}:{node.lineno} {node.name} has {length} lines, at most {limit}"
+
+
+def test_no_assert_where_a_user_would_meet_it():
+    for module, path in MODULES.items():
+        assert not [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Assert)], module
+
+
+def test_modules_are_not_named_after_what_they_import():
+    names = {module.rsplit(".", 1)[-1] for module in MODULES}
+    assert not names & {"onnx", "onnxruntime", "tensorrt", "torch", "triton", "tokenizers", "diffusers", "safetensors"}
+
+
+def test_folders_never_shadow_other_peoples_packages():
+    for folder in ("kernels", "triton_kernels", "export"):
+        assert not (ROOT / folder / "__init__.py").exists()
+
+
+def test_the_public_names_are_the_promised_ones():
+    import digseg_engine
+
+    assert sorted(digseg_engine.__all__) == ["DigsegError", "Engine", "Segmentation", "__version__"]
+
+
+def test_every_package_is_packaged():
+    import tomllib
+
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {".".join(path.parent.relative_to(base).parts)
+             for package, base in SOURCES.items() for path in (base / package).rglob("__init__.py")}  # fmt: skip
+    assert listed == found
