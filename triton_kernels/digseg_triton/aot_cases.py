@@ -1,0 +1,147 @@
+"""The representative kernels compiled ahead of time: model sizes, signature, constants and what to expect."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from .configs import Config, choose
+from .launch import PRECISION
+from .plans import cross_attention_plan, mask_argmax_plan, text_injection_plan
+
+FULL_SET = (80, 87, 90)  # every case; the other architectures compile the ones marked `core`
+_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel at one size. `signature` lists the runtime parameters, in the order the kernel declares them."""
+
+    name: str
+    op: str
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    config: Config
+    divisible: tuple[str, ...] = ()  # integers hinted as multiples of 16
+    wide_loads: int = 1
+    narrow_loads: int = 8  # the token mask is bytes
+    plugin: bool = False
+    core: bool = field(default=False)
+
+    def kernel(self) -> Any:
+        """The `triton.jit` function."""
+        module = importlib.import_module(f".{self.op}_kernel", __package__)
+        return getattr(module, f"{self.op}_kernel")
+
+
+def _text_injection(
+    arch: int | str, label: str, dtype: str, sizes: tuple[int, int, int, int], plugin: bool = False, core: bool = False
+) -> Case:
+    """`sizes` = C, Co, H, L. Keys of an odd token count cannot be read 16 bytes at a time."""
+    width, out_width, heads, tokens = sizes
+    config = choose("text_injection", arch, bytes=_BYTES[dtype], width=width, tokens=tokens)
+    data = "*" + dtype
+    return Case(
+        name=f"text_injection {label} {dtype}" + (" plugin" if plugin else ""),
+        op="text_injection",
+        signature={
+            "features_ptr": data,
+            "base_ptr": data,
+            "keys_ptr": data,
+            "values_ptr": data,
+            "mask_ptr": "*i1",
+            "rows": "i32",
+            "prompts": "i32",
+            "span": "i32",
+            "out_ptr": data,
+        },
+        constants=text_injection_plan(width, out_width, heads, tokens, config) | {"PRECISION": PRECISION},
+        config=config,
+        wide_loads=4,
+        narrow_loads=8 if tokens % 8 == 0 else 1024,
+        plugin=plugin,
+        core=core,
+    )
+
+
+def _cross_attention(arch: int, dtype: str, head_dim: int, core: bool = False) -> Case:
+    """SD 1.5 has heads of 40, 80 and 160, SD 2.1 of 64; 77 tokens, heads inside the rows."""
+    config = choose("cross_attention", arch, bytes=_BYTES[dtype], width=head_dim, tokens=77)
+    layout = {"SCALE": head_dim**-0.5, "Q_PACKED": True, "KV_PACKED": True, "PRECISION": PRECISION}
+    data = "*" + dtype
+    return Case(
+        name=f"cross_attention D={head_dim} {dtype}",
+        op="cross_attention",
+        signature={
+            "query_ptr": data,
+            "key_ptr": data,
+            "value_ptr": data,
+            "mask_ptr": "*i1",
+            "rows": "i32",
+            "out_ptr": data,
+        },
+        constants=cross_attention_plan(8, 77, head_dim, config) | layout,
+        config=config,
+        wide_loads=3,
+        core=core,
+    )
+
+
+def _latent_concat(arch: int, channels_last: bool, step: bool, core: bool = False) -> Case:
+    config = choose("latent_concat", arch)
+    pointers = {"image_ptr": "*fp32", "mask_ptr": "*fp32", "velocity_ptr": "*fp16", "noise_ptr": "*fp32"}
+    numbers = {"pixels": "i32", "prompts": "i32", "a": "fp32", "b": "fp32", "scale": "fp32", "noise_scale": "fp32"}
+    return Case(
+        name=f"latent_concat {'NHWC' if channels_last else 'NCHW'}{' step' if step else ''}",
+        op="latent_concat",
+        signature=pointers | numbers | {"next_ptr": "*fp32", "out_ptr": "*fp16"},
+        constants={"STEP": step, "SCALED": step, "NOISE": step, "CHANNELS_LAST": channels_last, "BLOCK": config.block},
+        config=config,
+        divisible=("pixels",),
+        wide_loads=2,
+        core=core,
+    )
+
+
+def _mask_argmax(arch: int) -> Case:
+    """Upsampling 256 to 1024. The reads are gathers, so only the stores can be wide."""
+    config = choose("mask_argmax", arch)
+    integers = dict.fromkeys(("prompts", "source_h", "source_w", "height", "width"), "i32")
+    return Case(
+        name="mask_argmax x4",
+        op="mask_argmax",
+        signature={"logits_ptr": "*fp32", **integers, "threshold": "fp32", "label_ptr": "*i32", "score_ptr": "*fp32"},
+        constants=dict(mask_argmax_plan(256, 1024, 1024, config)),
+        config=config,
+        divisible=("source_h", "source_w", "height", "width"),
+        wide_loads=0,
+        narrow_loads=1024,
+        core=True,
+    )
+
+
+def cases(arch: int) -> list[Case]:
+    """What is compiled for `arch`."""
+    sd21, tiny = (256, 64, 8, 16), (64, 24, 4, 8)
+    everything = [
+        _text_injection(arch, "sd21", "fp16", sd21, core=True),
+        _text_injection(arch, "sd21", "bf16", sd21),
+        _text_injection(arch, "sd21", "fp32", sd21),
+        _text_injection("plugin", "sd21", "fp16", sd21, plugin=True, core=True),
+        _text_injection("plugin", "tiny", "fp16", tiny, plugin=True),
+        _text_injection(arch, "tiny", "fp16", tiny),
+        _text_injection(arch, "77 tokens", "fp16", (256, 64, 8, 77)),
+        _text_injection(arch, "32 tokens", "fp16", (256, 32, 8, 32)),
+        _text_injection(arch, "wide", "fp16", (640, 64, 8, 16)),
+        _cross_attention(arch, "fp16", 64, core=True),
+        _cross_attention(arch, "bf16", 64),
+        _cross_attention(arch, "fp16", 40),
+        _cross_attention(arch, "fp16", 80),
+        _cross_attention(arch, "fp16", 160),
+        _cross_attention(arch, "fp32", 64),
+        _latent_concat(arch, channels_last=True, step=True, core=True),
+        _latent_concat(arch, channels_last=False, step=False),
+        _mask_argmax(arch),
+    ]
+    return [case for case in everything if case.core or arch in FULL_SET]
