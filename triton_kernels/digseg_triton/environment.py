@@ -37,7 +37,11 @@ def interpreting() -> bool:
 
 @cache
 def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    try:
+        spec = importlib.util.find_spec("triton")
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.origin is not None  # a bare folder of that name is not Triton
 
 
 @cache

@@ -63,7 +63,10 @@ def _check_buffers(mask_latent: Tensor, out: Tensor, mask_out: Tensor | None = N
     checks.check_dtype(OP, "out", out, checks.FLOATS)
     check_out(out, None, False)
     if mask_out is not None:
+        checks.check_shape(OP, "mask_out", mask_out, "B*K, 4, h, w", mask_latent.shape)
         checks.check_dtype(OP, "mask_out", mask_out, (mask_latent.dtype,))
+        checks.check_contiguous(OP, "mask_out", mask_out)
+    checks.check_device(OP, {"mask_latent": mask_latent, "out": out, "mask_out": mask_out})
 
 
 def launch(

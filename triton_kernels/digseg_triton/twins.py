@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def masked_softmax(scores: Tensor, keep: Tensor) -> Tensor:
-    """fp32 softmax over the last axis where `keep`; rows without any kept entry become zeros, with finite gradients."""
-    scores = scores.float().masked_fill(~keep, torch.finfo(torch.float32).min)
-    return scores.softmax(-1) * keep
+    """Softmax over the last axis where `keep`, in fp32 (fp64 stays fp64); a row with nothing kept is all zeros."""
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    return scores.masked_fill(~keep, torch.finfo(scores.dtype).min).softmax(-1) * keep
 
 
 def text_injection(features: Tensor, base: Tensor, keys: Tensor, values: Tensor, token_mask: Tensor) -> Tensor:
