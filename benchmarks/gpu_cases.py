@@ -37,9 +37,19 @@ def _double(tensor: Tensor) -> Tensor:
 
 
 def text_injection_case(
-    label: str, dtype: torch.dtype, device: torch.device, *, k: int, n: int, c: int, o: int, h: int, tokens: int
+    label: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    k: int,
+    n: int,
+    c: int,
+    o: int,
+    h: int,
+    tokens: int,
+    split: bool = True,
 ) -> Case:
-    """Absorbed form against SDPA with the same projections: queries once per image, expanded over the prompts."""
+    """Split or absorbed keys against SDPA with the same projections: queries once per image, expanded over K."""
     generator = torch.Generator(device).manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, device=device, generator=generator)  # noqa: E731
     features, wq, reduce = draw(1, n, c), draw(c, c) * c**-0.5, draw(c, o) * c**-0.5
@@ -47,17 +57,21 @@ def text_injection_case(
     text_k, text_v = draw(k, tokens, h, c // h), draw(k, tokens, h, c // h)
     mask = torch.arange(tokens, device=device)[None] < torch.arange(k, device=device)[:, None] % tokens + 1
 
-    keys = torch.einsum("chd,klhd->khcl", wq.unflatten(1, (h, -1)), text_k) * (c // h) ** -0.5
+    scale = (c // h) ** -0.5
+    if split:
+        keys = text_k.permute(0, 2, 3, 1) * scale  # [K, H, C/H, L]
+    else:
+        keys = torch.einsum("chd,klhd->khcl", wq.unflatten(1, (h, -1)), text_k) * scale  # [K, H, C, L]
     values = torch.einsum("klhd,hdo->khlo", text_v, wo.unflatten(0, (h, -1)))
-    base = features @ reduce
-    inputs = [value.contiguous().to(dtype) for value in (features, base, keys, values)]
+    query = features @ wq  # once per image, not timed for either side
+    inputs = [value.contiguous().to(dtype) for value in (query if split else features, features @ reduce, keys, values)]
     inputs.append(mask)
-    wq, wo = wq.to(dtype), wo.to(dtype)
+    query, wo = query.to(dtype), wo.to(dtype)
     text_k, text_v = (value.to(dtype).transpose(1, 2).contiguous() for value in (text_k, text_v))  # [K, H, L, D]
 
     def sdpa(attn_mask: Tensor | None = mask[:, None, None]) -> Tensor:
-        query = (inputs[0] @ wq).unflatten(-1, (h, -1)).transpose(1, 2).expand(k, h, n, c // h)
-        attended = F.scaled_dot_product_attention(query, text_k, text_v, attn_mask=attn_mask)  # [K, H, N, D]
+        expanded = query.unflatten(-1, (h, -1)).transpose(1, 2).expand(k, h, n, c // h)
+        attended = F.scaled_dot_product_attention(expanded, text_k, text_v, attn_mask=attn_mask)  # [K, H, N, D]
         return (inputs[1] + attended.transpose(1, 2).flatten(2) @ wo)[None]  # [1, K, N, Co]
 
     return Case(
@@ -67,7 +81,7 @@ def text_injection_case(
         exact=lambda: twins.text_injection(*map(_double, inputs)),
         peers={"sdpa": sdpa, "sdpa without mask": lambda: sdpa(None)},
         moved=_bytes(*inputs) + k * n * o * inputs[1].element_size(),
-        flops=2 * k * n * h * tokens * (c + o),
+        flops=2 * k * n * h * tokens * (keys.shape[2] + o),
     )  # fmt: skip
 
 
@@ -153,6 +167,9 @@ def timed_cases(device: torch.device, tiny: bool) -> Iterator[Case]:
         for k in (1, 20, 150):
             yield text_injection_case(f"sd21 N={n} K={k}", HALF, device, k=few(k), n=max(7, n // less), **sd21)
     yield text_injection_case("sd21 77 tokens", HALF, device, k=few(20), n=4096 // less, **sd21 | {"tokens": 77})
+    for k in (20, 150):
+        absorbed = sd21 | {"split": False}
+        yield text_injection_case(f"absorbed N=4096 K={k}", HALF, device, k=few(k), n=max(7, 4096 // less), **absorbed)
     yield text_injection_case("tiny N=1024 K=150", HALF, device, k=few(150), n=1024 // less, c=64, o=24, h=4, tokens=8)
     for n, h in ((4096, 5), (1024, 10), (256, 20)):
         yield cross_attention_case(f"N={n} C={64 * h}", HALF, device, b=few(20), h=h, n=n // less, tokens=77, d=64)
@@ -171,7 +188,9 @@ def checked_cases(device: torch.device, tiny: bool) -> Iterator[Case]:
         less = 16 if tiny else 1
         for n, k, tokens in ((4096, 20, 16), (1023, 37, 77), (2304, 3, 32), (577, 1, 1)):
             sizes = {"k": min(k, 3) if tiny else k, "n": n // less, "c": 256, "o": 48, "h": 8, "tokens": tokens}
-            yield text_injection_case(f"N={n} K={k} L={tokens}", dtype, device, **sizes)
+            for split in (True, False):
+                form = "split" if split else "absorbed"
+                yield text_injection_case(f"{form} N={n} K={k} L={tokens}", dtype, device, **sizes, split=split)
         yield text_injection_case("wide", dtype, device, k=3, n=1000 // less, c=640, o=64, h=8, tokens=16)
         for d in (40, 64, 80, 160):
             yield cross_attention_case(f"D={d}", dtype, device, b=3, h=8, n=2305 // less, tokens=77, d=d)

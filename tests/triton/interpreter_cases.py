@@ -7,6 +7,8 @@ bfloat16 is missing on purpose: the interpreter multiplies its bit patterns, in 
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import triton
@@ -27,6 +29,17 @@ TEXT_SHAPES = [  # B, K, N, C, Co, H, L
 ]
 
 
+SPLIT_SHAPES = [  # C / H channels per head: whole, padded, grouped, single head
+    (2, 3, 37, 64, 24, 4, 8),
+    (1, 37, 20, 32, 16, 2, 5),
+    (1, 1, 65, 256, 32, 8, 16),
+    (1, 2, 30, 48, 20, 3, 77),
+    (1, 3, 19, 320, 33, 4, 16),
+    (2, 2, 21, 60, 16, 5, 8),
+    (1, 2, 17, 40, 16, 2, 1),
+]
+
+
 def run_text_injection(inputs: list) -> torch.Tensor:
     b, n, o = inputs[1].shape
     out = Guarded((b, inputs[2].shape[0], n, o), inputs[1].dtype)
@@ -42,11 +55,20 @@ def test_text_injection(shape, dtype):
     assert_close_as_eager(run_text_injection(inputs), twins.text_injection(*inputs), exact)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SPLIT_SHAPES)
+def test_text_injection_split(shape, dtype):
+    inputs = text_inputs(*shape, dtype, split=True)
+    exact = twins.text_injection(*as_double(inputs))
+    assert_close_as_eager(run_text_injection(inputs), twins.text_injection(*inputs), exact)
+
+
 @pytest.mark.parametrize("arch", [87, 90, "plugin"])
 def test_text_injection_configurations(arch, monkeypatch):
     monkeypatch.setattr(text_injection, "architecture", lambda tensor: arch)
-    for shape in [(1, 3, 40, 256, 64, 8, 16), (1, 2, 40, 64, 24, 8, 8), (1, 2, 20, 64, 24, 2, 77)]:
-        inputs = text_inputs(*shape, torch.float16)
+    shapes = [(1, 3, 40, 256, 64, 8, 16), (1, 2, 40, 64, 24, 8, 8), (1, 2, 20, 64, 24, 2, 77)]
+    for shape, split in itertools.product(shapes, (False, True)):
+        inputs = text_inputs(*shape, torch.float16, split)
         exact = twins.text_injection(*as_double(inputs))
         assert_close_as_eager(run_text_injection(inputs), twins.text_injection(*inputs), exact)
 

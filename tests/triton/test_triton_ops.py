@@ -33,7 +33,9 @@ def op_arguments():
     attention = attention_inputs()
     options = (0.5, 0.2, torch.float32, True)
     buffers = torch.empty_like(mask), torch.empty(6, 8, 5, 6)
+    split = text_inputs(2, 3, 10, 12, 5, 2, 7, torch.float32, split=True)
     return {
+        "text_injection split": [value.requires_grad_() for value in split[:4]] + split[4:],
         "text_injection": [value.requires_grad_() for value in text[:4]] + text[4:],
         "cross_attention": [value.requires_grad_() for value in attention[:3]] + attention[3:],
         "latent_concat": [grads[0], grads[1], noise, 3, *options],
@@ -46,14 +48,17 @@ def op_arguments():
 
 @pytest.mark.parametrize("name", sorted(op_arguments()))
 def test_opcheck(name):
-    torch.library.opcheck(getattr(torch.ops.digseg, name).default, op_arguments()[name])
+    torch.library.opcheck(getattr(torch.ops.digseg, name.split()[0]).default, op_arguments()[name])
 
 
-@pytest.mark.parametrize("name", ["text_injection", "cross_attention", "latent_concat", "sampler_step"])
+@pytest.mark.parametrize(
+    "name", ["text_injection", "text_injection split", "cross_attention", "latent_concat", "sampler_step"]
+)
 def test_gradients_are_those_of_the_twin(name):
     mine, theirs = op_arguments()[name], op_arguments()[name]
     results = []
-    for function, arguments in ((getattr(torch.ops.digseg, name), mine), (getattr(twins, name), theirs)):
+    op = name.split()[0]
+    for function, arguments in ((getattr(torch.ops.digseg, op), mine), (getattr(twins, op), theirs)):
         outputs = function(*arguments)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         sum((out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum() for out in outputs).backward()
@@ -138,11 +143,14 @@ def test_flops_are_counted():
         ops.text_injection(*text_inputs(*SHAPE, torch.float32))
     assert counter.get_total_flops() == 2 * b * k * n * h * tokens * (c + o)
     with FlopCounterMode(display=False) as counter:
+        ops.text_injection(*text_inputs(*SHAPE, torch.float32, split=True))
+    assert counter.get_total_flops() == 2 * b * k * n * h * tokens * (c // h + o)
+    with FlopCounterMode(display=False) as counter:
         ops.cross_attention(*attention_inputs())
     assert counter.get_total_flops() == 4 * 2 * 3 * 10 * 7 * 8
 
 
-def test_text_injection_is_the_absorbed_form_of_attention():
+def test_both_forms_of_text_injection_are_attention():
     """Project queries, attend per prompt with SDPA, project out, gate, reduce: the same numbers in fp64."""
     b, k, n, c, o, h, tokens = 2, 3, 10, 12, 5, 3, 7
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)  # noqa: E731
@@ -164,6 +172,9 @@ def test_text_injection_is_the_absorbed_form_of_attention():
     values = torch.einsum("klhd,hdo->khlo", text_v.unflatten(-1, (h, -1)), (gate * wo @ reduce).unflatten(0, (h, -1)))
     result = twins.text_injection(features, features @ reduce, keys, values, mask)
     torch.testing.assert_close(result, want, rtol=1e-12, atol=1e-10)
+    split_keys = text_k.unflatten(-1, (h, -1)).permute(0, 2, 3, 1) * (c // h) ** -0.5  # [K, H, C/H, L]
+    split = twins.text_injection(features @ wq, features @ reduce, split_keys, values, mask)
+    torch.testing.assert_close(split, want, rtol=1e-12, atol=1e-10)
     singles = [value.float().contiguous() for value in (features, features @ reduce, keys, values)]
     torch.testing.assert_close(ops.text_injection(*singles, mask), want.float(), rtol=1e-4, atol=1e-4)
 

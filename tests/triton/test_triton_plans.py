@@ -23,11 +23,15 @@ def test_split_covers_every_token_count_with_little_padding():
 
 
 def test_text_injection_plan_is_something_the_kernel_can_compile():
-    for width, out, heads, tokens in itertools.product(
-        (4, 64, 256, 640), (3, 24, 64), (1, 4, 5, 8), (1, 8, 16, 32, 77)
-    ):
-        config = choose("text_injection", 90, bytes=2, width=width, tokens=tokens)
-        plan = plans.text_injection_plan(width, out, heads, tokens, config)
+    sizes = itertools.product((40, 64, 256, 640), (3, 24, 64), (1, 4, 5, 8), (1, 8, 16, 32, 77), (False, True))
+    for width, out, heads, tokens, split in sizes:
+        if split and (heads == 1 or width % heads):
+            continue
+        depth = width // heads if split else width
+        config = choose("text_injection_split" if split else "text_injection", 90, bytes=2, width=width, tokens=tokens)
+        plan = plans.text_injection_plan(width, out, heads, depth, tokens, config)
+        assert not split or plan["CHUNK"] >= plan["GROUP"] * depth
+        assert not split or plan["GROUP"] == 1 or plan["CHUNK"] == plan["GROUP"] * depth
         assert heads % plan["GROUP"] == 0
         assert plan["GROUP"] * plan["MAIN"] >= 16
         assert plan["GROUP"] == 1 or plan["TAIL"] == 0
@@ -39,11 +43,13 @@ def test_text_injection_plan_is_something_the_kernel_can_compile():
 
 def test_known_plans():
     config = Config(block=64, warps=4, stages=2, chunk=256, columns=32)
-    sd21 = plans.text_injection_plan(256, 64, 8, 16, config)
+    sd21 = plans.text_injection_plan(256, 64, 8, 256, 16, config)
     assert (sd21["GROUP"], sd21["MAIN"], sd21["TAIL"], sd21["CHUNK"]) == (2, 16, 0, 256)
-    tiny = plans.text_injection_plan(64, 24, 4, 8, config)
+    tiny = plans.text_injection_plan(64, 24, 4, 64, 8, config)
     assert (tiny["GROUP"], tiny["MAIN"], tiny["COP"], tiny["CHUNK"]) == (4, 8, 32, 64)
-    clip = plans.text_injection_plan(256, 64, 8, 77, config)
+    clip = plans.text_injection_plan(256, 64, 8, 256, 77, config)
+    split = plans.text_injection_plan(64, 24, 4, 16, 8, Config(block=64, warps=4, stages=2, chunk=256, columns=16))
+    assert (split["GROUP"], split["MAIN"], split["CHUNK"], split["RESIDENT"]) == (2, 8, 32, True)
     assert (clip["GROUP"], clip["MAIN"], clip["TAIL"]) == (1, 64, 16)
 
 
@@ -70,7 +76,9 @@ def test_prompt_span_keeps_every_processor_busy(tiles, prompts, processors):
     assert programs >= min(tiles * prompts, 2 * processors)
 
 
-@pytest.mark.parametrize("op", ["text_injection", "cross_attention", "latent_concat", "mask_argmax"])
+@pytest.mark.parametrize(
+    "op", ["text_injection", "text_injection_split", "cross_attention", "latent_concat", "mask_argmax"]
+)
 @pytest.mark.parametrize("arch", [*KNOWN, 75, 103, 121, 999])
 def test_every_architecture_finds_a_configuration(op, arch):
     for bytes_, width, tokens in itertools.product((2, 4), (8, 64, 160, 256), (1, 16, 77, 128)):

@@ -20,7 +20,11 @@ def change(index, make):
     [
         (0, lambda x: x[0], r"`features` must be a tensor \[B, N, C\], got shape \(10, 12\)"),
         (1, lambda x: x[:, :9], r"`base` .* must be of shape \(2, 10, 5\), got \(2, 9, 5\)"),
-        (2, lambda x: x[:, :, :11], r"`keys` .* must be of shape \(3, 2, 12, 7\), got \(3, 2, 11, 7\)"),
+        (
+            2,
+            lambda x: x[:, :, :11],
+            r"`keys` axis D must be C = 12 \(absorbed\) or C / H \(split\), got 11 for H = 2",
+        ),
         (3, lambda x: x[:, :1], r"`values` .* must be of shape \(3, 2, 7, 5\), got \(3, 1, 7, 5\)"),
         (3, lambda x: x.half(), r"`values` must be float32, got torch.float16; convert it"),
         (0, lambda x: x.double(), r"`features` must be float32 or float16 or bfloat16, got torch.float64"),

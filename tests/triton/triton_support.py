@@ -8,13 +8,16 @@ from torch import Tensor
 GUARD = 1024
 
 
-def text_inputs(b: int, k: int, n: int, c: int, o: int, h: int, tokens: int, dtype: torch.dtype) -> list[Tensor]:
+def text_inputs(
+    b: int, k: int, n: int, c: int, o: int, h: int, tokens: int, dtype: torch.dtype, split: bool = False
+) -> list[Tensor]:
     """features, base, keys, values, token_mask; scores of order one, prompts of every length from one token up."""
+    depth = c // h if split else c
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     length = torch.arange(k) % tokens + 1
     mask = torch.arange(tokens)[None] < length[:, None]
-    floats = [draw(b, n, c), draw(b, n, o), draw(k, h, c, tokens) * c**-0.5, draw(k, h, tokens, o)]
+    floats = [draw(b, n, c), draw(b, n, o), draw(k, h, depth, tokens) * depth**-0.5, draw(k, h, tokens, o)]
     return [value.to(dtype) for value in floats] + [mask]
 
 

@@ -10,7 +10,7 @@ from .configs import Config, choose
 from .launch import PRECISION
 from .plans import cross_attention_plan, mask_argmax_plan, text_injection_plan
 
-FULL_SET = (80, 87, 90)  # every case; the other architectures compile the ones marked `core`
+FULL_SET = (87, 90)  # every case; the other architectures compile the ones marked `core`
 _BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 
 
@@ -36,11 +36,17 @@ class Case:
 
 
 def _text_injection(
-    arch: int | str, label: str, dtype: str, sizes: tuple[int, int, int, int], plugin: bool = False, core: bool = False
+    arch: int | str,
+    label: str,
+    dtype: str,
+    sizes: tuple[int, int, int, int, int],
+    plugin: bool = False,
+    core: bool = False,
 ) -> Case:
-    """`sizes` = C, Co, H, L. Keys of an odd token count cannot be read 16 bytes at a time."""
-    width, out_width, heads, tokens = sizes
-    config = choose("text_injection", arch, bytes=_BYTES[dtype], width=width, tokens=tokens)
+    """`sizes` = C, Co, H, D, L. Keys of an odd token count cannot be read 16 bytes at a time."""
+    width, out_width, heads, depth, tokens = sizes
+    table = "text_injection" if depth == width else "text_injection_split"
+    config = choose(table, arch, bytes=_BYTES[dtype], width=width, tokens=tokens)
     data = "*" + dtype
     return Case(
         name=f"text_injection {label} {dtype}" + (" plugin" if plugin else ""),
@@ -56,7 +62,7 @@ def _text_injection(
             "span": "i32",
             "out_ptr": data,
         },
-        constants=text_injection_plan(width, out_width, heads, tokens, config) | {"PRECISION": PRECISION},
+        constants=text_injection_plan(width, out_width, heads, depth, tokens, config) | {"PRECISION": PRECISION},
         config=config,
         wide_loads=4,
         narrow_loads=8 if tokens % 8 == 0 else 1024,
@@ -123,17 +129,25 @@ def _mask_argmax(arch: int) -> Case:
 
 def cases(arch: int) -> list[Case]:
     """What is compiled for `arch`."""
-    sd21, tiny = (256, 64, 8, 16), (64, 24, 4, 8)
+    sd21, tiny = (256, 64, 8, 256, 16), (64, 24, 4, 64, 8)
+    sd21_split, tiny_split = (256, 64, 8, 32, 16), (64, 24, 4, 16, 8)
     everything = [
         _text_injection(arch, "sd21", "fp16", sd21, core=True),
         _text_injection(arch, "sd21", "bf16", sd21),
         _text_injection(arch, "sd21", "fp32", sd21),
         _text_injection("plugin", "sd21", "fp16", sd21, plugin=True, core=True),
         _text_injection("plugin", "tiny", "fp16", tiny, plugin=True),
+        _text_injection(arch, "sd21 split", "fp16", sd21_split, core=True),
+        _text_injection("plugin", "sd21 split", "fp16", sd21_split, plugin=True, core=True),
+        _text_injection(arch, "sd21 split", "bf16", sd21_split),
+        _text_injection(arch, "sd21 split", "fp32", sd21_split),
+        _text_injection(arch, "tiny split", "fp16", tiny_split),
+        _text_injection(arch, "77 tokens split", "fp16", (256, 64, 8, 32, 77)),
+        _text_injection(arch, "wide split", "fp16", (640, 64, 8, 80, 16)),
         _text_injection(arch, "tiny", "fp16", tiny),
-        _text_injection(arch, "77 tokens", "fp16", (256, 64, 8, 77)),
-        _text_injection(arch, "32 tokens", "fp16", (256, 32, 8, 32)),
-        _text_injection(arch, "wide", "fp16", (640, 64, 8, 16)),
+        _text_injection(arch, "77 tokens", "fp16", (256, 64, 8, 256, 77)),
+        _text_injection(arch, "32 tokens", "fp16", (256, 32, 8, 256, 32)),
+        _text_injection(arch, "wide", "fp16", (640, 64, 8, 640, 16)),
         _cross_attention(arch, "fp16", 64, core=True),
         _cross_attention(arch, "bf16", 64),
         _cross_attention(arch, "fp16", 40),

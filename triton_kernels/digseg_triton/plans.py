@@ -36,19 +36,27 @@ def head_group(heads: int, tokens: int, columns: int) -> int:
     return group
 
 
-def text_injection_plan(width: int, out_width: int, heads: int, tokens: int, config: Config) -> dict[str, int]:
-    """Constants of `text_injection_kernel` for C, CO, H, L."""
+def text_injection_plan(
+    width: int, out_width: int, heads: int, depth: int, tokens: int, config: Config
+) -> dict[str, int | bool]:
+    """Constants of `text_injection_kernel` for C, Co, H, D, L; D = C is the absorbed form, D = C / H the split one."""
     main, tail = split(tokens)
-    if tokens <= SMALLEST // 2 and heads % 2 == 0:
+    absorbed = depth == width
+    can_group = heads % 2 == 0 and (absorbed or depth == power_of_two(depth))
+    if tokens <= SMALLEST // 2 and can_group:
         main = SMALLEST // 2  # two heads fill the narrowest product
+    group = head_group(heads, main, config.columns) if can_group and not tail else 1
+    reach = min(config.chunk, padded(width)) if absorbed else padded(group * depth)
     return {
         "C": width,
         "CO": out_width,
         "H": heads,
+        "D": depth,
         "L": tokens,
-        "CHUNK": min(config.chunk, padded(width)),
+        "CHUNK": reach,
+        "RESIDENT": reach >= width if absorbed else not tail and config.chunk >= width,
         "COP": padded(out_width),
-        "GROUP": 1 if tail else head_group(heads, main, config.columns),
+        "GROUP": group,
         "MAIN": main,
         "TAIL": tail,
         "BLOCK_M": config.block,

@@ -1,10 +1,11 @@
 """Triton kernel of the text-injection attention: K prompts read one set of image features.
 
-Absorbed form: queries and output projection are folded into `keys` and `values` ahead of time, so a prompt costs two
-thin matrix products and a softmax. A program owns one tile of the features and walks over several prompts; heads are
-taken in groups whose tokens stand side by side in one product. Narrow features stay in registers for all prompts,
-wide ones are read again in chunks. Parameter order (inputs, integers, output), no float scalars and no strides: what
-an ahead-of-time plugin can pass. Imports triton only; the caller is `text_injection.py`.
+The text side is folded ahead of time, so a prompt costs two thin matrix products and a softmax. Two forms of keys:
+absorbed (`D = C`, every head reads all channels) and split (`D = C / H`, the features are queries already projected,
+once for all prompts, and head h reads its own D channels). A program owns one tile of the features and walks over
+several prompts; heads are taken in groups whose tokens stand side by side in one product. Parameter order (inputs,
+integers, output), no float scalars and no strides: what an ahead-of-time plugin can pass. Imports triton only; the
+caller is `text_injection.py`.
 """
 
 from __future__ import annotations
@@ -16,40 +17,46 @@ from .softmax_kernel import group_softmax, split_softmax
 
 
 @triton.jit
-def _features(features_ptr, n, rows, start, C: tl.constexpr, CHUNK: tl.constexpr):
-    """[BM, CHUNK] tile of the features, from channel `start`."""
-    c = start + tl.arange(0, CHUNK)
-    return tl.load(features_ptr + n[:, None] * C + c[None, :], mask=(n < rows)[:, None] & (c < C)[None, :], other=0.0)
+def _features(features_ptr, n, rows, start, C: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+    """[BM, CHUNK] tile of the features: channels start .. start+WIDTH, zeros beyond."""
+    c = tl.arange(0, CHUNK)
+    inside = (n < rows)[:, None] & ((c < WIDTH) & (start + c < C))[None, :]
+    return tl.load(features_ptr + n[:, None] * C + (start + c)[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
 def _scores(
-    features,  # [BM, CHUNK], all channels if CHUNK >= C
+    features,  # [BM, CHUNK], unless absorbed in several chunks
     features_ptr,  # [N, C] of this batch entry
     n,
     rows,
-    keys_ptr,  # [C, L] of the first head of the group
+    keys_ptr,  # [D, L] of the first head of the group
     mask_ptr,  # [L] of this prompt
-    shift,  # [T] offset of each column in keys, without the channel
+    inner,  # [T] head of each column, inside the group
     token,  # [T] token of each column
     C: tl.constexpr,
+    D: tl.constexpr,
     L: tl.constexpr,
     CHUNK: tl.constexpr,
+    GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """[BM, T] fp32 scores, -inf where the token is masked or beyond L."""
     c = tl.arange(0, CHUNK)
     valid = (token < L)[None, :]
-    if CHUNK >= C:
-        keys = tl.load(keys_ptr + c[:, None] * L + shift[None, :], mask=(c < C)[:, None] & valid, other=0.0)
+    keys_ptr += inner[None, :] * (D * L) + token[None, :]
+    if D < C and GROUP > 1:  # block-diagonal: a column takes the channels of its own head only
+        own = (c // D)[:, None] == inner[None, :]
+        keys = tl.load(keys_ptr + (c % D)[:, None] * L, mask=own & valid, other=0.0)
+        scores = tl.dot(features, keys, input_precision=PRECISION)
+    elif CHUNK >= D:
+        keys = tl.load(keys_ptr + c[:, None] * L, mask=(c < D)[:, None] & valid, other=0.0)
         scores = tl.dot(features, keys, input_precision=PRECISION)
     else:
         scores = tl.zeros([n.shape[0], token.shape[0]], tl.float32)
         for start in range(0, C, CHUNK):
-            piece = _features(features_ptr, n, rows, start, C, CHUNK)
-            keys = tl.load(
-                keys_ptr + (start + c)[:, None] * L + shift[None, :], mask=(start + c < C)[:, None] & valid, other=0.0
-            )  # [CHUNK, T]
+            piece = _features(features_ptr, n, rows, start, C, CHUNK, CHUNK)
+            keys = tl.load(keys_ptr + (start + c)[:, None] * L, mask=(start + c < C)[:, None] & valid, other=0.0)
             scores = tl.dot(piece, keys, scores, input_precision=PRECISION)
     keep = tl.load(mask_ptr + token, mask=token < L, other=0) != 0
     return tl.where(keep[None, :], scores, float("-inf"))
@@ -63,27 +70,28 @@ def _values(values_ptr, shift, token, o, CO: tl.constexpr, L: tl.constexpr):
 
 @triton.jit
 def _attend(acc, features, features_ptr, n, rows, keys_ptr, values_ptr, mask_ptr, prompt, head,
-            C: tl.constexpr, CO: tl.constexpr, H: tl.constexpr, L: tl.constexpr, CHUNK: tl.constexpr,
-            COP: tl.constexpr, GROUP: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
+            C: tl.constexpr, CO: tl.constexpr, H: tl.constexpr, D: tl.constexpr, L: tl.constexpr,
+            CHUNK: tl.constexpr, COP: tl.constexpr, GROUP: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
             PRECISION: tl.constexpr):  # fmt: skip
     """acc [BM, COP] + sum over heads head .. head+GROUP of softmax(features @ keys) @ values."""
     o = tl.arange(0, COP)
     column = tl.arange(0, GROUP * MAIN)
     token = column % MAIN
-    inner = column // MAIN  # head inside the group
-    keys_ptr += (prompt * H + head) * (C * L)
+    inner = column // MAIN
+    keys_ptr += (prompt * H + head) * (D * L)
     values_ptr += (prompt * H + head) * (L * CO)
     mask_ptr += prompt * L
 
-    scores = _scores(features, features_ptr, n, rows, keys_ptr, mask_ptr, inner * (C * L) + token, token,
-                     C, L, CHUNK, PRECISION)  # fmt: skip
+    scores = _scores(features, features_ptr, n, rows, keys_ptr, mask_ptr, inner, token,
+                     C, D, L, CHUNK, GROUP, PRECISION)  # fmt: skip
     if TAIL == 0:
         values = _values(values_ptr, inner * (L * CO) + token * CO, token, o, CO, L)
         weights = group_softmax(scores, GROUP, MAIN).to(values.dtype)
         acc = tl.dot(weights, values, acc, input_precision=PRECISION)
     else:  # one head whose tokens are split, such as 77 = 64 + 13
         late = MAIN + tl.arange(0, TAIL)
-        late_scores = _scores(features, features_ptr, n, rows, keys_ptr, mask_ptr, late, late, C, L, CHUNK, PRECISION)
+        late_scores = _scores(features, features_ptr, n, rows, keys_ptr, mask_ptr, late * 0, late,
+                              C, D, L, CHUNK, GROUP, PRECISION)  # fmt: skip
         weights, late_weights = split_softmax(scores, late_scores)
         values = _values(values_ptr, token * CO, token, o, CO, L)
         acc = tl.dot(weights.to(values.dtype), values, acc, input_precision=PRECISION)
@@ -96,7 +104,7 @@ def _attend(acc, features, features_ptr, n, rows, keys_ptr, values_ptr, mask_ptr
 def text_injection_kernel(
     features_ptr,  # [B, N, C]
     base_ptr,  # [B, N, CO]
-    keys_ptr,  # [K, H, C, L], softmax scale folded in
+    keys_ptr,  # [K, H, D, L], softmax scale folded in
     values_ptr,  # [K, H, L, CO], gate and output projection folded in
     mask_ptr,  # [K, L] bool, True = real token
     rows,  # N
@@ -106,8 +114,10 @@ def text_injection_kernel(
     C: tl.constexpr,
     CO: tl.constexpr,
     H: tl.constexpr,
+    D: tl.constexpr,  # C (absorbed) or C / H (split)
     L: tl.constexpr,
-    CHUNK: tl.constexpr,  # channels per product, a power of two; >= C keeps the features resident
+    CHUNK: tl.constexpr,  # channels per product, a power of two
+    RESIDENT: tl.constexpr,  # keep all features of the tile for all prompts
     COP: tl.constexpr,  # CO padded to a power of two
     GROUP: tl.constexpr,  # heads per product, divides H
     MAIN: tl.constexpr,  # tokens per head in the main product, a power of two
@@ -124,19 +134,29 @@ def text_injection_kernel(
     tile = n[:, None] * CO + o[None, :]  # [BM, COP]
     tile_mask = (n < rows)[:, None] & (o < CO)[None, :]
     base = tl.load(base_ptr + tile, mask=tile_mask, other=0.0)
-    features = base
-    if CHUNK >= C:
-        features = _features(features_ptr, n, rows, 0, C, CHUNK)  # kept for every prompt of this program
+    WIDTH: tl.constexpr = C if D == C else GROUP * D  # channels a group of heads reads
+
+    kept = ()
+    if RESIDENT:
+        for start in tl.static_range(0, C, WIDTH):
+            kept = kept + (_features(features_ptr, n, rows, start, C, WIDTH, CHUNK),)  # type: ignore[assignment]  # noqa: RUF005
 
     first = tl.program_id(1) * span
     for prompt in range(first, tl.minimum(first + span, prompts)):
         acc = base.to(tl.float32)
-        if GROUP == H:
-            acc = _attend(acc, features, features_ptr, n, rows, keys_ptr, values_ptr, mask_ptr, prompt, 0,
-                          C, CO, H, L, CHUNK, COP, GROUP, MAIN, TAIL, PRECISION)  # fmt: skip
+        if RESIDENT and D < C:
+            for i in tl.static_range(H // GROUP):
+                acc = _attend(acc, kept[i], features_ptr, n, rows, keys_ptr, values_ptr, mask_ptr, prompt, i * GROUP,
+                              C, CO, H, D, L, CHUNK, COP, GROUP, MAIN, TAIL, PRECISION)  # fmt: skip
         else:
             for head in range(0, H, GROUP):
+                if RESIDENT:
+                    features = kept[0]  # type: ignore[misc]
+                elif D < C:
+                    features = _features(features_ptr, n, rows, head * D, C, WIDTH, CHUNK)
+                else:
+                    features = base  # read in chunks by _scores
                 acc = _attend(acc, features, features_ptr, n, rows, keys_ptr, values_ptr, mask_ptr, prompt, head,
-                              C, CO, H, L, CHUNK, COP, GROUP, MAIN, TAIL, PRECISION)  # fmt: skip
-        start = (batch * prompts + prompt) * rows * CO
-        tl.store(out_ptr + start + tile, acc.to(out_ptr.dtype.element_ty), mask=tile_mask)
+                              C, CO, H, D, L, CHUNK, COP, GROUP, MAIN, TAIL, PRECISION)  # fmt: skip
+        start_out = (batch * prompts + prompt) * rows * CO
+        tl.store(out_ptr + start_out + tile, acc.to(out_ptr.dtype.element_ty), mask=tile_mask)

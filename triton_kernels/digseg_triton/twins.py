@@ -17,8 +17,12 @@ def masked_softmax(scores: Tensor, keep: Tensor) -> Tensor:
 
 
 def text_injection(features: Tensor, base: Tensor, keys: Tensor, values: Tensor, token_mask: Tensor) -> Tensor:
-    """[B,N,C], [B,N,Co], [K,H,C,L], [K,H,L,Co], [K,L] -> [B,K,N,Co]; see `text_injection.text_injection`."""
-    scores = torch.einsum("bnc,khcl->bkhnl", features, keys)
+    """[B,N,C], [B,N,Co], [K,H,D,L], [K,H,L,Co], [K,L] -> [B,K,N,Co]; see `text_injection.text_injection`."""
+    heads, depth = keys.shape[1:3]
+    if depth == features.shape[-1]:
+        scores = torch.einsum("bnc,khcl->bkhnl", features, keys)
+    else:
+        scores = torch.einsum("bnhd,khdl->bkhnl", features.unflatten(-1, (heads, depth)), keys)
     weights = masked_softmax(scores, token_mask[None, :, None, None, :])  # [B, K, H, N, L]
     text = torch.einsum("bkhnl,khlo->bkno", weights.to(values.dtype), values)
     return base[:, None] + text
