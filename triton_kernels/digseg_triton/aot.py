@@ -150,13 +150,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the table (or JSON); exit code 1 if a limit is broken."""
     parser = argparse.ArgumentParser(prog="python -m digseg_triton.aot", description=__doc__.split("\n")[0])
     parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES), choices=ARCHITECTURES)
+    parser.add_argument("--full", action="store_true", help="every size on every architecture (minutes)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     options = parser.parse_args(arguments)
     results, broken = [], []
     if not options.json:
         print(f"{'kernel':<34} arch    regs  stack  shared  wide narrow stores  PTX   (triton {triton.__version__})")
     for arch in options.arch:
-        for case in cases(arch):
+        for case in cases(arch, options.full):
             found = measure(case, arch)
             results.append(asdict(found))
             broken += problems(found, case)

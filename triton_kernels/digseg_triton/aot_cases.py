@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from .configs import Config, choose
 from .launch import PRECISION
 from .plans import cross_attention_plan, mask_argmax_plan, text_injection_plan
 
-FULL_SET = (87, 90)  # every case; the other architectures compile the ones marked `core`
+WIDER = (87, 90)  # the oldest style of matrix instructions and a newer one
 _BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 
 
@@ -27,7 +27,6 @@ class Case:
     wide_loads: int = 1
     narrow_loads: int = 8  # the token mask is bytes
     plugin: bool = False
-    core: bool = field(default=False)
 
     def kernel(self) -> Any:
         """The `triton.jit` function."""
@@ -41,7 +40,6 @@ def _text_injection(
     dtype: str,
     sizes: tuple[int, int, int, int, int],
     plugin: bool = False,
-    core: bool = False,
 ) -> Case:
     """`sizes` = C, Co, H, D, L. Keys of an odd token count cannot be read 16 bytes at a time."""
     width, out_width, heads, depth, tokens = sizes
@@ -67,11 +65,10 @@ def _text_injection(
         wide_loads=4,
         narrow_loads=8 if tokens % 8 == 0 else 1024,
         plugin=plugin,
-        core=core,
     )
 
 
-def _cross_attention(arch: int, dtype: str, head_dim: int, core: bool = False) -> Case:
+def _cross_attention(arch: int, dtype: str, head_dim: int) -> Case:
     """SD 1.5 has heads of 40, 80 and 160, SD 2.1 of 64; 77 tokens, heads inside the rows."""
     config = choose("cross_attention", arch, bytes=_BYTES[dtype], width=head_dim, tokens=77)
     layout = {"SCALE": head_dim**-0.5, "Q_PACKED": True, "KV_PACKED": True, "PRECISION": PRECISION}
@@ -90,11 +87,10 @@ def _cross_attention(arch: int, dtype: str, head_dim: int, core: bool = False) -
         constants=cross_attention_plan(8, 77, head_dim, config) | layout,
         config=config,
         wide_loads=3,
-        core=core,
     )
 
 
-def _latent_concat(arch: int, channels_last: bool, step: bool, core: bool = False) -> Case:
+def _latent_concat(arch: int, channels_last: bool, step: bool) -> Case:
     config = choose("latent_concat", arch)
     pointers = {"image_ptr": "*fp32", "mask_ptr": "*fp32", "velocity_ptr": "*fp16", "noise_ptr": "*fp32"}
     numbers = {"pixels": "i32", "prompts": "i32", "a": "fp32", "b": "fp32", "scale": "fp32", "noise_scale": "fp32"}
@@ -106,7 +102,6 @@ def _latent_concat(arch: int, channels_last: bool, step: bool, core: bool = Fals
         config=config,
         divisible=("pixels",),
         wide_loads=2,
-        core=core,
     )
 
 
@@ -123,39 +118,46 @@ def _mask_argmax(arch: int) -> Case:
         divisible=("source_h", "source_w", "height", "width"),
         wide_loads=0,
         narrow_loads=1024,
-        core=True,
     )
 
 
-def cases(arch: int) -> list[Case]:
-    """What is compiled for `arch`."""
+def cases(arch: int, full: bool = False) -> list[Case]:
+    """What is compiled for `arch`: everything if `full`, else the core ones, and more on the two that stand for all."""
     sd21, tiny = (256, 64, 8, 256, 16), (64, 24, 4, 64, 8)
     sd21_split, tiny_split = (256, 64, 8, 32, 16), (64, 24, 4, 16, 8)
-    everything = [
-        _text_injection(arch, "sd21", "fp16", sd21, core=True),
-        _text_injection(arch, "sd21", "bf16", sd21),
-        _text_injection(arch, "sd21", "fp32", sd21),
-        _text_injection("plugin", "sd21", "fp16", sd21, plugin=True, core=True),
-        _text_injection("plugin", "tiny", "fp16", tiny, plugin=True),
-        _text_injection(arch, "sd21 split", "fp16", sd21_split, core=True),
-        _text_injection("plugin", "sd21 split", "fp16", sd21_split, plugin=True, core=True),
+    core = [
+        _text_injection(arch, "sd21 split", "fp16", sd21_split),
+        _text_injection("plugin", "sd21 split", "fp16", sd21_split, plugin=True),
+        _cross_attention(arch, "fp16", 64),
+        _latent_concat(arch, channels_last=True, step=True),
+        _mask_argmax(arch),
+    ]
+    wider = [
+        _text_injection(arch, "sd21", "fp16", sd21),
+        _text_injection("plugin", "sd21", "fp16", sd21, plugin=True),
         _text_injection(arch, "sd21 split", "bf16", sd21_split),
         _text_injection(arch, "sd21 split", "fp32", sd21_split),
-        _text_injection(arch, "tiny split", "fp16", tiny_split),
         _text_injection(arch, "77 tokens split", "fp16", (256, 64, 8, 32, 77)),
-        _text_injection(arch, "wide split", "fp16", (640, 64, 8, 80, 16)),
+        _text_injection("plugin", "tiny split", "fp16", tiny_split, plugin=True),
+        _cross_attention(arch, "fp16", 160),
+        _cross_attention(arch, "fp32", 64),
+        _latent_concat(arch, channels_last=False, step=False),
+    ]
+    rest = [
+        _text_injection(arch, "sd21", "bf16", sd21),
+        _text_injection(arch, "sd21", "fp32", sd21),
+        _text_injection(arch, "tiny split", "fp16", tiny_split),
         _text_injection(arch, "tiny", "fp16", tiny),
+        _text_injection("plugin", "tiny", "fp16", tiny, plugin=True),
         _text_injection(arch, "77 tokens", "fp16", (256, 64, 8, 256, 77)),
+        _text_injection(arch, "32 tokens split", "fp16", (256, 32, 8, 32, 32)),
         _text_injection(arch, "32 tokens", "fp16", (256, 32, 8, 256, 32)),
+        _text_injection(arch, "wide split", "fp16", (640, 64, 8, 80, 16)),
         _text_injection(arch, "wide", "fp16", (640, 64, 8, 640, 16)),
-        _cross_attention(arch, "fp16", 64, core=True),
         _cross_attention(arch, "bf16", 64),
         _cross_attention(arch, "fp16", 40),
         _cross_attention(arch, "fp16", 80),
-        _cross_attention(arch, "fp16", 160),
-        _cross_attention(arch, "fp32", 64),
-        _latent_concat(arch, channels_last=True, step=True, core=True),
-        _latent_concat(arch, channels_last=False, step=False),
-        _mask_argmax(arch),
+        _latent_concat(arch, channels_last=True, step=False),
+        _latent_concat(arch, channels_last=False, step=True),
     ]
-    return [case for case in everything if case.core or arch in FULL_SET]
+    return core + (wider if full or arch in WIDER else []) + (rest if full else [])
