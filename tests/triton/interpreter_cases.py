@@ -13,7 +13,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from digseg_triton import cross_attention, latent_concat_ops, mask_argmax, text_injection, twins
+from digseg_triton import cross_attention, latent_concat_launch, mask_argmax, text_injection, twins
 from triton_support import Guarded, as_double, assert_close_as_eager, guarded, text_inputs
 
 DTYPES = [torch.float32, torch.float16]
@@ -127,7 +127,7 @@ def run_latent_concat(image, mask, velocity, noise, k, coefficients, factors, dt
     following = Guarded(tuple(mask.shape), mask.dtype) if velocity is not None else None
     inputs = [None if value is None else guarded(value) for value in (image, mask, velocity, noise)]
     target = None if following is None else following.tensor
-    latent_concat_ops.launch(*inputs, k, coefficients, *factors, target, out)
+    latent_concat_launch.launch(*inputs, k, coefficients, *factors, target, out)
     memory.check()
     return (None if following is None else following.check()), out
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -69,15 +70,35 @@ def test_jetpack_6_can_read_the_ptx(compiled):
 @pytest.mark.parametrize("case", cases(87)[:5], ids=lambda c: c.name)
 def test_without_divisibility_hints_the_gate_fails(case):
     """The trap: a kernel compiled without them works, slowly. Every kernel must be caught."""
-    found = aot.measure(case, 87, hints=False)
+    found = aot.measure(case, 87, unhinted=case.hinted())
     assert found.wide_loads + found.wide_stores == 0
     assert any("wide" in text for text in aot.problems(found, case))
 
 
+SINGLE_HINTS = [
+    (case, name) for case in (cases(87)[0], cases(87)[3]) for name in case.hinted() if case.signature[name] != "*i1"
+]
+
+
+@pytest.mark.parametrize(("case", "name"), SINGLE_HINTS, ids=lambda value: getattr(value, "op", value))
+def test_one_missing_hint_is_enough(case, name):
+    found = aot.measure(case, 87, unhinted=[name])
+    assert aot.problems(found, case)
+
+
+@pytest.mark.parametrize("case", cases(87)[:5], ids=lambda c: c.name)
+def test_integers_of_one_compile(case):
+    """Triton turns an argument of 1 into a constant (one prompt, one row): that is another program."""
+    ones = {name: 1 for name, kind in case.signature.items() if kind == "i32"}
+    rest = {name: kind for name, kind in case.signature.items() if name not in ones}
+    single = replace(case, signature=rest, constants=case.constants | ones, divisible=())
+    found = aot.measure(single, 87)
+    assert found.stack == 0
+    assert found.parameters == len(rest) + aot.HIDDEN_PARAMETERS
+
+
 def test_each_limit_can_fail():
     """A healthy result, spoilt one field at a time."""
-    from dataclasses import replace
-
     case = next(c for c in cases(87) if c.plugin)
     good = aot.Resources("x", 87, 128, 0, 48 * 1024, 9, 0, 4, len(case.signature) + 2, len(case.signature), 0, "8.5")
     assert aot.problems(good, case) == []

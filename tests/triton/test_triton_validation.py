@@ -47,6 +47,10 @@ def test_mixed_devices():
 def test_text_injection_limits():
     with pytest.raises(ValueError, match="token count L must be at most 128, got 129; cut the prompt"):
         ops.text_injection(*text_inputs(1, 1, 2, 4, 4, 1, 129, torch.float32))
+    many = text_inputs(1, 1, 1, 1, 1, 1, 1, torch.float32)
+    many[2:] = [value.expand(70000, *value.shape[1:]).contiguous() for value in many[2:]]
+    with pytest.raises(ValueError, match="`keys axis K` must be at most 65535 entries, got 70000; split the call"):
+        ops.text_injection(*many)
     empty = text_inputs(1, 1, 2, 4, 4, 1, 3, torch.float32)
     empty[0], empty[1] = empty[0][:, :0], empty[1][:, :0]
     with pytest.raises(ValueError, match="`features` must be non-empty"):

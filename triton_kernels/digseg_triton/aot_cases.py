@@ -26,7 +26,12 @@ class Case:
     divisible: tuple[str, ...] = ()  # integers hinted as multiples of 16
     wide_loads: int = 1
     narrow_loads: int = 8  # the token mask is bytes
+    wide_stores: int = 1
     plugin: bool = False
+
+    def hinted(self) -> list[str]:
+        """Parameters promised to be multiples of 16: all pointers, and the integers in `divisible`."""
+        return [name for name, kind in self.signature.items() if kind.startswith("*") or name in self.divisible]
 
     def kernel(self) -> Any:
         """The `triton.jit` function."""
@@ -102,6 +107,8 @@ def _latent_concat(arch: int, channels_last: bool, step: bool) -> Case:
         config=config,
         divisible=("pixels",),
         wide_loads=2,
+        narrow_loads=0,
+        wide_stores=4 if step else 2,
     )
 
 
@@ -118,6 +125,7 @@ def _mask_argmax(arch: int) -> Case:
         divisible=("source_h", "source_w", "height", "width"),
         wide_loads=0,
         narrow_loads=1024,
+        wide_stores=4,
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+GRID_LIMIT = 65535
 INDEX_LIMIT = 2**31  # elements addressed with 32-bit offsets
 
 
@@ -63,6 +64,11 @@ def check_device(op: str, tensors: dict[str, Tensor | None]) -> None:
     first = next(iter(present.values()))
     for name, device in present.items():
         require(device == first, op, f"`{name}`", f"on {first}", f"{device}", "move all arguments to one device")
+
+
+def check_grid(op: str, name: str, count: int) -> None:
+    """A grid axis other than the first has at most 65535 programs."""
+    require(count <= GRID_LIMIT, op, f"`{name}`", f"at most {GRID_LIMIT} entries", count, "split the call")
 
 
 def check_addressable(op: str, name: str, count: int) -> None:

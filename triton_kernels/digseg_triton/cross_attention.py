@@ -77,6 +77,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor, token_mask: Tensor) -> Non
     for name, tensor in tensors.items():
         checks.require(tensor.numel() > 0, OP, f"`{name}`", "non-empty", tuple(tensor.shape), "pass at least one row")
         checks.check_addressable(OP, name, tensor[0].numel())
+    checks.check_grid(OP, "query axis B", query.shape[0])
+    checks.check_grid(OP, "query axis H", query.shape[1])
     _is_packed("query", query)
     checks.require(
         _is_packed("key", key) == _is_packed("value", value),

@@ -11,8 +11,9 @@ import math
 import torch
 from torch import Tensor
 
+from . import latent_concat_ops  # noqa: F401  registers torch.ops.digseg.latent_concat and the others
 from .checks import require
-from .latent_concat_ops import check_out
+from .latent_concat_launch import check_out
 
 
 def ddim_coefficients(alpha_bar: float, alpha_bar_next: float) -> tuple[float, float]:

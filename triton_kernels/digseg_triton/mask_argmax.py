@@ -44,6 +44,7 @@ def _check(logits: Tensor, height: int, width: int) -> None:
     checks.check_rank(OP, "logits", logits, "B, K, h, w")
     checks.check_dtype(OP, "logits", logits, checks.FLOATS)
     checks.check_contiguous(OP, "logits", logits)
+    checks.check_grid(OP, "logits axis B", logits.shape[0])
     checks.require(logits.numel() > 0, OP, "`logits`", "non-empty", tuple(logits.shape), "pass at least one prompt")
     for name, side in {"H": height, "W": width, "h": logits.shape[2], "w": logits.shape[3]}.items():
         checks.require(1 <= side <= LARGEST_SIDE, OP, name, f"in 1..{LARGEST_SIDE}", side, "label the image in tiles")

@@ -79,7 +79,10 @@ def _check(features: Tensor, base: Tensor, keys: Tensor, values: Tensor, token_m
         checks.require(tensor.numel() > 0, OP, f"`{name}`", "non-empty", tuple(tensor.shape), "pass at least one row")
     tokens = keys.shape[-1]
     checks.require(tokens <= MOST_TOKENS, OP, "token count L", f"at most {MOST_TOKENS}", tokens, "cut the prompt")
+    checks.check_grid(OP, "features axis B", features.shape[0])
+    checks.check_grid(OP, "keys axis K", keys.shape[0])
     checks.check_addressable(OP, "keys", keys.numel())
+    checks.check_addressable(OP, "values", values.numel())
     checks.check_addressable(OP, "features", features[0].numel())
     checks.check_addressable(OP, "base", base[0].numel())
 
