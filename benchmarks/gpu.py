@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one command: `python benchmarks/gpu.py --kernels` (under five minutes).
+"""Everything that needs a GPU, in one command: `python benchmarks/gpu.py --kernels` (meant to stay under five minutes).
 
 Checks the Triton kernels against fp64, times them cold and graph-replayed next to eager, torch.compile and SDPA,
 against ceilings measured in the same run, and writes JSON and a roofline picture to benchmarks/results/.

@@ -163,8 +163,8 @@ def timed_cases(device: torch.device, tiny: bool) -> Iterator[Case]:
     less = 64 if tiny else 1
     few = lambda k: min(k, 3) if tiny else k  # noqa: E731
     sd21 = {"c": 256, "o": 64, "h": 8, "tokens": 16}
-    for n in (4096, 1024, 256):
-        for k in (1, 20, 150):
+    for n, counts in ((4096, (1, 20, 150)), (1024, (20, 150)), (256, (20,))):
+        for k in counts:
             yield text_injection_case(f"sd21 N={n} K={k}", HALF, device, k=few(k), n=max(7, n // less), **sd21)
     yield text_injection_case("sd21 77 tokens", HALF, device, k=few(20), n=4096 // less, **sd21 | {"tokens": 77})
     for k in (20, 150):
@@ -186,11 +186,11 @@ def checked_cases(device: torch.device, tiny: bool) -> Iterator[Case]:
     """Large and odd shapes in every dtype, for the error against fp64."""
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         less = 16 if tiny else 1
-        for n, k, tokens in ((4096, 20, 16), (1023, 37, 77), (2304, 3, 32), (577, 1, 1)):
+        shapes = [(4096, 20, 16, True), (1023, 37, 77, True), (2304, 3, 32, True), (577, 1, 1, True)]
+        for n, k, tokens, split in [*shapes, (4096, 20, 16, False), (1023, 3, 77, False)]:
             sizes = {"k": min(k, 3) if tiny else k, "n": n // less, "c": 256, "o": 48, "h": 8, "tokens": tokens}
-            for split in (True, False):
-                form = "split" if split else "absorbed"
-                yield text_injection_case(f"{form} N={n} K={k} L={tokens}", dtype, device, **sizes, split=split)
+            name = f"{'split' if split else 'absorbed'} N={n} K={k} L={tokens}"
+            yield text_injection_case(name, dtype, device, **sizes, split=split)
         yield text_injection_case("wide", dtype, device, k=3, n=1000 // less, c=640, o=64, h=8, tokens=16)
         for d in (40, 64, 80, 160):
             yield cross_attention_case(f"D={d}", dtype, device, b=3, h=8, n=2305 // less, tokens=77, d=d)

@@ -46,7 +46,7 @@ def test_dry_run_checks_every_case_and_times_none(tmp_path):
     found = json.loads(file.read_text())
     assert found["dry_run"] is True
     assert found["ceilings"] is None
-    assert len(found["checks"]) == 48
+    assert len(found["checks"]) == 42
     assert all(row["ok"] for row in found["checks"])
     assert {row["dtype"] for row in found["checks"]} == {"fp16", "bf16", "fp32"}
     assert {row["op"] for row in found["rows"]} == {"text_injection", "cross_attention", "latent_concat", "mask_argmax"}
