@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from digseg_triton import ops, twins
 from torch import Tensor
+
+from digseg_triton import ops, twins
 
 
 @dataclass

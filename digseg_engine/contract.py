@@ -26,7 +26,7 @@ class TensorSpec:
 IMAGE = TensorSpec("image", "float32", ("B", 3, "H", "W"), "RGB in -1..1; H and W are multiples of the stride")
 TOKEN_IDS = TensorSpec("token_ids", "int64", ("K", "L"), "token numbers, start and end tokens included")
 TOKEN_MASK = TensorSpec("token_mask", "bool", ("K", "L"), "False at padding")
-TEXT_KEYS = TensorSpec("text_keys", "graph", ("K", "S", "heads", "C", "L"), "folded text keys of every scale")
+TEXT_KEYS = TensorSpec("text_keys", "graph", ("K", "S", "heads", "d", "L"), "folded text keys of every scale")
 TEXT_VALUES = TensorSpec("text_values", "graph", ("K", "S", "heads", "L", "Co"), "folded text values of every scale")
 LOGITS = TensorSpec("logits", "float32", ("B", "K", "H/r", "W/r"), "0 is the decision border")
 

@@ -26,7 +26,8 @@ def imports(path: Path, top_level_only: bool) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
+            if node.level:
+                continue  # within its own package
             found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
@@ -87,7 +88,7 @@ def test_the_public_names_are_the_promised_ones():
 
 
 def test_every_package_is_packaged():
-    import tomllib
+    tomllib = pytest.importorskip("tomllib")
 
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = {".".join(path.parent.relative_to(base).parts)

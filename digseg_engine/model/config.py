@@ -97,13 +97,11 @@ TINY = Preset(
         "use_linear_projection": True,
     },
     vae={
-        "block_out_channels": (16, 32, 64),
-        "down_block_types": ("DownEncoderBlock2D",) * 3,
-        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "encoder_block_out_channels": (32, 32, 32),
+        "decoder_block_out_channels": (32, 32, 32),
+        "num_encoder_blocks": (0, 1, 2),
+        "num_decoder_blocks": (2, 1, 0),
         "latent_channels": 4,
-        "layers_per_block": 1,
-        "norm_num_groups": 8,
-        "mid_block_add_attention": False,
     },
     text={
         "vocab_size": 704,

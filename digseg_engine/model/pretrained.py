@@ -11,17 +11,19 @@ Weights are stored in fp16 and always computed in fp32 once loaded.
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from digseg_engine.errors import CheckpointError
+from digseg_engine.model.autoencoder import Autoencoder, build_autoencoder, latent_stride
 from digseg_engine.model.config import DigsegConfig, Preset
 from digseg_engine.model.reference import Reference
 from digseg_engine.model.sampler import Schedule
@@ -37,7 +39,7 @@ class Checkpoint:
     """All trained parts, in evaluation mode, float32."""
 
     config: DigsegConfig
-    vae: AutoencoderKL
+    vae: Autoencoder
     text_encoder: CLIPTextModel
     tokenizer: PromptTokenizer
     reference: Reference
@@ -59,7 +61,7 @@ class Checkpoint:
 def build(preset: Preset, tokenizer: PromptTokenizer) -> Checkpoint:
     """A freshly initialised model of the preset's sizes."""
     unet = UNet2DConditionModel(**preset.unet)
-    vae = AutoencoderKL(**preset.vae)
+    vae = build_autoencoder(preset.vae)
     student = _student(UNet2DConditionModel(**preset.unet), preset.digseg, vae)
     return Checkpoint(
         preset.digseg,
@@ -71,13 +73,8 @@ def build(preset: Preset, tokenizer: PromptTokenizer) -> Checkpoint:
     )
 
 
-def _student(unet: UNet2DConditionModel, config: DigsegConfig, vae: AutoencoderKL) -> Student:
+def _student(unet: UNet2DConditionModel, config: DigsegConfig, vae: Autoencoder) -> Student:
     return Student(unet, config.student, latent_stride(vae), config.train_timesteps)
-
-
-def latent_stride(vae: AutoencoderKL) -> int:
-    """Picture pixels per latent pixel: 8 for Stable Diffusion, 4 for the bundled model."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def save_checkpoint(checkpoint: Checkpoint, tokenizer_json: str, folder: Path) -> None:
@@ -105,7 +102,7 @@ def load_checkpoint(folder: Path | str | None = None) -> Checkpoint:
     for part in PARTS:
         if not (folder / part).is_file():
             raise CheckpointError(f"{folder} lacks {part}; expected a complete checkpoint as written by `digseg train`")
-    vae = _from_pretrained(AutoencoderKL, folder / "vae")
+    vae = _from_pretrained(_autoencoder_class(folder / "vae" / "config.json"), folder / "vae")
     unet = _from_pretrained(UNet2DConditionModel, folder / "unet")
     text_encoder = _from_pretrained(CLIPTextModel, folder / "text_encoder")
     tokenizer = PromptTokenizer.load(folder / "tokenizer" / "tokenizer.json")
@@ -119,14 +116,26 @@ def load_checkpoint(folder: Path | str | None = None) -> Checkpoint:
     return loaded
 
 
+def _autoencoder_class(config: Path) -> type:
+    try:
+        name = json.loads(config.read_text()).get("_class_name")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{config} cannot be read: {error}; restore it from the training run") from error
+    kinds = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+    if name not in kinds:
+        raise CheckpointError(f"{config} names the class {name!r}; expected one of {', '.join(kinds)}")
+    return kinds[name]
+
+
 def _from_pretrained(kind: type, folder: Path) -> nn.Module:
     try:
-        # ml note: transformers and diffusers share this signature; fp16 files are widened on load
         key = "dtype" if kind is CLIPTextModel else "torch_dtype"
         return kind.from_pretrained(folder, local_files_only=True, **{key: torch.float32})
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).splitlines()[0]
-        raise CheckpointError(f"{folder} cannot be loaded as {kind.__name__}: {first}; restore it from the training run") from error  # fmt: skip
+        raise CheckpointError(
+            f"{folder} cannot be loaded as {kind.__name__}: {first}; restore it from the training run"
+        ) from error
 
 
 def _save_half(module: nn.Module, path: Path) -> None:

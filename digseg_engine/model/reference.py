@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from digseg_engine.errors import UsageError
-from digseg_engine.model.text_pathway import TextPathway
+from digseg_engine.model.sampler import PLAIN, Schedule, sample
+from digseg_engine.model.text_pathway import Slots, TextPathway
 
 Slot = Literal["zero", "noisy"]
 
@@ -101,6 +102,7 @@ class Reference(nn.Module):
         super().__init__()
         self.unet = unet
         self.pathway = TextPathway(decoder_widths(unet), unet.config.cross_attention_dim, pathway_heads)
+        self.kernel_slots: Slots = dict(PLAIN)
 
     def forward(self, latents: Tensor, timestep: Tensor, text: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """latents [B, 8, h, w], timestep [B] int, text [B, L, D], token_mask [B, L] -> v [B, 4, h, w]."""
@@ -115,18 +117,11 @@ class Reference(nn.Module):
         )
         return self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(features[-1])))
 
-
-def encode_image(vae: AutoencoderKL, image: Tensor) -> Tensor:
-    """image [B, 3, H, W] in -1..1 -> scaled mean latent [B, 4, h, w] (the mean: deterministic)."""
-    return vae.encode(image).latent_dist.mode() * vae.config.scaling_factor
-
-
-def encode_mask(vae: AutoencoderKL, mask: Tensor) -> Tensor:
-    """mask [B, H, W] in 0..1 -> latent of the mask rendered as a -1/+1, 3-channel picture [B, 4, h, w]."""
-    return encode_image(vae, (mask * 2 - 1)[:, None].expand(-1, 3, -1, -1))
-
-
-def decode_mask(vae: AutoencoderKL, latent: Tensor) -> Tensor:
-    """latent [B, 4, h, w] -> mask logits [B, H, W]: mean of the 3 channels, then the inverse of tanh(x/2)."""
-    value = vae.decode(latent / vae.config.scaling_factor).sample.float().mean(1)
-    return 2 * torch.atanh(value.clamp(-0.999, 0.999))
+    def sample(
+        self, z: Tensor, text: Tensor, token_mask: Tensor, schedule: Schedule, steps: int, noise: Tensor | None = None
+    ) -> Tensor:
+        """Mask latents of K prompts for every picture: z [B, 4, h, w], text [K, L, D], token_mask [K, L], noise
+        [B*K, 4, h, w] or None for the one-step mode -> [B*K, 4, h, w], row b*K + k."""
+        b, k = len(z), len(text)
+        rows, masks = text.repeat(b, 1, 1), token_mask.repeat(b, 1)
+        return sample(lambda both, t: self(both, t, rows, masks), z, schedule, steps, noise, k, self.kernel_slots)

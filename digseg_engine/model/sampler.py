@@ -9,13 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from digseg_engine.errors import UsageError
+from digseg_triton import twins
+from digseg_triton.latent_concat import ddim_coefficients
 
-Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # (image latent, mask latent, timestep [B]) -> v
+
+def plain_concat(z: Tensor, m: Tensor, *, prompts: int) -> Tensor:
+    """[image latent | mask latent] for every prompt: z [B, 4, h, w], m [B*K, 4, h, w] -> [B*K, 8, h, w]."""
+    return twins.latent_concat(z, m, None, prompts, 1.0, 1.0, m.dtype, False)
+
+
+def plain_step(
+    z: Tensor, m: Tensor, v: Tensor, *, prompts: int, mask_coefficient: float, v_coefficient: float
+) -> tuple[Tensor, Tensor]:
+    """One DDIM step and the next input: (m_next [B*K, 4, h, w], [B*K, 8, h, w])."""
+    return twins.sampler_step(z, m, v, None, prompts, mask_coefficient, v_coefficient, 1.0, 1.0, m.dtype, False)
+
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # ([image latent | mask latent] [B*K, 8, h, w], timestep [B*K]) -> v
+PLAIN: dict[str, Callable[..., Any]] = {"latent_concat": plain_concat, "sampler_step": plain_step}
 
 
 @dataclass(frozen=True)
@@ -65,21 +82,26 @@ def trailing_timesteps(steps: int, train_steps: int = 1000) -> list[int]:
 def ddim_weights(schedule: Schedule, t: int, t_next: int | None) -> tuple[float, float]:
     """(a, b) with m_next = a * m + b * v for one deterministic DDIM step from t to t_next (None: to the clean mask)."""
     now = float(schedule.alpha_bar[t])
-    then = 1.0 if t_next is None else float(schedule.alpha_bar[t_next])
-    a = (then * now) ** 0.5 + ((1 - then) * (1 - now)) ** 0.5
-    b = ((1 - then) * now) ** 0.5 - (then * (1 - now)) ** 0.5
-    return a, b
+    return ddim_coefficients(now, 1.0 if t_next is None else float(schedule.alpha_bar[t_next]))
 
 
-def sample(denoise: Denoise, z: Tensor, schedule: Schedule, steps: int, noise: Tensor | None = None) -> Tensor:
-    """Clean mask latent from an image latent z [B, 4, h, w].
+def sample(
+    denoise: Denoise, z: Tensor, schedule: Schedule, steps: int, noise: Tensor | None = None, prompts: int = 1,
+    slots: dict[str, Callable[..., Any]] = PLAIN,
+) -> Tensor:  # fmt: skip
+    """Clean mask latents [B*K, 4, h, w] (row b*K + k) from image latents z [B, 4, h, w] and K prompts.
 
-    noise [B, 4, h, w] starts the few-step mode; None starts from zeros (the deterministic one-step mode).
+    noise [B*K, 4, h, w] starts the few-step mode; None starts from zeros (the deterministic one-step mode). `slots`
+    holds the two functions that build the U-Net's input; the image latent is never repeated for its prompts in memory
+    when they are the fused kernels.
     """
-    m = torch.zeros_like(z) if noise is None else noise
+    m = z.new_zeros(len(z) * prompts, *z.shape[1:]) if noise is None else noise
     times = trailing_timesteps(steps, len(schedule))
+    both = slots["latent_concat"](z, m, prompts=prompts)  # [B*K, 8, h, w]
     for t, t_next in zip(times, [*times[1:], None]):
-        v = denoise(z, m, torch.full((len(z),), t, device=z.device))
+        v = denoise(both, torch.full((len(m),), t, device=z.device))
         a, b = ddim_weights(schedule, t, t_next)
-        m = a * m + b * v
+        if t_next is None:
+            return a * m + b * v
+        m, both = slots["sampler_step"](z, m, v, prompts=prompts, mask_coefficient=a, v_coefficient=b)
     return m

@@ -1,9 +1,9 @@
 """The student: one pass over the picture, then all K prompts from shared features.
 
 1. Trunk, once per image: z -> U-Net (zero mask slot, last timestep, neutral prompt) -> decoder features at every scale.
-2. Text pathway, per prompt: absorbed text injection (see `text_pathway.py`) straight into the narrow head width.
+2. Text pathway, per prompt: folded text injection (see `text_pathway.py`) straight into the narrow head width.
 3. Light mask head, per prompt: scales summed at latent resolution, two small convolutions, sub-pixel upsampling.
-The trunk and its text pathway follow DiGSeg; the shared pass, the absorbed form and the image stem are our decisions.
+The trunk and its text pathway follow DiGSeg; the shared pass, the folded form and the image stem are our decisions.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from digseg_engine.model.autoencoder import Autoencoder, encode_image
 from digseg_engine.model.config import StudentConfig
 from digseg_engine.model.mask_head import DetailStem, MaskHead, upsample_sum
-from digseg_engine.model.reference import decoder_strides, decoder_widths, encode_image, run_unet, time_embedding
-from digseg_engine.model.text_pathway import Injection, TextInjection, text_injection
+from digseg_engine.model.reference import decoder_strides, decoder_widths, run_unet, time_embedding
+from digseg_engine.model.text_pathway import Slots, TextInjection, text_injection
 
 
 @dataclass(frozen=True)
 class FoldedText:
     """Everything that depends on the prompts alone; cached with them.
 
-    keys [K, S, H, C, L], values [K, S, H, L, Co] for S scales, mask [K, L] bool.
+    keys [K, S, H, d, L], values [K, S, H, L, Co] for S scales, mask [K, L] bool.
     """
 
     keys: Tensor
@@ -50,7 +51,7 @@ class Student(nn.Module):
         self.detail = DetailStem(config.detail_width, config.head_width, latent_stride) if config.detail_width else None
         self.head = MaskHead(config.head_width, config.upsample)
         self.register_buffer("neutral", torch.zeros(1, 2, text_dim))  # features of the empty prompt [1, 2, D]
-        self.kernel_slots: dict[str, Injection] = {"text_injection": text_injection}
+        self.kernel_slots: Slots = {"text_injection": text_injection}
 
     def fold_text(self, text: Tensor, mask: Tensor) -> FoldedText:
         """text [K, L, D], mask [K, L] -> FoldedText of all scales."""
@@ -72,12 +73,13 @@ class Student(nn.Module):
     def answer(self, features: list[Tensor], image: Tensor, text: FoldedText) -> Tensor:
         """All K prompts about one trunk pass: features of every scale -> logits [B, K, u*h, u*w]."""
         b = image.shape[0]
-        inject = self.kernel_slots["text_injection"]
+        attend = self.kernel_slots["text_injection"]
         maps = []
-        for s, (hidden, project, norm) in enumerate(zip(features, self.project, self.injections)):
-            flat = norm.norm(project(hidden)).flatten(2).transpose(1, 2)  # [B, N, C]
-            base = self.reduce[s](flat)  # [B, N, Co], the same for all prompts
-            mixed = inject(flat, base, text.keys[:, s], text.values[:, s], text.mask)  # [B, K, N, Co]
+        for s, (hidden, project, inject) in enumerate(zip(features, self.project, self.injections)):
+            flat = inject.norm(project(hidden)).flatten(2).transpose(1, 2)  # [B, N, C]
+            query, base = inject.query(flat), self.reduce[s](flat)  # [B, N, C], [B, N, Co]: the same for all prompts
+            keys, values = text.keys[:, s].contiguous(), text.values[:, s].contiguous()
+            mixed = attend(query, base, keys, values, text.mask)  # [B, K, N, Co]
             maps.append(mixed.transpose(2, 3).unflatten(3, hidden.shape[-2:]).flatten(0, 1))  # [B*K, Co, hs, ws]
         fused = upsample_sum(maps, self.strides).unflatten(0, (b, -1))  # [B, K, Co, h, w]
         if self.detail is not None:
@@ -88,7 +90,7 @@ class Student(nn.Module):
 class Segmenter(nn.Module):
     """The whole per-image graph as it ships: image and folded text in, logits out."""
 
-    def __init__(self, vae: AutoencoderKL, student: Student) -> None:
+    def __init__(self, vae: Autoencoder, student: Student) -> None:
         super().__init__()
         self.vae, self.student = vae, student
 

@@ -26,7 +26,7 @@ CACHED_PROMPTS = 4096
 
 @dataclass(frozen=True)
 class PromptText:
-    """Folded text of one prompt: keys [S, H, C, L], values [S, H, L, Co]; the first `tokens` of L are real."""
+    """Folded text of one prompt: keys [S, H, d, L], values [S, H, L, Co]; the first `tokens` of L are real."""
 
     keys: Array
     values: Array
@@ -87,7 +87,7 @@ class Engine:
         canvas = fit(rgb, longer, self.stride)  # pixels [1, 3, Hc, Wc]
         clock.lap("fit")
         # 3 prompts, encoded once each
-        keys, values, mask = self._folded(texts)  # [K, S, H, C, L], [K, S, H, L, Co], [K, L]
+        keys, values, mask = self._folded(texts)  # [K, S, H, d, L], [K, S, H, L, Co], [K, L]
         clock.lap("text")
         # 4 the model: picture once, all prompts together
         logits = self.backend.segment(canvas.pixels, keys, values, mask)[0]  # [K, h', w']

@@ -18,8 +18,7 @@ from torch.nn import functional as F
 
 from digseg_engine.errors import UsageError
 from digseg_engine.model.pretrained import Checkpoint
-from digseg_engine.model.reference import decode_mask, encode_image
-from digseg_engine.model.sampler import sample
+from digseg_engine.model.autoencoder import decode_mask, encode_image
 from digseg_engine.training.pool import to_tensor
 from digseg_engine.training.scenes import ALL_PAIRS, CLASSES, SEEN_PAIRS, UNSEEN_PAIRS, Scene, scene
 from digseg_engine.training.stages import encode_text
@@ -92,12 +91,8 @@ def reference_predictor(checkpoint: Checkpoint, steps: int) -> Predict:
         columns = []
         for prompt in prompts:
             text, mask = encode_text(checkpoint.text_encoder, checkpoint.tokenizer, [prompt])
-            text, mask = text.expand(len(z), -1, -1), mask.expand(len(z), -1)
             noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)) if steps > 1 else None
-            m = sample(
-                lambda z, m, t, text=text, mask=mask: checkpoint.reference(torch.cat([z, m], 1), t, text, mask),
-                z, checkpoint.schedule, steps, noise,
-            )  # fmt: skip
+            m = checkpoint.reference.sample(z, text, mask, checkpoint.schedule, steps, noise)
             columns.append(decode_mask(checkpoint.vae, m) > 0)
         return torch.stack(columns, 1).numpy()
 

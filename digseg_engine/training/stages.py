@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel
 
-from digseg_engine.model.reference import Reference, decode_mask, encode_mask
+from digseg_engine.model.autoencoder import Autoencoder, decode_mask, encode_mask, raw_latent
+from digseg_engine.model.reference import Reference
 from digseg_engine.model.sampler import Schedule, sample
 from digseg_engine.model.student import Student
 from digseg_engine.text import PromptTokenizer, pad_tokens
@@ -40,22 +40,34 @@ def unwrap(module: Any) -> Any:
 
 
 class AutoencoderLoss:
-    """L1 + L2 reconstruction of pictures and of masks rendered as -1/+1 pictures, and a light KL."""
+    """L1 + L2 reconstruction of crops and of masks drawn as -1/+1 pictures, with the same again on colour.
+
+    The colour term (what is left of the error without its grey part) keeps the few latent channels from spending
+    themselves on brightness alone. An autoencoder is local, so crops of `config.size` pixels teach as much as pictures.
+    """
 
     def __init__(self, batches: SceneBatches, config: StageConfig) -> None:
         self.batches, self.config = batches, config
 
     def __call__(self, vae: nn.Module, step: int) -> tuple[Tensor, Parts]:
         batch = self.batches.batch(step, self.config.batch, 4)
-        masks = batch.masks.flatten(0, 1)
-        busy = masks[masks.mean((1, 2)) > 0.005][: self.config.batch // 3]
-        x = torch.cat([batch.images[: self.config.batch - len(busy)], (busy * 2 - 1)[:, None].expand(-1, 3, -1, -1)])
-        out = vae(x, sample_posterior=False)
-        posterior = unwrap(vae).encode(x[:8]).latent_dist
-        error = out.sample - x
-        recon = error.abs().mean() + error.square().mean()
-        kl = posterior.kl().mean() / posterior.mean[0].numel()
-        return recon + 1e-3 * kl, {"recon": float(recon.detach()), "kl": float(kl.detach())}
+        masks = self._crop(batch.masks.flatten(0, 1), step)
+        busy = masks[(masks.mean((1, 2)) - 0.5).abs() < 0.45][: self.config.batch // 5]
+        drawn = (busy * 2 - 1)[:, None].expand(-1, 3, -1, -1)
+        x = torch.cat([self._crop(batch.images, step)[: self.config.batch - len(busy)], drawn])
+        model = unwrap(vae)
+        error = model.decode(raw_latent(model, x)).sample - x
+        colour = error - error.mean(1, keepdim=True)
+        losses = [e.abs().mean() + e.square().mean() for e in (error, colour)]
+        parts = {"recon": float(losses[0].detach()), "colour": float(losses[1].detach())}
+        return losses[0] + 2 * losses[1], parts
+
+    def _crop(self, x: Tensor, step: int) -> Tensor:
+        """The same random window of `config.size` pixels for the whole batch: [..., H, W] -> [..., size, size]."""
+        size = self.config.size
+        random = torch.Generator().manual_seed(step)
+        top, left = (int(torch.randint(0, n - size + 1, (), generator=random)) for n in x.shape[-2:])
+        return x[..., top : top + size, left : left + size]
 
 
 class RegionTower(nn.Module):
@@ -71,7 +83,7 @@ class RegionTower(nn.Module):
         self.out = nn.Sequential(nn.Linear(8 * width, 4 * width), nn.SiLU(), nn.Linear(4 * width, dim))
 
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
-        """images [R, 3, S, S], masks [R, S, S] -> region features [R, dim]: mean inside the region, and its strongest response."""
+        """images [R, 3, S, S], masks [R, S, S] -> region features [R, dim]: mean and maximum over the region."""
         x = self.layers(images * masks[:, None])
         inside = shrink(masks[:, None], x.shape[-2:])  # [R, 1, s, s]
         mean = (x * inside).sum((-2, -1)) / inside.sum((-2, -1)).clamp(min=1e-3)
@@ -121,7 +133,7 @@ class DenoisingLoss:
     """v-prediction on mask latents at high-noise-biased timesteps; the slot is sometimes the one-step zero slot."""
 
     def __init__(
-        self, batches: SceneBatches, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: PromptTokenizer,
+        self, batches: SceneBatches, vae: Autoencoder, text: CLIPTextModel, tokenizer: PromptTokenizer,
         schedule: Schedule, config: StageConfig,
     ) -> None:  # fmt: skip
         self.batches, self.vae, self.text, self.tokenizer = batches, vae, text, tokenizer
@@ -155,7 +167,7 @@ class DistillationLoss:
     """Student logits against ground truth, and on every fourth step also against the reference's N-step masks."""
 
     def __init__(
-        self, batches: SceneBatches, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: PromptTokenizer,
+        self, batches: SceneBatches, vae: Autoencoder, text: CLIPTextModel, tokenizer: PromptTokenizer,
         reference: Reference, schedule: Schedule, config: StageConfig, teacher_steps: int = 4, every: int = 4,
     ) -> None:  # fmt: skip
         self.batches, self.vae, self.text, self.tokenizer = batches, vae, text, tokenizer
@@ -185,8 +197,7 @@ class DistillationLoss:
             z = batch.latents[b]
             noise = torch.randn(z.shape, generator=random)
             m = sample(
-                lambda z, m, t: self.reference(torch.cat([z, m], 1), t, text[k], mask[k]),
-                z, self.schedule, self.teacher_steps, noise,
-            )  # fmt: skip
+                lambda both, t: self.reference(both, t, text[k], mask[k]), z, self.schedule, self.teacher_steps, noise
+            )
             soft = shrink(decode_mask(self.vae, m).sigmoid()[:, None], logits.shape[-2:])[:, 0]
         return F.binary_cross_entropy_with_logits(logits[b, k], soft)

@@ -17,7 +17,7 @@ from torch import nn
 from digseg_engine.errors import UsageError
 from digseg_engine.model.config import preset
 from digseg_engine.model.pretrained import Checkpoint, build, save_checkpoint
-from digseg_engine.model.reference import encode_image
+from digseg_engine.model.autoencoder import encode_image, raw_latent
 from digseg_engine.text import PromptTokenizer
 from digseg_engine.training.loop import Loss, StageConfig, train_stage
 from digseg_engine.training.pool import Pool, SceneBatches, build_pool, to_tensor
@@ -32,7 +32,7 @@ from digseg_engine.training.stages import (
 )
 from digseg_engine.training.vocabulary import train_tokenizer
 
-SHARES = {"objects": 0.5, "textures": 0.125, "microscopy": 0.125, "aerial": 0.125, "crops": 0.125}
+SHARES = {"objects": 0.6, "textures": 0.1, "microscopy": 0.1, "aerial": 0.1, "crops": 0.1}
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class TrainConfig:
     seed: int = 0
     scenes: int = 12000  # per domain; `objects` gets twice as many
     large_scenes: int = 3000  # the same at the last stage's size
-    autoencoder: StageConfig = StageConfig(450, 32, 2e-3)
+    autoencoder: StageConfig = StageConfig(1000, 48, 2e-3, size=32)  # crops
     text: StageConfig = StageConfig(700, 32, 1e-3)
-    reference: StageConfig = StageConfig(1800, 24, 1e-3)
-    student: StageConfig = StageConfig(3000, 32, 1.2e-3, ema=0.998, compile=True)
-    student_large: StageConfig = StageConfig(700, 16, 6e-4, size=128, ema=0.998, compile=True)
+    reference: StageConfig = StageConfig(800, 24, 1e-3)
+    student: StageConfig = StageConfig(2600, 32, 1.5e-3, ema=0.997, compile=True)
+    student_large: StageConfig = StageConfig(400, 16, 5e-4, size=128, ema=0.99, compile=True)
 
     def scaled(self, factor: float) -> TrainConfig:
         """The same run with `factor` times the steps and scenes (at least a handful), for trials and tests."""
@@ -119,7 +119,7 @@ class Trainer:
         """Encode every picture once; the first call also sets the latent scale to unit standard deviation."""
         vae = self.checkpoint.vae.eval().requires_grad_(False)
         sample = to_tensor(next(iter(pools.values())).images[:256])
-        spread = vae.encode(sample).latent_dist.mode().std()
+        spread = raw_latent(vae, sample).std()
         if not (self.out / "scale.json").is_file():
             (self.out / "scale.json").write_text(json.dumps({"scaling_factor": float(1 / spread)}))
         vae.register_to_config(**json.loads((self.out / "scale.json").read_text()))

@@ -36,7 +36,7 @@ class TextGraph(nn.Module):
         self.text_encoder, self.student = text_encoder, student
 
     def forward(self, token_ids: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """token_ids [K, L], token_mask [K, L] -> keys [K, S, H, C, L], values [K, S, H, L, Co], zero at padding."""
+        """token_ids [K, L], token_mask [K, L] -> keys [K, S, H, d, L], values [K, S, H, L, Co], zero at padding."""
         features = self.text_encoder(token_ids).last_hidden_state
         folded = self.student.fold_text(features, token_mask)
         live = token_mask.to(features.dtype)[:, None, None, None, :]
@@ -65,7 +65,7 @@ def example_inputs(checkpoint: Checkpoint, size: int) -> dict[str, Tensor]:
         "token_ids": torch.ones(prompts, length, dtype=torch.int64),
         "token_mask": torch.ones(prompts, length, dtype=torch.bool),
         "image": torch.zeros(2, 3, size, 2 * size),
-        "text_keys": torch.randn(prompts, scales, config.heads, config.width, length),
+        "text_keys": torch.randn(prompts, scales, config.heads, config.width // config.heads, length),
         "text_values": torch.randn(prompts, scales, config.heads, length, config.head_width),
     }
 

@@ -20,7 +20,7 @@ from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
 from digseg_engine.errors import VerificationError
 from digseg_engine.images import fit
 from digseg_engine.model.pretrained import Checkpoint
-from digseg_engine.model.reference import encode_image
+from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.runtime.backends.ort_backend import PROVIDER, wide_name
 from digseg_engine.training.scenes import CLASSES, DOMAINS, scene
 
@@ -78,7 +78,7 @@ def _sample(checkpoint: Checkpoint, domain: str) -> Sample:
     size = checkpoint.config.image_size
     scenes = [scene(90_000 + i, domain, size, "test") for i in range(SCENES_PER_DOMAIN)]
     present = list(dict.fromkeys(name for one in scenes for name in one.names()))
-    prompts = (*tuple((present + [name for name in CLASSES["aerial"] if name not in present])[:PROMPTS - 1]), "zebra")
+    prompts = (*tuple((present + [name for name in CLASSES["aerial"] if name not in present])[: PROMPTS - 1]), "zebra")
     image = np.concatenate([fit(one.image, size, checkpoint.stride).pixels for one in scenes])
     ids, mask = checkpoint.tokenizer.encode(prompts)
     text = checkpoint.text_encoder(torch.from_numpy(ids)).last_hidden_state

@@ -4,11 +4,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from digseg_export.graph_check import check_graph
-from digseg_export.precision import Policy, check_precision, last_layer, to_precision, widen
 from onnx import TensorProto, helper, numpy_helper
 
 from digseg_engine.errors import UsageError, VerificationError
+from digseg_export.graph_check import check_graph
+from digseg_export.precision import Policy, check_precision, last_layer, to_precision, widen
 
 IO = {"x": "float32", "t": "graph", "y": "float32"}
 

@@ -7,15 +7,15 @@ import onnx
 import pytest
 import torch
 from conftest import run_command
-from digseg_export.graph_check import check_graph
-from digseg_export.publish import export_bundle
-from digseg_export.verify import Check, Limits, compare, judge, pair_iou
 from safetensors.numpy import load_file
 
 from digseg_engine import Engine
 from digseg_engine.bundle import open_bundle
 from digseg_engine.contract import GRAPHS, contract_json
 from digseg_engine.errors import CheckpointError, UsageError, VerificationError
+from digseg_export.graph_check import check_graph
+from digseg_export.publish import export_bundle
+from digseg_export.verify import Check, Limits, compare, judge, pair_iou
 
 
 def test_the_bundle_holds_what_the_design_promises(bundle):
@@ -27,7 +27,7 @@ def test_the_bundle_holds_what_the_design_promises(bundle):
     assert all(manifest["tools"][name] for name in ("torch", "onnx", "onnxruntime", "digseg-engine"))
     assert manifest["licence"]["weights"].startswith("Apache-2.0") and manifest["model"]["stride"] == 16
     assert not [path for path in bundle.rglob("*") if path.is_symlink()]
-    assert sorted(p.name for p in bundle.parent.iterdir()) == ["digseg-tiny-fp16", "export.log"]
+    assert sorted(p.name for p in bundle.parent.iterdir()) == ["demo.log", "digseg-tiny-fp16", "out"]
 
 
 def test_verification_is_in_the_manifest_and_on_the_screen(bundle):
@@ -38,7 +38,7 @@ def test_verification_is_in_the_manifest_and_on_the_screen(bundle):
         assert check["relative"] <= 2e-2
         if check["iou"] is not None:
             assert check["iou"] >= 0.99 and check["pairs"] >= 64
-    log = (bundle.parent / "export.log").read_text()
+    log = (bundle.parent / "demo.log").read_text()
     assert "end to end" in log and "fp16 bundle written to digseg-tiny-fp16" in log and "MB" in log
 
 

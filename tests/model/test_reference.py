@@ -9,11 +9,8 @@ from diffusers import UNet2DConditionModel
 from digseg_engine.errors import UsageError
 from digseg_engine.model.reference import (
     Reference,
-    decode_mask,
     decoder_strides,
     decoder_widths,
-    encode_image,
-    encode_mask,
     expand_conv_in,
     run_unet,
     time_embedding,
@@ -89,16 +86,3 @@ def test_padding_tokens_do_not_reach_the_reference(nano):
     a = nano.reference(torch.cat([z, m], 1), t, text, mask)
     text[:, 4:] = 100.0
     assert (nano.reference(torch.cat([z, m], 1), t, text, mask) - a).abs().max() <= 1e-5
-
-
-@torch.no_grad()
-def test_bundled_autoencoder_carries_masks(tiny):
-    from digseg_engine.training.scenes import scene
-
-    one = scene(5, "objects", 64, "test")
-    wanted = torch.from_numpy(one.mask(one.names()[0]))[None]
-    got = decode_mask(tiny.vae, encode_mask(tiny.vae, wanted.float())) > 0
-    assert got.shape == wanted.shape
-    assert (got & wanted).sum() / (got | wanted).sum() > 0.9
-    image = torch.zeros(1, 3, 48, 80)
-    assert encode_image(tiny.vae, image).shape == (1, 4, 12, 20)

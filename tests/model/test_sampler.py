@@ -36,22 +36,35 @@ def test_sample_equals_diffusers_ddim(steps):
     )  # fmt: skip
     z, noise = torch.randn(2, 4, 3, 5), torch.randn(2, 4, 3, 5)
 
-    def denoise(z, m, t):
-        return torch.tanh(z + 0.5 * m) * (1 + t.view(-1, 1, 1, 1) / 1000)
+    def denoise(both, t):
+        return torch.tanh(both[:, :4] + 0.5 * both[:, 4:]) * (1 + t.view(-1, 1, 1, 1) / 1000)
 
     scheduler.set_timesteps(steps)
     assert scheduler.timesteps.tolist() == trailing_timesteps(steps)
     m = noise
     for t in scheduler.timesteps:
-        m = scheduler.step(denoise(z, m, t.expand(2)), t, m).prev_sample
+        m = scheduler.step(denoise(torch.cat([z, m], 1), t.expand(2)), t, m).prev_sample
     assert (sample(denoise, z, SCHEDULE, steps, noise) - m).abs().max() < 2e-4
 
 
 def test_one_step_from_zeros_is_minus_v():
     z = torch.randn(1, 4, 2, 2)
-    got = sample(lambda z, m, t: z * 2 + m, z, SCHEDULE, 1)
+    got = sample(lambda both, t: both[:, :4] * 2 + both[:, 4:], z, SCHEDULE, 1)
     assert torch.allclose(got, -2 * z, atol=1e-6)
     assert ddim_weights(SCHEDULE, 999, None) == (0.0, -1.0)
+
+
+def test_prompts_of_one_picture_are_sampled_together():
+    torch.manual_seed(0)
+    z, noise = torch.randn(2, 4, 3, 5), torch.randn(6, 4, 3, 5)
+    got = sample(lambda both, t: both[:, :4] - 0.3 * both[:, 4:], z, SCHEDULE, 4, noise, prompts=3)
+    for b in range(2):
+        for k in range(3):
+            row = b * 3 + k
+            alone = sample(
+                lambda both, t: both[:, :4] - 0.3 * both[:, 4:], z[b : b + 1], SCHEDULE, 4, noise[row : row + 1]
+            )
+            assert torch.allclose(got[row], alone[0], atol=1e-5)
 
 
 def test_velocity_inverts_to_the_clean_latent():

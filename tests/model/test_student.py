@@ -1,4 +1,4 @@
-"""The student: absorbed injection equals the paired form, prompts are independent, shapes with all-different axes."""
+"""The student: folded injection equals the paired form, prompts are independent, shapes with all-different axes."""
 
 import pytest
 import torch
@@ -6,13 +6,13 @@ import torch
 from digseg_engine.errors import UsageError
 from digseg_engine.model.config import StudentConfig
 from digseg_engine.model.folding import fold_student
-from digseg_engine.model.reference import encode_image
+from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.model.student import FoldedText
 from digseg_engine.model.text_pathway import TextInjection, text_injection
 
 
 @torch.no_grad()
-def test_absorbed_form_equals_the_paired_form():
+def test_folded_form_equals_the_paired_form():
     torch.manual_seed(0)
     injection = TextInjection(width=24, text_dim=10, heads=3, gate=0.7)
     features, text = torch.randn(1, 24, 4, 6), torch.randn(5, 9, 10)
@@ -21,8 +21,9 @@ def test_absorbed_form_equals_the_paired_form():
     flat = injection.norm(features).flatten(2).transpose(1, 2)
     keys, values = injection.fold(text)
     base = features.flatten(2).transpose(1, 2)
-    absorbed = text_injection(flat, base, keys, values, mask)[0]  # [K, hw, C]
-    assert (absorbed.transpose(1, 2).unflatten(2, (4, 6)) - paired).abs().max() < 1e-5
+    folded = text_injection(injection.query(flat), base, keys, values, mask)[0]  # [K, hw, C]
+    assert keys.shape == (5, 3, 8, 9)
+    assert (folded.transpose(1, 2).unflatten(2, (4, 6)) - paired).abs().max() < 1e-5
 
 
 @torch.no_grad()
@@ -31,8 +32,9 @@ def test_reduction_commutes_with_the_residual():
     injection, cut = TextInjection(16, 10, 2, gate=1.0), torch.randn(5, 16)
     flat, text = torch.randn(2, 12, 16), torch.randn(3, 8, 10)
     mask = torch.ones(3, 8, dtype=torch.bool)
-    full = text_injection(flat, flat, *injection.fold(text), mask) @ cut.T
-    short = text_injection(flat, flat @ cut.T, *injection.fold(text, cut), mask)
+    query = injection.query(flat)
+    full = text_injection(query, flat, *injection.fold(text), mask) @ cut.T
+    short = text_injection(query, flat @ cut.T, *injection.fold(text, cut), mask)
     assert (full - short).abs().max() < 1e-4
 
 
@@ -40,7 +42,7 @@ def test_reduction_commutes_with_the_residual():
 def test_prompt_without_tokens_contributes_nothing():
     flat, base = torch.randn(1, 6, 8), torch.randn(1, 6, 3)
     out = text_injection(
-        flat, base, torch.randn(2, 2, 8, 4), torch.randn(2, 2, 4, 3), torch.tensor([[False] * 4, [True] * 4])
+        flat, base, torch.randn(2, 2, 4, 4), torch.randn(2, 2, 4, 3), torch.tensor([[False] * 4, [True] * 4])
     )
     assert torch.equal(out[:, 0], base)
     assert not torch.equal(out[:, 1], base)
@@ -51,7 +53,7 @@ def test_shapes_with_all_different_axes(nano):
     b, k, length, height, width = 2, 3, 8, 32, 48
     student = nano.student
     folded = student.fold_text(torch.randn(k, length, 24), torch.ones(k, length, dtype=torch.bool))
-    assert folded.keys.shape == (k, 2, 2, 16, length)  # [K, S, H, C, L]
+    assert folded.keys.shape == (k, 2, 2, 8, length)  # [K, S, H, d, L]
     assert folded.values.shape == (k, 2, 2, length, 8)  # [K, S, H, L, Co]
     image = torch.randn(b, 3, height, width)
     z = encode_image(nano.vae, image)
@@ -86,7 +88,7 @@ def test_folding_is_exact(source, request):
     image, z = torch.randn(2, 3, 64, 64), torch.randn(2, 4, 16, 16)
     s = len(student.injections)
     text = FoldedText(
-        torch.randn(3, s, config.heads, config.width, 8),
+        torch.randn(3, s, config.heads, config.width // config.heads, 8),
         torch.randn(3, s, config.heads, 8, config.head_width),
         torch.ones(3, 8, dtype=torch.bool),
     )
@@ -96,6 +98,33 @@ def test_folding_is_exact(source, request):
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
     count = [sum(p.numel() for p in m.parameters()) for m in (folded, student)]
     assert count[0] < count[1]
+
+
+@torch.no_grad()
+def test_fused_and_unfused_agree_and_unfuse_restores(nano):
+    from digseg_triton import fuse, unfuse
+
+    torch.manual_seed(0)
+    image, z, text = torch.randn(2, 3, 32, 48), torch.randn(2, 4, 8, 12), torch.randn(3, 8, 24)
+    mask = torch.arange(8)[None] < torch.tensor([[8], [3], [5]])
+    for injection in nano.reference.pathway.injections:
+        injection.gate.fill_(0.7)
+
+    def answers():
+        student = nano.student(image, z, nano.student.fold_text(text, mask))
+        noise = torch.randn(6, 4, 8, 12, generator=torch.Generator().manual_seed(1))
+        return student, nano.reference.sample(z, text, mask, nano.schedule, 2, noise)
+
+    plain, slots = answers(), [nano.student.kernel_slots, nano.reference.kernel_slots]
+    report = fuse(nano.student)
+    assert report.fused == (":text_injection", *(f"injections.{i}:cross_attention" for i in range(2)))
+    assert fuse(nano.reference).unknown == ()
+    fused = answers()
+    assert all((a - b).abs().max() <= 1e-5 for a, b in zip(plain, fused))
+    unfuse(nano.student), unfuse(nano.reference)
+    assert nano.student.kernel_slots is slots[0]
+    assert nano.reference.kernel_slots is slots[1]
+    assert all(torch.equal(a, b) for a, b in zip(plain, answers()))
 
 
 def test_impossible_student_sizes_are_refused():

@@ -13,8 +13,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from digseg_triton import cross_attention, latent_concat_launch, mask_argmax, text_injection, twins
 from triton_support import Guarded, as_double, assert_close_as_eager, guarded, text_inputs
+
+from digseg_triton import cross_attention, latent_concat_launch, mask_argmax, text_injection, twins
 
 DTYPES = [torch.float32, torch.float16]
 TEXT_SHAPES = [  # B, K, N, C, Co, H, L

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import digseg_triton
 import pytest
 import torch
+
+import digseg_triton
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

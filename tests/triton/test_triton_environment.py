@@ -8,8 +8,9 @@ import warnings
 
 import pytest
 import torch
-from digseg_triton import KernelUnavailableError, environment, ops
 from triton_support import text_inputs
+
+from digseg_triton import KernelUnavailableError, environment, ops
 
 INPUTS = text_inputs(1, 2, 3, 4, 4, 1, 5, torch.float32)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

@@ -7,9 +7,10 @@ import pickle
 
 import pytest
 import torch
-from digseg_triton import fuse, ops, unfuse
 from torch import nn
 from triton_support import text_inputs
+
+from digseg_triton import fuse, ops, unfuse
 
 
 def plain_text_injection(features, base, keys, values, token_mask):

@@ -7,9 +7,10 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from digseg_triton import ops, twins
 from torch.utils.flop_counter import FlopCounterMode
 from triton_support import as_double, assert_close_as_eager, text_inputs
+
+from digseg_triton import ops, twins
 
 SHAPE = (2, 3, 10, 12, 5, 2, 7)  # B, K, N, C, Co, H, L: all different
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+
 from digseg_triton import configs, plans
 from digseg_triton.configs import Config, choose
 

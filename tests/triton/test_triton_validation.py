@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from digseg_triton import checks, ops
 from triton_support import text_inputs
+
+from digseg_triton import checks, ops
 
 
 def change(index, make):

@@ -18,14 +18,16 @@ def masked_softmax(scores: Tensor, keep: Tensor) -> Tensor:
 
 def text_injection(features: Tensor, base: Tensor, keys: Tensor, values: Tensor, token_mask: Tensor) -> Tensor:
     """[B,N,C], [B,N,Co], [K,H,D,L], [K,H,L,Co], [K,L] -> [B,K,N,Co]; see `text_injection.text_injection`."""
-    heads, depth = keys.shape[1:3]
-    if depth == features.shape[-1]:
-        scores = torch.einsum("bnc,khcl->bkhnl", features, keys)
-    else:
-        scores = torch.einsum("bnhd,khdl->bkhnl", features.unflatten(-1, (heads, depth)), keys)
-    weights = masked_softmax(scores, token_mask[None, :, None, None, :])  # [B, K, H, N, L]
-    text = torch.einsum("bkhnl,khlo->bkno", weights.to(values.dtype), values)
-    return base[:, None] + text
+    k, heads, depth, length = keys.shape
+    split = depth != features.shape[-1] or heads == 1
+    queries = (
+        features.unflatten(-1, (heads, depth)).transpose(1, 2) if split else features[:, None]
+    )  # [B, H or 1, N, D]
+    together = keys.permute(1, 2, 0, 3).reshape(heads, depth, k * length)  # one product per head serves all prompts
+    scores = (queries @ together).unflatten(-1, (k, length))  # [B, H, N, K, L]
+    weights = masked_softmax(scores, token_mask).to(values.dtype)
+    weights = weights.permute(0, 3, 2, 1, 4).flatten(3)  # [B, K, N, H*L]
+    return base[:, None] + weights @ values.flatten(1, 2)
 
 
 def cross_attention(query: Tensor, key: Tensor, value: Tensor, token_mask: Tensor, scale: float) -> Tensor:

@@ -1,0 +1,77 @@
+"""Every snippet of the README runs, in order, in one folder, as a stranger would run it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.M | re.S)
+BASH = [line for language, body in BLOCKS if language == "bash" for line in body.strip().splitlines()]
+PYTHON = [body for language, body in BLOCKS if language == "python"]
+
+
+@pytest.fixture(scope="module")
+def room(bundle, tmp_path_factory):
+    """A folder like a clone after the first command: examples and the exported bundle."""
+    room = tmp_path_factory.mktemp("readme")
+    (room / "examples").symlink_to(ROOT / "examples")
+    shutil.copytree(bundle, room / bundle.name)
+    return room
+
+
+def test_every_block_is_known():
+    assert {language for language, _ in BLOCKS} == {"bash", "python"}
+    assert BASH[0] == "bash scripts/demo.sh"
+    assert "bash scripts/test.sh" in BASH
+    assert len(PYTHON) == 1
+
+
+def test_the_first_command_left_what_the_readme_promises(bundle):
+    """The `bundle` fixture is made by scripts/demo.sh itself, the README's first command."""
+    assert {path.name for path in bundle.parent.glob("out/*.overlay.png")} >= {
+        "shapes.overlay.png", "ground.overlay.png", "aerial.overlay.png",
+    }  # fmt: skip
+
+
+def test_continuous_integration_runs_the_readmes_test_command():
+    assert (ROOT / ".ci" / "run").read_text().strip().endswith("bash scripts/test.sh")
+    assert "bash .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+
+
+@pytest.mark.parametrize("line", [line for line in BASH if not line.startswith("bash ")])
+def test_command_lines(room, line):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=room, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_python(room, monkeypatch, capsys):
+    monkeypatch.chdir(room)
+    exec(compile(PYTHON[0], "README.md", "exec"), {})
+    assert "(2, 256, 256)" in capsys.readouterr().out
+    assert (room / "overlay.png").stat().st_size > 10_000
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
+
+
+def test_figures_are_the_committed_ones():
+    import json
+
+    results = {name: json.loads((ROOT / "benchmarks" / "results" / f"eval-tiny-{name}.json").read_text())["figures"]
+               for name in ("student", "bundle")}  # fmt: skip
+    for figures in results.values():
+        for figure, value in figures.items():
+            shown = f"{100 * value:.2f} %" if "false" in figure else f"{value:.3f}"
+            (row,) = [line for line in TEXT.splitlines() if line.startswith(f"| {figure} |")]
+            assert shown in row, (figure, shown)
