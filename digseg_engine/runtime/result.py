@@ -41,7 +41,7 @@ class Segmentation:
     @property
     def areas(self) -> NDArray[np.float64]:
         """Share of the picture each mask covers, [K] in 0..1."""
-        return self.masks.mean(axis=(1, 2))
+        return np.asarray(self.masks.mean(axis=(1, 2)), np.float64)
 
     def overlay(self) -> Image.Image:
         """The picture with every mask tinted and outlined, and a legend below."""

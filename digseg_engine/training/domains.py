@@ -83,7 +83,7 @@ def _photograph(name: str) -> Field:
     """A grey photograph that ships inside scikit-image, [512, 512] in 0..1."""
     from skimage import data
 
-    return np.asarray(getattr(data, name)(), np.float32) / 255
+    return np.asarray(getattr(data, name)() / 255, np.float32)
 
 
 def _cut(rng: Rng, name: str, size: int, split: str) -> Field:
@@ -98,7 +98,7 @@ def _cut(rng: Rng, name: str, size: int, split: str) -> Field:
     crop = photo[y0 : y0 + window, x0 : x0 + window]
     nxt = np.minimum(index + 1, window - 1)
     rows = crop[index] * (1 - part[:, None]) + crop[nxt] * part[:, None]
-    cut = rows[:, index] * (1 - part) + rows[:, nxt] * part
+    cut = np.asarray(rows[:, index] * (1 - part) + rows[:, nxt] * part, np.float32)
     return cut[:, ::-1] if rng.random() < 0.5 else cut
 
 
@@ -116,7 +116,7 @@ def textures(rng: Rng, size: int, image: Field, ids: Ids, split: str) -> Names:
 
 
 def _ellipse(u: Field, v: Field, squeeze: float, radius: float) -> Field:
-    return np.hypot(u * squeeze, v) - radius * squeeze
+    return np.asarray(np.hypot(u * squeeze, v) - radius * squeeze, np.float32)
 
 
 def microscopy(rng: Rng, size: int, image: Field, ids: Ids, split: str) -> Names:
@@ -194,7 +194,8 @@ def _plant(rng: Rng, image: Field, ids: Ids, spot: tuple[float, float], radius: 
     base = (0.36, 0.66, 0.20) if kind == 1 else (0.10, 0.40, 0.22)
 
     def outline(u: Field, v: Field) -> Field:
-        return np.hypot(u, v) - radius * (0.76 + 0.24 * np.cos(np.arctan2(v, u) * leaves))
+        swing = 0.76 + 0.24 * np.cos(np.arctan2(v, u) * leaves)
+        return np.asarray(np.hypot(u, v) - radius * swing, np.float32)
 
     stamp(image, ids, spot, rng.uniform(0, 2 * np.pi), radius, outline, _shade(rng, base, 0.05), kind)
 

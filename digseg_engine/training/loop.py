@@ -71,7 +71,7 @@ def train_stage(
     optimizer = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, config))
     wrapped, optimizer, schedule = accelerator.prepare(module, optimizer, schedule)
-    forward = torch.compile(wrapped) if config.compile else wrapped
+    forward: Any = torch.compile(wrapped) if config.compile else wrapped
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
     progress = _Progress()
     accelerator.register_for_checkpointing(average, progress)

@@ -28,4 +28,4 @@ def _mean(values: Tensor, weights: Tensor) -> Tensor:
 
 def shrink(masks: Tensor, size: torch.Size) -> Tensor:
     """Area-average masks [B, K, H, W] to [B, K, *size]."""
-    return F.adaptive_avg_pool2d(masks, size)
+    return F.adaptive_avg_pool2d(masks, (size[0], size[1]))

@@ -30,7 +30,7 @@ def local(size: int, centre: tuple[float, float], angle: float) -> tuple[Field, 
 
 
 def circle(u: Field, v: Field, r: float) -> Field:
-    return np.hypot(u, v) - r
+    return np.asarray(np.hypot(u, v) - r, np.float32)
 
 
 def box(u: Field, v: Field, a: float, b: float) -> Field:
@@ -54,11 +54,11 @@ def star(u: Field, v: Field, r: float) -> Field:
     outer, inner = 1.12 * r, 0.46 * r
     ex, ey = inner * np.cos(tenth) - outer, inner * np.sin(tenth)  # edge from the tip to the notch
     norm = np.hypot(ex, ey)
-    return ((rho * np.cos(theta) - outer) * ey - rho * np.sin(theta) * ex) / norm
+    return np.asarray(((rho * np.cos(theta) - outer) * ey - rho * np.sin(theta) * ex) / norm, np.float32)
 
 
 def ring(u: Field, v: Field, r: float) -> Field:
-    return np.abs(np.hypot(u, v) - 0.74 * r) - 0.26 * r
+    return np.asarray(np.abs(np.hypot(u, v) - 0.74 * r) - 0.26 * r, np.float32)
 
 
 def cross(u: Field, v: Field, r: float) -> Field:

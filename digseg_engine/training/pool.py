@@ -40,7 +40,7 @@ class Pool:
 
     def present(self, index: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which names own a region of scene `index`: [n, len(NAMES)] (a hidden region counts as present)."""
-        return self.members[index].any(1)
+        return np.asarray(self.members[index].any(1))
 
     def masks(self, index: NDArray[np.int64], names: list[str]) -> Tensor:
         """Masks of the named regions: [n, K, S, S] float."""

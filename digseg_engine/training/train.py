@@ -21,6 +21,7 @@ from digseg_engine.model.autoencoder import encode_image, raw_latent
 from digseg_engine.text import PromptTokenizer
 from digseg_engine.training.loop import Loss, StageConfig, train_stage
 from digseg_engine.training.pool import Pool, SceneBatches, build_pool, to_tensor
+from digseg_engine.training.record import record_run
 from digseg_engine.training.scenes import DOMAINS
 from digseg_engine.training.stages import (
     AlignmentLoss,
@@ -98,6 +99,7 @@ class Trainer:
         distillation = DistillationLoss(batches, *parts, c.reference, c.schedule, self.config.student_large)
         self._stage("student_large", c.student, distillation)
         save_checkpoint(c, self.tokenizer_json, self.out / "checkpoint")
+        record_run(self.out, list(self.config.stages()), self.out / "checkpoint")
         return self.out / "checkpoint"
 
     def _stage(self, name: str, module: nn.Module, loss: Loss) -> None:

@@ -135,6 +135,9 @@ def test_the_whole_run_trains_saves_and_loads(tmp_path, nano_preset, monkeypatch
     assert loaded.student.neutral.abs().sum() > 0 and loaded.vae.config.scaling_factor != 0.18215
     for stage in ("autoencoder", "text", "reference", "student", "student_large"):
         assert (tmp_path / "run" / stage / "curve.png").is_file(), stage
+    made = json.loads((folder / "training" / "made.json").read_text())
+    assert set(made["seconds"]) == {"autoencoder", "text", "reference", "student", "student_large", "total"}
+    assert (folder / "training" / "student.csv").read_text().startswith("step,seconds,bce,dice")
     assert json.loads((tmp_path / "run" / "train.json").read_text())["seed"] == 0
     stamp = (folder / "student" / "model.safetensors").read_bytes()
     assert (
