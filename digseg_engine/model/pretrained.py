@@ -14,6 +14,7 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
@@ -116,7 +117,7 @@ def load_checkpoint(folder: Path | str | None = None) -> Checkpoint:
     return loaded
 
 
-def _autoencoder_class(config: Path) -> type:
+def _autoencoder_class(config: Path) -> Any:
     try:
         name = json.loads(config.read_text()).get("_class_name")
     except (ValueError, AttributeError) as error:
@@ -127,7 +128,7 @@ def _autoencoder_class(config: Path) -> type:
     return kinds[name]
 
 
-def _from_pretrained(kind: type, folder: Path) -> nn.Module:
+def _from_pretrained(kind: Any, folder: Path) -> Any:
     try:
         key = "dtype" if kind is CLIPTextModel else "torch_dtype"
         return kind.from_pretrained(folder, local_files_only=True, **{key: torch.float32})

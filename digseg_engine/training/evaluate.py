@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from digseg_engine.errors import UsageError
-from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.model.autoencoder import decode_mask, encode_image
+from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.training.pool import to_tensor
 from digseg_engine.training.scenes import ALL_PAIRS, CLASSES, SEEN_PAIRS, UNSEEN_PAIRS, Scene, scene
 from digseg_engine.training.stages import encode_text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ def score_model(
     with Progress(transient=True) as bar:
         for each in chosen:
             task = bar.add_task(each, total=count)
-            scores[each] = evaluate_domain(predict, each, count, size or own_size, lambda n, t=task: bar.advance(t, n))
+            scores[each] = evaluate_domain(predict, each, count, size or own_size, partial(bar.advance, task))
     _print(scores, f"{name}: {count} test scenes per domain at {size or own_size} px", time.perf_counter() - began)
     if report is not None:
         about = {"model": name, "scenes_per_domain": count, "size": size or own_size, "reference_steps": reference_steps,

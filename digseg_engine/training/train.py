@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from digseg_engine.errors import UsageError
+from digseg_engine.model.autoencoder import encode_image, raw_latent
 from digseg_engine.model.config import preset
 from digseg_engine.model.pretrained import Checkpoint, build, save_checkpoint
-from digseg_engine.model.autoencoder import encode_image, raw_latent
 from digseg_engine.text import PromptTokenizer
 from digseg_engine.training.loop import Loss, StageConfig, train_stage
 from digseg_engine.training.pool import Pool, SceneBatches, build_pool, to_tensor
@@ -53,7 +54,7 @@ class TrainConfig:
         """The same run with `factor` times the steps and scenes (at least a handful), for trials and tests."""
         if factor <= 0:
             raise UsageError(f"scale must be above 0, got {factor}")
-        short = {
+        short: dict[str, Any] = {
             name: replace(stage, steps=max(2, round(stage.steps * factor))) for name, stage in self.stages().items()
         }
         few = {name: max(32, round(getattr(self, name) * factor)) for name in ("scenes", "large_scenes")}

@@ -102,7 +102,7 @@ def _write_graph(room: Path, spec: GraphSpec, model: onnx.ModelProto, precision:
     policy = Policy(precision, nodes=last_layer(model) if spec is SEGMENTER else {})
     converted, islands = to_precision(model, policy, io)
     data = spec.file.replace(".onnx", ".data")
-    options = {"all_tensors_to_one_file": True, "location": data, "size_threshold": 1024}
+    options: dict[str, Any] = {"all_tensors_to_one_file": True, "location": data, "size_threshold": 1024}
     onnx.save_model(converted, str(room / spec.file), save_as_external_data=True, **options)
     if precision != "fp32":
         stored = onnx.load(str(room / spec.file), load_external_data=False)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
 from digseg_engine.errors import VerificationError
 from digseg_engine.images import fit
-from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.model.autoencoder import encode_image
+from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.runtime.backends.ort_backend import PROVIDER, wide_name
 from digseg_engine.training.scenes import CLASSES, DOMAINS, scene
 

@@ -92,9 +92,13 @@ def test_half_a_bundle_is_no_bundle(made, tmp_path):
 
 def test_an_error_while_writing_leaves_nothing_and_keeps_the_old_bundle(made):
     before = (made / MANIFEST).read_bytes()
-    with pytest.raises(IsADirectoryError), writing(made) as room:
-        (room / "weights.data").mkdir()
+
+    def fill(room):
         (room / "weights.data").write_bytes(b"half")
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"), writing(made) as room:
+        fill(room)
     assert (made / MANIFEST).read_bytes() == before and open_bundle(made)
     assert [p.name for p in made.parent.iterdir()] == ["b"]
     with pytest.raises(BundleError, match="not finished"), writing(made.parent / "c"):

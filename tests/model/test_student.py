@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from digseg_engine.errors import UsageError
+from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.model.config import StudentConfig
 from digseg_engine.model.folding import fold_student
-from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.model.student import FoldedText
 from digseg_engine.model.text_pathway import TextInjection, text_injection
 
