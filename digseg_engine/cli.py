@@ -6,12 +6,12 @@ import glob
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from digseg_engine.errors import DigsegError, InputError, UsageError
 
@@ -22,6 +22,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Text-prompted segmentation with DiGSeg: segment pictures, check the machine, train, evaluate.",
 )
+# Typer carries its own copy of click in some releases; its errors share this base in all of them.
+COMMAND_LINE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 DEFAULT_BUNDLE = "digseg-tiny-fp16"
 
 
@@ -33,10 +35,10 @@ def guarded(command: typer.Typer, name: str) -> None:
     except DigsegError as error:
         code = error.exit_code
         _complain(name, str(error))
-    except click.ClickException as error:
+    except COMMAND_LINE_ERROR as error:
         code = 2
         _complain(name, error.format_message())
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         code = 130
         _complain(name, "interrupted; nothing half-written is left behind")
     except BrokenPipeError:
@@ -84,6 +86,7 @@ def segment(
         console.print(
             f"{path}: {found}  ->  {written[0]}  ({sum(result.timings.values()):.2f} s)",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
     if failed and len(paths) > 1:
@@ -152,11 +155,12 @@ def doctor(
     for column in ("part", "usable", "what was found", "to get it"):
         table.add_column(column, overflow="fold")
     for row in inspect_machine():
-        table.add_row(row.name, "yes" if row.usable else "no", row.detail if row.usable else row.reason, row.install)
+        found = row.detail if row.usable else row.reason
+        table.add_row(*(Text(cell) for cell in (row.name, "yes" if row.usable else "no", found, row.install)))
     console.print(table)
     if bundle is not None:
         for line in check_bundle(bundle):
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, markup=False)
     return 0
 
 

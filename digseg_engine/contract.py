@@ -50,8 +50,8 @@ def contract_json() -> dict[str, Any]:
     graphs = {
         name: {
             "file": graph.file,
-            "inputs": [asdict(tensor) for tensor in graph.inputs],
-            "outputs": [asdict(tensor) for tensor in graph.outputs],
+            "inputs": [{**asdict(tensor), "axes": list(tensor.axes)} for tensor in graph.inputs],
+            "outputs": [{**asdict(tensor), "axes": list(tensor.axes)} for tensor in graph.outputs],
         }
         for name, graph in GRAPHS.items()
     }

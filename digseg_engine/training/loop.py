@@ -40,6 +40,7 @@ class StageConfig:
     clip: float = 1.0
     ema: float = 0.995
     save_every: int = 500
+    stop: int | None = None  # leave off here, short of the end of the schedule
     compile: bool = False  # torch.compile the forward pass (needs a C++ compiler on a CPU)
 
 
@@ -79,10 +80,12 @@ def train_stage(
     state = folder / "state"
     if resume and (state / "done").is_file():
         accelerator.load_state(str(state))
-    began, start = time.monotonic(), progress.step
+    start = progress.step
+    began = time.monotonic() - _rewind_log(folder / "log.csv", start)
     with _bar() as bar:
         task = bar.add_task(name, total=config.steps, completed=start, loss="")
-        for step in range(start, config.steps):
+        last = config.stop or config.steps
+        for step in range(start, last):
             value, parts = loss(forward, step)
             amount = float(value.detach())
             if not math.isfinite(amount):
@@ -95,10 +98,10 @@ def train_stage(
             optimizer.zero_grad(set_to_none=True)
             average.update_parameters(module)
             progress.step = step + 1
-            if step % 10 == 0 or step + 1 == config.steps:
+            if step % 10 == 0 or step + 1 == last:
                 _log(folder / "log.csv", {"step": step, "seconds": round(time.monotonic() - began, 1), **parts})
             bar.update(task, advance=1, loss=" ".join(f"{k} {v:.4f}" for k, v in parts.items()))
-            if progress.step % config.save_every == 0 or progress.step == config.steps:
+            if progress.step % config.save_every == 0 or progress.step == last:
                 _save_state(accelerator, state)
                 draw_curve(folder / "log.csv", folder / "curve.png", name)
     module.load_state_dict(average.module.state_dict())
@@ -118,7 +121,7 @@ def _prepare_folder(folder: Path, config: StageConfig, resume: bool) -> None:
     path, body = folder / "config.json", asdict(config)
     if resume and path.is_file():
         stored = json.loads(path.read_text())
-        changed = [key for key in body if stored.get(key) != body[key] and key not in ("save_every", "compile")]
+        changed = [key for key in body if stored.get(key) != body[key] and key not in ("save_every", "compile", "stop")]
         if changed:
             raise TrainingError(f"cannot resume {folder}: {', '.join(changed)} differ from the stored run; expected "
                                 f"{[stored.get(k) for k in changed]}, got {[body[k] for k in changed]}; "
@@ -127,6 +130,18 @@ def _prepare_folder(folder: Path, config: StageConfig, resume: bool) -> None:
         (folder / "log.csv").unlink(missing_ok=True)
         (folder / "state" / "done").unlink(missing_ok=True)
     path.write_text(json.dumps(body, indent=2) + "\n")
+
+
+def _rewind_log(path: Path, step: int) -> float:
+    """Drop rows of a log at or after `step` (they will be trained again); returns the seconds spent before it."""
+    if not path.is_file():
+        return 0.0
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+    path.unlink()
+    for row in rows:
+        _log(path, row)
+    return float(rows[-1]["seconds"]) if rows else 0.0
 
 
 def _save_state(accelerator: Accelerator, state: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +22,8 @@ from digseg_engine.model.student import Student
 from digseg_engine.text import PromptTokenizer, pad_tokens
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.losses import mask_loss, shrink
-from digseg_engine.training.pool import Batch, SceneBatches
+from digseg_engine.training.pool import TRAIN_NAMES, Batch, SceneBatches
+from digseg_engine.training.scenes import phrase
 
 Parts = Mapping[str, float]
 
@@ -31,6 +33,15 @@ def encode_text(text_encoder: CLIPTextModel, tokenizer: PromptTokenizer, prompts
     ids, mask = pad_tokens([tokenizer.ids(prompt) for prompt in prompts])
     device = next(text_encoder.parameters()).device
     return text_encoder(torch.from_numpy(ids).to(device)).last_hidden_state, torch.from_numpy(mask).to(device)
+
+
+@torch.no_grad()
+def typical_tokens(text_encoder: CLIPTextModel, tokenizer: PromptTokenizer) -> Tensor:
+    """Features of all tokens but the start token in four phrasings of every training name, [N, D]."""
+    rng = np.random.default_rng(0)
+    phrases = [phrase(rng, name).text for name in TRAIN_NAMES for _ in range(4)]
+    text, mask = encode_text(text_encoder, tokenizer, phrases)
+    return torch.cat([row[1 : int(live.sum())] for row, live in zip(text, mask)])
 
 
 def unwrap(module: Any) -> Any:
@@ -164,11 +175,11 @@ class DenoisingLoss:
 
 
 class DistillationLoss:
-    """Student logits against ground truth, and on every fourth step also against the reference's N-step masks."""
+    """Student logits against ground truth, and on every eighth step also against the reference's N-step masks."""
 
     def __init__(
         self, batches: SceneBatches, vae: Autoencoder, text: CLIPTextModel, tokenizer: PromptTokenizer,
-        reference: Reference, schedule: Schedule, config: StageConfig, teacher_steps: int = 4, every: int = 4,
+        reference: Reference, schedule: Schedule, config: StageConfig, teacher_steps: int = 4, every: int = 8,
     ) -> None:  # fmt: skip
         self.batches, self.vae, self.text, self.tokenizer = batches, vae, text, tokenizer
         self.reference, self.schedule, self.config = reference, schedule, config
@@ -188,7 +199,7 @@ class DistillationLoss:
         return loss, parts
 
     def _imitation(self, batch: Batch, logits: Tensor, text: Tensor, mask: Tensor, step: int) -> Tensor:
-        """BCE to the reference's soft masks on 16 (picture, prompt) pairs of the batch."""
+        """BCE to the reference's soft masks on 16 (picture, prompt) pairs, weighted by how right the reference is."""
         random = torch.Generator().manual_seed(step)
         seen = (batch.masks.flatten(0, 1).sum((-2, -1)) > 0).float() * 4 + 1
         pair = torch.multinomial(seen, 16, generator=random)
@@ -200,4 +211,7 @@ class DistillationLoss:
                 lambda both, t: self.reference(both, t, text[k], mask[k]), z, self.schedule, self.teacher_steps, noise
             )
             soft = shrink(decode_mask(self.vae, m).sigmoid()[:, None], logits.shape[-2:])[:, 0]
-        return F.binary_cross_entropy_with_logits(logits[b, k], soft)
+            truth = shrink(batch.masks[b, k][:, None], logits.shape[-2:])[:, 0]
+            trust = 2 * (soft * truth).sum((-2, -1)) / (soft.sum((-2, -1)) + truth.sum((-2, -1)) + 1)  # soft Dice
+        error = F.binary_cross_entropy_with_logits(logits[b, k], soft, reduction="none").mean((-2, -1))
+        return (error * trust**2).mean()

@@ -31,10 +31,11 @@ from digseg_engine.training.stages import (
     DistillationLoss,
     TextAlignment,
     encode_text,
+    typical_tokens,
 )
 from digseg_engine.training.vocabulary import train_tokenizer
 
-SHARES = {"objects": 0.6, "textures": 0.1, "microscopy": 0.1, "aerial": 0.1, "crops": 0.1}
+SHARES = {"objects": 0.68, "textures": 0.08, "microscopy": 0.08, "aerial": 0.08, "crops": 0.08}
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class TrainConfig:
 
     seed: int = 0
     scenes: int = 12000  # per domain; `objects` gets twice as many
-    large_scenes: int = 3000  # the same at the last stage's size
+    large_scenes: int = 1250  # the same at the last stage's size; `objects` gets four times as many
     autoencoder: StageConfig = StageConfig(1000, 48, 2e-3, size=32)  # crops
     text: StageConfig = StageConfig(700, 32, 1e-3)
     reference: StageConfig = StageConfig(800, 24, 1e-3)
-    student: StageConfig = StageConfig(2600, 32, 1.5e-3, ema=0.997, compile=True)
-    student_large: StageConfig = StageConfig(400, 16, 5e-4, size=128, ema=0.99, compile=True)
+    student: StageConfig = StageConfig(2400, 24, 2.5e-3, ema=0.995, stop=1000, compile=True)
+    student_large: StageConfig = StageConfig(1500, 8, 2e-3, size=128, ema=0.99, compile=True)
 
     def scaled(self, factor: float) -> TrainConfig:
         """The same run with `factor` times the steps and scenes (at least a handful), for trials and tests."""
@@ -80,7 +81,7 @@ class Trainer:
     def run(self) -> Path:
         """Train what is not yet trained; return the finished checkpoint directory."""
         c = self.checkpoint
-        small = self._pools(self.config.scenes, 64)
+        small = self._pools(self.config.scenes, 64, 2)
         batches = SceneBatches(small, SHARES, self.config.seed)
         self._stage("autoencoder", c.vae, AutoencoderLoss(batches, self.config.autoencoder))
         self._cache_latents(small)
@@ -94,7 +95,7 @@ class Trainer:
         c.student.unet.load_state_dict(c.reference.unet.state_dict())
         distillation = DistillationLoss(batches, *parts, c.reference, c.schedule, self.config.student)
         self._stage("student", c.student, distillation)
-        large = self._pools(self.config.large_scenes, self.config.student_large.size)
+        large = self._pools(self.config.large_scenes, self.config.student_large.size, 4)
         self._cache_latents(large)
         batches = SceneBatches(large, SHARES, self.config.seed + 1)
         distillation = DistillationLoss(batches, *parts, c.reference, c.schedule, self.config.student_large)
@@ -113,8 +114,8 @@ class Trainer:
         train_stage(name, module, loss, self.config.stages()[name], folder, self.resume, self.config.seed)
         save_file({key: value.contiguous() for key, value in module.state_dict().items()}, weights)
 
-    def _pools(self, scenes: int, size: int) -> dict[str, Pool]:
-        counts = {domain: scenes * (2 if domain == "objects" else 1) for domain in DOMAINS}
+    def _pools(self, scenes: int, size: int, objects: int) -> dict[str, Pool]:
+        counts = {domain: scenes * (objects if domain == "objects" else 1) for domain in DOMAINS}
         return {domain: build_pool(domain, counts[domain], size, self.out / "pools") for domain in DOMAINS}
 
     @torch.no_grad()
@@ -139,6 +140,7 @@ class Trainer:
             module.eval().requires_grad_(False)
         with torch.no_grad():
             c.student.neutral.copy_(encode_text(c.text_encoder, c.tokenizer, [""])[0][:, :2])
+            c.student.set_whitening(typical_tokens(c.text_encoder, c.tokenizer))
 
 
 def train(config_name: str, out: Path, config: TrainConfig | None = None, resume: bool = False) -> Path:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from digseg_engine.cli import guarded
 
@@ -34,7 +35,7 @@ def export(
 
 
 def _print(console: Console, done: Any) -> None:
-    table = Table(title=f"verified against PyTorch float32: {done.folder}", title_justify="left")
+    table = Table(title=Text(f"verified against PyTorch float32: {done.folder}"), title_justify="left")
     for column in ("stage", "graph", "max error", "relative", "mask IoU", "pairs"):
         table.add_column(column, justify="left" if column in ("stage", "graph") else "right")
     for check in done.checks:
@@ -48,7 +49,9 @@ def _print(console: Console, done: Any) -> None:
         console.print(f"  {size / 1e6:8.2f} MB  {name}", highlight=False)
     total = sum(done.seconds.values())
     steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in done.seconds.items())
-    console.print(f"{done.precision} bundle written to {done.folder} in {total:.1f} s ({steps})", highlight=False)
+    console.print(
+        f"{done.precision} bundle written to {done.folder} in {total:.1f} s ({steps})", highlight=False, markup=False
+    )
 
 
 def main() -> None:

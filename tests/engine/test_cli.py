@@ -112,7 +112,7 @@ def test_the_environment_names_the_bundle(room, bundle):
 
 
 def test_doctor_shows_what_runs(room, bundle):
-    done = run_command("digseg", "doctor", "--bundle", str(bundle), cwd=room)
+    done = run_command("digseg", "doctor", "--bundle", str(bundle), cwd=room, env={"COLUMNS": "300"})
     assert done.returncode == 0, done.stderr
     assert (
         "CPUExecutionProvider" in done.stdout and "golden sample" in done.stdout and "all hashes match" in done.stdout

@@ -28,7 +28,7 @@ def test_unusable_prompts_are_refused(prompts, words):
 
 
 def test_rows_start_end_and_pad(tokenizer):
-    ids, mask = tokenizer.encode(["red circle", "the big red circle on the left of the picture"])
+    ids, mask = tokenizer.encode(["red circle", "the red circle that is on the left"])
     assert ids.dtype == np.int64 and mask.dtype == np.bool_ and ids.shape == mask.shape == (2, 16)
     for row, live in zip(ids, mask):
         assert row[0] == 0 and row[live.sum() - 1] == 1 and (row[live.sum() :] == 1).all()

@@ -127,6 +127,17 @@ def test_fused_and_unfused_agree_and_unfuse_restores(nano):
     assert all(torch.equal(a, b) for a, b in zip(plain, answers()))
 
 
+def test_whitening_gives_equal_weight_to_every_direction(nano):
+    torch.manual_seed(0)
+    strong_and_weak = torch.randn(500, 24) * torch.logspace(1, 0, 24) + 7
+    nano.student.set_whitening(strong_and_weak, floor=1e-6)
+    white = (strong_and_weak - nano.student.text_centre) @ nano.student.text_whiten
+    assert white.mean(0).abs().max() < 1e-3
+    assert (white.T @ white / 500 - torch.eye(24)).abs().max() < 1e-2
+    raw = nano.student.fold_text(torch.randn(2, 8, 24), torch.ones(2, 8, dtype=torch.bool))
+    assert raw.keys.isfinite().all()
+
+
 def test_impossible_student_sizes_are_refused():
     with pytest.raises(UsageError, match="multiple of its heads"):
         StudentConfig(width=30, heads=4)
