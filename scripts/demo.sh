@@ -6,7 +6,8 @@ folder="${1:-$PWD}"
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" export
 mkdir -p "$folder" && cd "$folder"
 digseg-export --precision fp16
-digseg segment "$root/examples/shapes.png" -p "something that is green" -p "blue circle" -p "a red ring" -p "black star" -o out
-digseg segment "$root/examples/ground.png" -p brick -p grass -p gravel -o out
+digseg segment "$root/examples/shapes.png" -p "something that is green" -p "anything blue" -p "red things" -p black -o out
+digseg segment "$root/examples/cells.png" -p nucleus -p cell -p lesion -o out
+digseg segment "$root/examples/crops.png" -p "crop row" -p weed -p soil -o out
 digseg segment "$root/examples/aerial.png" -p road -p building -p water -p trees -p field -o out
 echo "done: masks and overlays are in $(pwd)/out, the bundle is $(pwd)/digseg-tiny-fp16"

@@ -35,7 +35,7 @@ def test_every_block_is_known():
 def test_the_first_command_left_what_the_readme_promises(bundle):
     """The `bundle` fixture is made by scripts/demo.sh itself, the README's first command."""
     assert {path.name for path in bundle.parent.glob("out/*.overlay.png")} >= {
-        "shapes.overlay.png", "ground.overlay.png", "aerial.overlay.png",
+        "shapes.overlay.png", "cells.overlay.png", "crops.overlay.png", "aerial.overlay.png",
     }  # fmt: skip
 
 

@@ -57,8 +57,7 @@ def start_as_average(vae: AutoencoderTiny) -> None:
     """Set a tiny autoencoder to encode by average pooling and decode by repetition, in place.
 
     The first three channels carry red, green and blue (0..1, so they pass every ReLU), the residual blocks start at
-    zero, everything else keeps its random weights. From random weights alone the colours are learned last and slowly:
-    after 200 steps the colour error was still that of a grey picture.
+    zero, everything else keeps its random weights. From random weights alone the colours are learned last and slowly.
     """
     for block in [m for m in vae.modules() if isinstance(m, AutoencoderTinyBlock)]:
         nn.init.zeros_(block.conv[-1].weight)

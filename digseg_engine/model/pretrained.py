@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
+from transformers.utils import logging as transformers_logging
 
 from digseg_engine.errors import CheckpointError
 from digseg_engine.model.autoencoder import Autoencoder, build_autoencoder, latent_stride
@@ -80,6 +82,7 @@ def _student(unet: UNet2DConditionModel, config: DigsegConfig, vae: Autoencoder)
 
 def save_checkpoint(checkpoint: Checkpoint, tokenizer_json: str, folder: Path) -> None:
     """Write every part in fp16 under `folder` (created when missing)."""
+    _quiet_libraries()
     for name in ("tokenizer", "text_pathway", "student"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     checkpoint.config.save(folder)
@@ -99,6 +102,7 @@ def load_checkpoint(folder: Path | str | None = None) -> Checkpoint:
     folder = BUNDLED if folder is None else Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder} not found; expected a directory written by `digseg train`")
+    _quiet_libraries()
     config = DigsegConfig.load(folder)
     for part in PARTS:
         if not (folder / part).is_file():
@@ -126,6 +130,13 @@ def _autoencoder_class(config: Path) -> Any:
     if name not in kinds:
         raise CheckpointError(f"{config} names the class {name!r}; expected one of {', '.join(kinds)}")
     return kinds[name]
+
+
+def _quiet_libraries() -> None:
+    """Our own messages say what matters; the libraries' progress bars and notes on every load do not."""
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def _from_pretrained(kind: Any, folder: Path) -> Any:

@@ -59,8 +59,8 @@ class Student(nn.Module):
     def set_whitening(self, tokens: Tensor, floor: float = 0.1) -> None:
         """Learn the whitening of text features from tokens [N, D] of typical prompts (start tokens left out).
 
-        Features of a text encoder share a few strong directions, and the words differ in the weak ones; without
-        whitening the student learned colours half as fast. `floor` is added to every variance.
+        Features of a text encoder share a few strong directions, and the words differ in the weak ones, which are
+        learned slowly without whitening. `floor` is added to every variance.
         """
         centre = tokens.mean(0)
         _, spread, axes = torch.linalg.svd(tokens - centre, full_matrices=False)

@@ -56,16 +56,23 @@ class Segmentation:
         return self._with_legend(picture)
 
     def _with_legend(self, picture: Image.Image) -> Image.Image:
-        row, pad = 24, 8
-        sheet = Image.new("RGB", (picture.width, picture.height + row * len(self.prompts) + 2 * pad), "white")
+        row, pad, font = 24, 8, ImageFont.load_default(15)
+        lines = [self._legend_line(k) for k in range(len(self.prompts))]
+        width = max([picture.width, *(int(font.getlength(line)) + 24 + 2 * pad for line in lines)])
+        sheet = Image.new("RGB", (width, picture.height + row * len(lines) + 2 * pad), "white")
         sheet.paste(picture, (0, 0))
-        draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-        for k, prompt in enumerate(self.prompts):
+        draw = ImageDraw.Draw(sheet)
+        for k, line in enumerate(lines):
             top = picture.height + pad + k * row
             draw.rectangle((pad, top + 4, pad + 16, top + 20), fill=PALETTE[k % len(PALETTE)], outline="black")
-            share = f"{100 * self.areas[k]:.1f} %" if self.masks[k].any() else "not found"
-            draw.text((pad + 24, top + 3), f"{prompt}   {share}   score {self.scores[k]:.2f}", "black", font)
+            draw.text((pad + 24, top + 3), line, "black", font)
         return sheet
+
+    def _legend_line(self, k: int) -> str:
+        prompt = self.prompts[k] if len(self.prompts[k]) <= 60 else self.prompts[k][:57] + "..."
+        if not self.masks[k].any():
+            return f"{prompt}   not found"
+        return f"{prompt}   {100 * self.masks[k].mean():.1f} %   score {self.scores[k]:.2f}"
 
     def as_dict(self) -> dict[str, Any]:
         """Areas, boxes and scores as plain JSON values."""

@@ -49,7 +49,7 @@ class TrainConfig:
     text: StageConfig = StageConfig(700, 32, 1e-3)
     reference: StageConfig = StageConfig(800, 24, 1e-3)
     student: StageConfig = StageConfig(2400, 24, 2.5e-3, ema=0.995, stop=1000, compile=True)
-    student_large: StageConfig = StageConfig(1500, 8, 2e-3, size=128, ema=0.99, compile=True)
+    student_large: StageConfig = StageConfig(1500, 8, 2e-3, size=128, ema=0.99, stop=500, compile=True)
 
     def scaled(self, factor: float) -> TrainConfig:
         """The same run with `factor` times the steps and scenes (at least a handful), for trials and tests."""
