@@ -41,9 +41,14 @@ def encode_image(vae: Autoencoder, image: Tensor) -> Tensor:
     return raw_latent(vae, image) * vae.config.scaling_factor
 
 
+def draw_mask(mask: Tensor) -> Tensor:
+    """mask [B, H, W] in 0..1 -> a -1/+1, 3-channel picture [B, 3, H, W]."""
+    return (mask * 2 - 1)[:, None].expand(-1, 3, -1, -1)
+
+
 def encode_mask(vae: Autoencoder, mask: Tensor) -> Tensor:
     """mask [B, H, W] in 0..1 -> latent of the mask rendered as a -1/+1, 3-channel picture [B, 4, h, w]."""
-    return encode_image(vae, (mask * 2 - 1)[:, None].expand(-1, 3, -1, -1))
+    return encode_image(vae, draw_mask(mask))
 
 
 def decode_mask(vae: Autoencoder, latent: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel
 
-from digseg_engine.model.autoencoder import Autoencoder, decode_mask, encode_mask, raw_latent
+from digseg_engine.model.autoencoder import Autoencoder, decode_mask, draw_mask, encode_mask, raw_latent
 from digseg_engine.model.reference import Reference
 from digseg_engine.model.sampler import Schedule, sample
 from digseg_engine.model.student import Student
@@ -64,7 +64,7 @@ class AutoencoderLoss:
         batch = self.batches.batch(step, self.config.batch, 4)
         masks = self._crop(batch.masks.flatten(0, 1), step)
         busy = masks[(masks.mean((1, 2)) - 0.5).abs() < 0.45][: self.config.batch // 5]
-        drawn = (busy * 2 - 1)[:, None].expand(-1, 3, -1, -1)
+        drawn = draw_mask(busy)
         x = torch.cat([self._crop(batch.images, step)[: self.config.batch - len(busy)], drawn])
         model = unwrap(vae)
         error = model.decode(raw_latent(model, x)).sample - x

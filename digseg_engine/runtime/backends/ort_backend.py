@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digseg_engine.bundle import Bundle
-from digseg_engine.contract import GRAPHS, SEGMENTER, TEXT_ENCODER, GraphSpec
+from digseg_engine.contract import SEGMENTER, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.runtime.backends import Array, Usable
 
@@ -95,8 +95,3 @@ def create_session(runtime: Any, path: Path, options: Any) -> Any:
     if session.get_providers()[0] != PROVIDER:
         raise BackendError(f"{path} runs on {session.get_providers()[0]}, expected {PROVIDER}; reinstall onnxruntime")
     return session
-
-
-def graph_files() -> list[str]:
-    """Graph files every bundle has, from the contract."""
-    return [graph.file for graph in GRAPHS.values()]
