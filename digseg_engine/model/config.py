@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from digseg_engine.errors import CheckpointError, UsageError
+from digseg_engine.model.sampler import Schedule
 
+Prediction = Literal["v_prediction", "epsilon"]
 CHECKPOINT_FORMAT = "digseg.checkpoint/1"
 
 
@@ -46,7 +48,14 @@ class DigsegConfig:
     image_size: int  # pixels of the longer side the model is meant for
     pathway_heads: int  # heads of the reference's text pathway
     train_timesteps: int = 1000
+    prediction: Prediction = "v_prediction"  # what the U-Net was trained to say
     student: StudentConfig = StudentConfig()
+
+    @property
+    def schedule(self) -> Schedule:
+        """Zero terminal SNR for v-prediction; noise cannot be read as v there, so epsilon keeps its own schedule."""
+        zero = self.prediction == "v_prediction"
+        return (Schedule.zero_terminal_snr if zero else Schedule.scaled_linear)(self.train_timesteps)
 
     def save(self, folder: Path) -> None:
         body = {"format": CHECKPOINT_FORMAT, **asdict(self)}

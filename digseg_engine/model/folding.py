@@ -41,10 +41,10 @@ class FoldedCrossAttention(nn.Module):
 
 
 class FoldedStudent(Student):
-    """A student whose trunk takes nothing but z."""
+    """A student whose trunk takes nothing but z and the picture's detail."""
 
-    def trunk(self, z: Tensor) -> list[Tensor]:
-        return run_unet(self.unet, z, None, self.neutral)
+    def trunk(self, z: Tensor, detail: Tensor | None = None) -> list[Tensor]:
+        return run_unet(self.unet, z, None, self.neutral, detail=detail)
 
 
 @torch.no_grad()

@@ -17,21 +17,28 @@ def upsample_sum(maps: list[Tensor], strides: list[int]) -> Tensor:
 
 
 class DetailStem(nn.Module):
-    """Edges straight from the picture, once per image: three convolutions, two of them strided, to latent resolution.
+    """Detail straight from the picture, once per image: two strided convolutions to latent resolution, two readers.
 
-    The latents of an autoencoder blur edges; this stem gives them back for a fraction of a percent of the trunk's cost.
+    The latents of an autoencoder blur edges and fine texture; this stem gives them back for a few percent of the
+    trunk's cost. `to_trunk` is added after the U-Net's first convolution (as a T2I-Adapter does, Mou et al. 2023) and
+    starts at zero, so that a fresh trunk is exactly the pretrained one; `to_head` sharpens every prompt's map.
     """
 
-    def __init__(self, width: int, out: int, latent_stride: int) -> None:
+    def __init__(self, width: int, trunk_width: int, head_width: int, latent_stride: int) -> None:
         super().__init__()
         self.pool = nn.AvgPool2d(latent_stride // 4) if latent_stride > 4 else nn.Identity()
         self.first = nn.Conv2d(3, width, 3, stride=2, padding=1)
         self.second = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-        self.third = nn.Conv2d(2 * width, out, 3, padding=1)
+        self.norm = nn.GroupNorm(8 if width % 4 == 0 else 1, 2 * width)
+        self.to_trunk = nn.Conv2d(2 * width, trunk_width, 3, padding=1)
+        self.to_head = nn.Conv2d(2 * width, head_width, 3, padding=1)
+        nn.init.zeros_(self.to_trunk.weight)
+        nn.init.zeros_(self.to_trunk.bias)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """image [B, 3, H, W] -> [B, out, h, w]."""
-        return self.third(self.pool(F.silu(self.second(F.silu(self.first(image))))))
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """image [B, 3, H, W] -> for the trunk [B, C0, h, w], for the head [B, Co, h, w]."""
+        x = self.pool(F.silu(self.norm(self.second(F.silu(self.first(image))))))
+        return self.to_trunk(x), self.to_head(x)
 
 
 class MaskHead(nn.Module):

@@ -50,7 +50,7 @@ class Checkpoint:
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule.zero_terminal_snr(self.config.train_timesteps)
+        return self.config.schedule
 
     @property
     def stride(self) -> int:
@@ -65,24 +65,30 @@ def build(preset: Preset, tokenizer: PromptTokenizer) -> Checkpoint:
     """A freshly initialised model of the preset's sizes."""
     unet = UNet2DConditionModel(**preset.unet)
     vae = build_autoencoder(preset.vae)
-    student = _student(UNet2DConditionModel(**preset.unet), preset.digseg, vae)
+    student = new_student(UNet2DConditionModel(**preset.unet), preset.digseg, vae)
     return Checkpoint(
         preset.digseg,
         vae,
         CLIPTextModel(CLIPTextConfig(**preset.text)),
         tokenizer,
-        Reference(unet, preset.digseg.pathway_heads),
+        new_reference(unet, preset.digseg),
         student,
     )
 
 
-def _student(unet: UNet2DConditionModel, config: DigsegConfig, vae: Autoencoder) -> Student:
+def new_reference(unet: UNet2DConditionModel, config: DigsegConfig) -> Reference:
+    """A reference around `unet` with a fresh text pathway."""
+    return Reference(unet, config.pathway_heads, config.schedule if config.prediction == "epsilon" else None)
+
+
+def new_student(unet: UNet2DConditionModel, config: DigsegConfig, vae: Autoencoder) -> Student:
+    """A student around `unet` with fresh injections and head."""
     return Student(unet, config.student, latent_stride(vae), config.train_timesteps)
 
 
 def save_checkpoint(checkpoint: Checkpoint, tokenizer_json: str, folder: Path) -> None:
     """Write every part in fp16 under `folder` (created when missing)."""
-    _quiet_libraries()
+    quiet_libraries()
     for name in ("tokenizer", "text_pathway", "student"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     checkpoint.config.save(folder)
@@ -102,18 +108,18 @@ def load_checkpoint(folder: Path | str | None = None) -> Checkpoint:
     folder = BUNDLED if folder is None else Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder} not found; expected a directory written by `digseg train`")
-    _quiet_libraries()
+    quiet_libraries()
     config = DigsegConfig.load(folder)
     for part in PARTS:
         if not (folder / part).is_file():
             raise CheckpointError(f"{folder} lacks {part}; expected a complete checkpoint as written by `digseg train`")
-    vae = _from_pretrained(_autoencoder_class(folder / "vae" / "config.json"), folder / "vae")
-    unet = _from_pretrained(UNet2DConditionModel, folder / "unet")
-    text_encoder = _from_pretrained(CLIPTextModel, folder / "text_encoder")
+    vae = from_pretrained(autoencoder_class(folder / "vae"), folder / "vae")
+    unet = from_pretrained(UNet2DConditionModel, folder / "unet")
+    text_encoder = from_pretrained(CLIPTextModel, folder / "text_encoder")
     tokenizer = PromptTokenizer.load(folder / "tokenizer" / "tokenizer.json")
-    reference = Reference(unet, config.pathway_heads)
+    reference = new_reference(unet, config)
     _load_into(reference.pathway, folder / "text_pathway" / "model.safetensors")
-    student = _student(UNet2DConditionModel.from_config(unet.config), config, vae)
+    student = new_student(UNet2DConditionModel.from_config(unet.config), config, vae)
     _load_into(student, folder / "student" / "model.safetensors")
     loaded = Checkpoint(config, vae, text_encoder, tokenizer, reference, student)
     for module in (vae, text_encoder, reference, student):
@@ -121,7 +127,9 @@ def load_checkpoint(folder: Path | str | None = None) -> Checkpoint:
     return loaded
 
 
-def _autoencoder_class(config: Path) -> Any:
+def autoencoder_class(folder: Path) -> Any:
+    """AutoencoderKL or AutoencoderTiny, as `folder`/config.json says. Raises CheckpointError for anything else."""
+    config = folder / "config.json"
     try:
         name = json.loads(config.read_text()).get("_class_name")
     except (ValueError, AttributeError) as error:
@@ -132,21 +140,23 @@ def _autoencoder_class(config: Path) -> Any:
     return kinds[name]
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Our own messages say what matters; the libraries' progress bars and notes on every load do not."""
     diffusers_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
 
-def _from_pretrained(kind: Any, folder: Path) -> Any:
+def from_pretrained(kind: Any, folder: Path, variant: str | None = None) -> Any:
+    """One network from its directory, in float32, safetensors only. Raises CheckpointError when it cannot be loaded."""
     try:
         key = "dtype" if kind is CLIPTextModel else "torch_dtype"
-        return kind.from_pretrained(folder, local_files_only=True, **{key: torch.float32})
+        options = {key: torch.float32, "use_safetensors": True, **({"variant": variant} if variant else {})}
+        return kind.from_pretrained(folder, local_files_only=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = str(error).splitlines()[0]
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{folder} cannot be loaded as {kind.__name__}: {first}; restore it from the training run"
+            f"{folder} cannot be loaded as {kind.__name__}: {first}; restore it from where it came"
         ) from error
 
 

@@ -51,11 +51,13 @@ def run_unet(
     text: Tensor,
     text_bias: Tensor | None = None,
     inject: Callable[[int, Tensor], Tensor] | None = None,
+    detail: Tensor | None = None,
 ) -> list[Tensor]:
     """One pass through the U-Net up to its last decoder block, spelled out so that decoder features can be used.
 
     sample [B, Cin, h, w], embedding [B, E] or None when folded away, text [B, L, D], text_bias [B, 1, L] added to
-    cross-attention scores. `inject(i, features)` may replace the features after decoder block i.
+    cross-attention scores. `inject(i, features)` may replace the features after decoder block i; `detail` [B, C0, h, w] is
+    added after the first convolution.
     Returns the decoder features of every block, coarse to fine.
     """
 
@@ -64,7 +66,7 @@ def run_unet(
             return {}
         return {"encoder_hidden_states": text, "encoder_attention_mask": text_bias}
 
-    hidden = unet.conv_in(sample)
+    hidden = unet.conv_in(sample) if detail is None else unet.conv_in(sample) + detail
     skips: tuple[Tensor, ...] = (hidden,)
     for block in unet.down_blocks:
         hidden, kept = block(hidden_states=hidden, temb=embedding, **cross(block))
@@ -96,11 +98,15 @@ def decoder_strides(unet: UNet2DConditionModel) -> list[int]:
 
 
 class Reference(nn.Module):
-    """Prompt-conditioned denoiser: `[z | m_t], t, text -> v`. Before training it equals the pretrained U-Net."""
+    """Prompt-conditioned denoiser: `[z | m_t], t, text -> v`. Before training it equals the pretrained U-Net.
 
-    def __init__(self, unet: UNet2DConditionModel, pathway_heads: int) -> None:
+    noise_schedule: given when the U-Net predicts noise; its answer is then converted, so that all else sees v.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, pathway_heads: int, noise_schedule: Schedule | None = None) -> None:
         super().__init__()
         self.unet = unet
+        self.noise_schedule = noise_schedule
         self.pathway = TextPathway(decoder_widths(unet), unet.config.cross_attention_dim, pathway_heads)
         self.kernel_slots: Slots = dict(PLAIN)
 
@@ -115,7 +121,10 @@ class Reference(nn.Module):
             bias,
             inject=lambda scale, hidden: self.pathway(scale, hidden, text, token_mask),
         )
-        return self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(features[-1])))
+        out = self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(features[-1])))
+        if self.noise_schedule is None:
+            return out
+        return self.noise_schedule.velocity_of_noise(latents[:, 4:], out, timestep)
 
     def sample(
         self, z: Tensor, text: Tensor, token_mask: Tensor, schedule: Schedule, steps: int, noise: Tensor | None = None

@@ -37,15 +37,20 @@ PLAIN: dict[str, Callable[..., Any]] = {"latent_concat": plain_concat, "sampler_
 
 @dataclass(frozen=True)
 class Schedule:
-    """alpha_bar per timestep, float64 [T], from (almost) 1 down to exactly 0."""
+    """alpha_bar per timestep, float64 [T], from (almost) 1 down to 0 (exactly 0 with zero terminal SNR)."""
 
     alpha_bar: Tensor
 
     @classmethod
+    def scaled_linear(cls, steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Schedule:
+        """Stable Diffusion's own schedule: betas linear in their square root; the last alpha_bar is 0.0047, not 0."""
+        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+        return cls(torch.cumprod(1 - betas, 0))
+
+    @classmethod
     def zero_terminal_snr(cls, steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Schedule:
         """Stable Diffusion's scaled-linear betas, shifted and scaled in sqrt(alpha_bar) so that the last one is 0."""
-        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
-        root = torch.cumprod(1 - betas, 0).sqrt()
+        root = cls.scaled_linear(steps, start, end).alpha_bar.sqrt()
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
         return cls(root**2)
 
@@ -65,6 +70,11 @@ class Schedule:
         """The v target of Salimans & Ho 2022: sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) clean."""
         signal, sigma = self.coefficients(t, clean)
         return signal * noise - sigma * clean
+
+    def velocity_of_noise(self, noisy: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
+        """The v that a noise prediction stands for: (epsilon - sqrt(1 - alpha_bar) noisy) / sqrt(alpha_bar)."""
+        signal, sigma = self.coefficients(t, noisy)
+        return (epsilon - sigma * noisy) / signal
 
     def clean(self, noisy: Tensor, v: Tensor, t: Tensor) -> Tensor:
         """The mask latent that a prediction v stands for."""

@@ -1,6 +1,7 @@
 """The student: one pass over the picture, then all K prompts from shared features.
 
-1. Trunk, once per image: z -> U-Net (zero mask slot, last timestep, neutral prompt) -> decoder features at every scale.
+1. Trunk, once per image: z -> U-Net (zero mask slot, last timestep, neutral prompt), with pixel detail added after its
+   first convolution -> decoder features at every scale.
 2. Text pathway, per prompt: folded text injection (see `text_pathway.py`) straight into the narrow head width.
 3. Light mask head, per prompt: scales summed at latent resolution, two small convolutions, sub-pixel upsampling.
 The trunk and its text pathway follow DiGSeg; the shared pass, the folded form and the image stem are our decisions.
@@ -48,12 +49,16 @@ class Student(nn.Module):
         self.project = nn.ModuleList(nn.Conv2d(width, config.width, 1) for width in widths)
         self.injections = nn.ModuleList(TextInjection(config.width, text_dim, config.heads, gate=1.0) for _ in widths)
         self.reduce = nn.ModuleList(nn.Linear(config.width, config.head_width, bias=False) for _ in widths)
-        self.detail = DetailStem(config.detail_width, config.head_width, latent_stride) if config.detail_width else None
+        self.detail = self._stem(config, latent_stride) if config.detail_width else None
         self.head = MaskHead(config.head_width, config.upsample)
-        self.register_buffer("neutral", torch.zeros(1, 2, text_dim))  # features of the empty prompt [1, 2, D]
+        # The empty prompt [1, 2, D]; zeros in a model trained from nothing.
+        self.register_buffer("neutral", torch.zeros(1, 2, text_dim))
         self.register_buffer("text_centre", torch.zeros(text_dim))  # [D]
         self.register_buffer("text_whiten", torch.eye(text_dim))  # [D, D], see `set_whitening`
         self.kernel_slots: Slots = {"text_injection": text_injection}
+
+    def _stem(self, config: StudentConfig, latent_stride: int) -> DetailStem:
+        return DetailStem(config.detail_width, self.unet.conv_in.out_channels, config.head_width, latent_stride)
 
     @torch.no_grad()
     def set_whitening(self, tokens: Tensor, floor: float = 0.1) -> None:
@@ -74,31 +79,39 @@ class Student(nn.Module):
         keys, values = (torch.stack(parts, dim=1) for parts in zip(*folded))
         return FoldedText(keys, values, mask)
 
-    def trunk(self, z: Tensor) -> list[Tensor]:
-        """z [B, 4, h, w] -> decoder features, coarse to fine, [B, Cs, hs, ws] each. Runs once per image."""
+    def trunk(self, z: Tensor, detail: Tensor | None = None) -> list[Tensor]:
+        """z [B, 4, h, w], detail [B, C0, h, w] of the stem -> decoder features, coarse to fine, [B, Cs, hs, ws] each."""
         b = z.shape[0]
         slots = torch.cat([z, torch.zeros_like(z)], dim=1) if self.unet.conv_in.in_channels == 8 else z
         time = torch.full((b,), self.last_timestep, device=z.device)
-        return run_unet(self.unet, slots, time_embedding(self.unet, time), self.neutral.expand(b, -1, -1).to(z.dtype))
+        neutral = self.neutral.expand(b, -1, -1).to(z.dtype)
+        return run_unet(self.unet, slots, time_embedding(self.unet, time), neutral, detail=detail)
+
+    def describe(self, image: Tensor, z: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """All that is computed once per image: normalised features of every scale [B, C, hs, ws], detail for the head."""
+        to_trunk, to_head = (None, None) if self.detail is None else self.detail(image)
+        features = self.trunk(z, to_trunk)
+        narrow = [inject.norm(cut(x)) for x, cut, inject in zip(features, self.project, self.injections)]
+        return narrow, to_head
 
     def forward(self, image: Tensor, z: Tensor, text: FoldedText) -> Tensor:
         """image [B, 3, H, W], z [B, 4, h, w], K folded prompts -> logits [B, K, u*h, u*w]."""
-        return self.answer(self.trunk(z), image, text)
+        return self.answer(*self.describe(image, z), text)
 
-    def answer(self, features: list[Tensor], image: Tensor, text: FoldedText) -> Tensor:
-        """All K prompts about one trunk pass: features of every scale -> logits [B, K, u*h, u*w]."""
-        b = image.shape[0]
+    def answer(self, features: list[Tensor], to_head: Tensor | None, text: FoldedText) -> Tensor:
+        """All K prompts about one described picture -> logits [B, K, u*h, u*w]."""
+        b = features[0].shape[0]
         attend = self.kernel_slots["text_injection"]
         maps = []
-        for s, (hidden, project, inject) in enumerate(zip(features, self.project, self.injections)):
-            flat = inject.norm(project(hidden)).flatten(2).transpose(1, 2)  # [B, N, C]
+        for s, (hidden, inject) in enumerate(zip(features, self.injections)):
+            flat = hidden.flatten(2).transpose(1, 2)  # [B, N, C]
             query, base = inject.query(flat), self.reduce[s](flat)  # [B, N, C], [B, N, Co]: the same for all prompts
             keys, values = text.keys[:, s].contiguous(), text.values[:, s].contiguous()
             mixed = attend(query, base, keys, values, text.mask)  # [B, K, N, Co]
             maps.append(mixed.transpose(2, 3).unflatten(3, hidden.shape[-2:]).flatten(0, 1))  # [B*K, Co, hs, ws]
         fused = upsample_sum(maps, self.strides).unflatten(0, (b, -1))  # [B, K, Co, h, w]
-        if self.detail is not None:
-            fused = fused + self.detail(image)[:, None]
+        if to_head is not None:
+            fused = fused + to_head[:, None]
         return self.head(fused.flatten(0, 1)).unflatten(0, (b, -1))  # [B, K, u*h, u*w]
 
 

@@ -1,0 +1,169 @@
+"""Start from Stable Diffusion: a 1.x or 2.x directory in diffusers' format, or its hub id, becomes an untrained DiGSeg.
+
+    model/ = unet/ vae/ text_encoder/ tokenizer/ scheduler/          safetensors; whole, sharded, or the fp16 variant
+
+The autoencoder and text encoder stay as they are; the U-Net's first convolution is widened for the mask latent. Networks
+that predict noise (SD 1.x, 2.1-base) keep their own noise schedule and are read as v-predictions (see `reference.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizerFast
+
+from digseg_engine.errors import CheckpointError, UsageError
+from digseg_engine.model.autoencoder import latent_stride
+from digseg_engine.model.config import SD21, TINY, DigsegConfig, Prediction, StudentConfig
+from digseg_engine.model.pretrained import (
+    Checkpoint,
+    autoencoder_class,
+    from_pretrained,
+    new_reference,
+    new_student,
+    quiet_libraries,
+)
+from digseg_engine.model.reference import Slot, expand_conv_in
+from digseg_engine.text import PromptTokenizer
+
+LARGE = 256  # a U-Net at least this wide at its finest scale gets the student sizes of `sd21`
+NETWORKS = ("unet", "vae", "text_encoder")
+WANTED = ("*/config.json", "*/*.safetensors", "*/*.safetensors.index.json", "tokenizer/*", "scheduler/*", "*.json")
+
+
+def find_directory(source: str | Path) -> Path:
+    """The local directory called `source`, or the hub repository `owner/name` brought to the local cache.
+
+    Raises CheckpointError when it is neither.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    name = str(source)
+    if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise CheckpointError(f"{name} is neither a directory nor a hub id; expected a Stable Diffusion directory in "
+                              "diffusers' format, or a name such as owner/model")  # fmt: skip
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(WANTED)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{name} is not a local directory and could not be downloaded: {reason}; check the name "
+                              "and the network, or give the path of a downloaded copy") from error  # fmt: skip
+
+
+def load_stable_diffusion(
+    source: str | Path, name: str = "digseg", slot: Slot = "zero", autoencoder: str | Path | None = None
+) -> tuple[Checkpoint, str]:
+    """(untrained DiGSeg, its tokenizer as JSON) from a Stable Diffusion directory or hub id.
+
+    slot: how the mask latent enters the first convolution, see `expand_conv_in`. autoencoder: directory or hub id of an
+    AutoencoderTiny with the same latents, to replace the slow one. Raises CheckpointError naming the missing or
+    unusable file.
+    """
+    quiet_libraries()
+    folder = find_directory(source)
+    _require(folder)
+    unet = _network(UNet2DConditionModel, folder / "unet")
+    text_encoder = _network(CLIPTextModel, folder / "text_encoder")
+    vae = _tiny_autoencoder(autoencoder) if autoencoder else _network(autoencoder_class(folder / "vae"), folder / "vae")
+    _check_sizes(folder, unet, text_encoder, vae)
+    if unet.config.in_channels == 4:
+        expand_conv_in(unet, slot)
+    raw = CLIPTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True).backend_tokenizer
+    tokenizer = PromptTokenizer(raw)
+    stride = latent_stride(vae)
+    config = DigsegConfig(
+        name=name,
+        image_size=int(unet.config.sample_size or 64) * stride,
+        pathway_heads=SD21.digseg.pathway_heads if unet.config.block_out_channels[0] >= LARGE else 4,
+        train_timesteps=_scheduler(folder).get("num_train_timesteps", 1000),
+        prediction=_prediction(folder),
+        student=student_sizes(unet),
+    )
+    student = new_student(UNet2DConditionModel.from_config(unet.config), config, vae)
+    student.unet.load_state_dict(unet.state_dict())
+    student.neutral = empty_prompt(text_encoder, tokenizer)
+    reference = new_reference(unet, config)
+    for module in (vae, text_encoder):
+        module.eval().requires_grad_(False)
+    return Checkpoint(config, vae, text_encoder, tokenizer, reference, student), raw.to_str()
+
+
+def student_sizes(unet: UNet2DConditionModel) -> StudentConfig:
+    """Student sizes that suit a U-Net: those of `sd21` from 256 channels at the finest scale, else those of `tiny`."""
+    return (SD21 if unet.config.block_out_channels[0] >= LARGE else TINY).digseg.student
+
+
+@torch.no_grad()
+def empty_prompt(text_encoder: CLIPTextModel, tokenizer: PromptTokenizer) -> torch.Tensor:
+    """Features of the prompt "" (start and end token): [1, 2, D], the trunk's neutral prompt."""
+    return text_encoder(torch.tensor([tokenizer.ids("")])).last_hidden_state.float()
+
+
+def _require(folder: Path) -> None:
+    wanted: list[tuple[str, ...]] = [(f"{part}/config.json",) for part in NETWORKS]
+    wanted += [("scheduler/scheduler_config.json",), ("tokenizer/tokenizer.json", "tokenizer/vocab.json")]
+    for choices in wanted:
+        if not any((folder / choice).is_file() for choice in choices):
+            raise CheckpointError(f"{folder} lacks {' or '.join(choices)}; expected a Stable Diffusion directory in "
+                                  "diffusers' format (unet/ vae/ text_encoder/ tokenizer/ scheduler/)")  # fmt: skip
+
+
+def _network(kind: Any, folder: Path) -> Any:
+    """Load one part from its whole, sharded or fp16-variant safetensors."""
+    stem = "model" if kind is CLIPTextModel else "diffusion_pytorch_model"
+    found = {variant: _weights(folder, stem, variant) for variant in (None, "fp16")}
+    variants = [variant for variant, path in found.items() if path is not None]
+    if not variants:
+        raise CheckpointError(f"{folder} has no weights: expected {stem}.safetensors, its shards with "
+                              f"{stem}.safetensors.index.json, or {stem}.fp16.safetensors; "
+                              "other formats can hold programs and are not read")  # fmt: skip
+    return from_pretrained(kind, folder, variant=variants[0])
+
+
+def _weights(folder: Path, stem: str, variant: str | None) -> Path | None:
+    middle = f".{variant}" if variant else ""
+    names = (f"{stem}{middle}.safetensors", f"{stem}.safetensors.index{middle}.json")
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _tiny_autoencoder(source: str | Path) -> AutoencoderTiny:
+    folder = find_directory(source)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} lacks config.json; expected the directory of an AutoencoderTiny")
+    return _network(AutoencoderTiny, folder)
+
+
+def _scheduler(folder: Path) -> dict[str, Any]:
+    path = folder / "scheduler" / "scheduler_config.json"
+    try:
+        body: dict[str, Any] = json.loads(path.read_text())
+        return body
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}; restore it from the model's source") from error
+
+
+def _prediction(folder: Path) -> Prediction:
+    found = _scheduler(folder).get("prediction_type", "epsilon")
+    if found not in ("epsilon", "v_prediction"):
+        raise CheckpointError(f"{folder}/scheduler/scheduler_config.json: prediction_type {found!r}; expected epsilon "
+                              "or v_prediction, as in Stable Diffusion 1.x and 2.x")  # fmt: skip
+    return "epsilon" if found == "epsilon" else "v_prediction"
+
+
+def _check_sizes(folder: Path, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, vae: Any) -> None:
+    wanted, got = unet.config.cross_attention_dim, text_encoder.config.hidden_size
+    if wanted != got:
+        raise CheckpointError(f"{folder}: the text encoder gives {got} channels but the U-Net reads {wanted}; "
+                              "expected parts of one model")  # fmt: skip
+    if unet.config.in_channels not in (4, 8) or vae.config.latent_channels != 4:
+        raise UsageError(f"{folder}: U-Net with {unet.config.in_channels} input channels and an autoencoder with "
+                         f"{vae.config.latent_channels} latent channels; expected 4 (or 8 when already widened) and 4: "
+                         "inpainting, upscaling, XL and SD 3 models do not fit")  # fmt: skip
