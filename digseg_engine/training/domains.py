@@ -66,7 +66,8 @@ def objects(rng: Rng, size: int, image: Field, ids: Ids, split: str) -> Names:
     image[:] = _blend(fractal_noise(rng, size, int(rng.integers(2, 9))), ground, other)
     pairs = SEEN_PAIRS if split == "train" else ALL_PAIRS
     names: Names = []
-    for number in range(1, int(rng.integers(2, 7)) + 1):
+    low, high = (5, 9) if split == "train" else (2, 7)  # crowded pictures teach more shapes per second
+    for number in range(1, int(rng.integers(low, high)) + 1):
         unseen = split != "train" and rng.random() < 0.3
         pair = str(rng.choice(UNSEEN_PAIRS if unseen else pairs))
         colour, shape = pair.split()

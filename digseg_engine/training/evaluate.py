@@ -20,8 +20,8 @@ from digseg_engine.errors import UsageError
 from digseg_engine.model.autoencoder import decode_mask, encode_image
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.training.pool import to_tensor
+from digseg_engine.training.prompts import encode_text
 from digseg_engine.training.scenes import ALL_PAIRS, CLASSES, SEEN_PAIRS, UNSEEN_PAIRS, Scene, scene
-from digseg_engine.training.stages import encode_text
 
 TEST_SEED = 1_000_000
 Predict = Callable[[list[Scene], list[str]], NDArray[np.bool_]]  # -> [B, K, H, W]

@@ -1,7 +1,8 @@
 """One training loop for every stage: accelerate, cosine schedule, EMA, CSV log, curve, exact resume.
 
-A stage supplies a module and a loss that is a pure function of (module, step), so that a resumed run repeats the
-interrupted one bit for bit on the same machine.
+A stage supplies a module and a loss that is a pure function of (module, number of the micro-batch), so that a resumed
+run repeats the interrupted one bit for bit on the same machine, and several processes (`accelerate launch`) share the
+micro-batches that one process would have accumulated.
 """
 
 from __future__ import annotations
@@ -11,18 +12,27 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from digseg_engine.errors import TrainingError
+from digseg_engine.training.muon import Muon
 
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": partial(torch.optim.AdamW, betas=(0.9, 0.98)),
+    "muon": Muon,
+}
+FREE = ("save_every", "compile", "stop")  # settings that a resumed run may change
 Loss = Callable[[nn.Module, int], tuple[Tensor, Mapping[str, float]]]
 
 
@@ -33,15 +43,17 @@ class StageConfig:
     steps: int
     batch: int
     learning_rate: float
-    size: int = 64  # pixels of the training pictures
     prompts: int = 16  # prompts asked about every picture of a batch
     warmup: int = 50
     weight_decay: float = 0.01
     clip: float = 1.0
     ema: float = 0.995
+    accumulate: int = 1  # micro-batches per step and process
+    precision: str = "no"  # mixed precision: no, bf16 or fp16
     save_every: int = 500
     stop: int | None = None  # leave off here, short of the end of the schedule
     compile: bool = False  # torch.compile the forward pass (needs a C++ compiler on a CPU)
+    optimizer: str = "muon"  # or "adamw"
 
 
 @dataclass
@@ -65,33 +77,29 @@ def train_stage(
     Writes `folder/log.csv`, `folder/curve.png` and checkpoints under `folder/state`. With resume=True it continues
     from the last one. Raises TrainingError when the loss stops being finite or the stored run had another configuration.
     """
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = _accelerator(config)
     torch.manual_seed(seed)
     module.train()
     weights = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+    optimizer = OPTIMIZERS[config.optimizer](weights, config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, config))
-    wrapped, optimizer, schedule = accelerator.prepare(module, optimizer, schedule)
+    wrapped, optimizer = accelerator.prepare(module, optimizer)
     forward: Any = torch.compile(wrapped) if config.compile else wrapped
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
     progress = _Progress()
-    accelerator.register_for_checkpointing(average, progress)
-    _prepare_folder(folder, config, resume)
+    accelerator.register_for_checkpointing(average, progress, schedule)
+    if accelerator.is_main_process:
+        _prepare_folder(folder, config, resume)
+    accelerator.wait_for_everyone()
     state = folder / "state"
     if resume and (state / "done").is_file():
         accelerator.load_state(str(state))
-    start = progress.step
-    began = time.monotonic() - _rewind_log(folder / "log.csv", start)
-    with _bar() as bar:
+    start, last = progress.step, config.stop or config.steps
+    log = _Log(folder / "log.csv", start, accelerator.is_main_process)
+    with _bar(accelerator.is_main_process) as bar:
         task = bar.add_task(name, total=config.steps, completed=start, loss="")
-        last = config.stop or config.steps
         for step in range(start, last):
-            value, parts = loss(forward, step)
-            amount = float(value.detach())
-            if not math.isfinite(amount):
-                raise TrainingError(f"{name}: loss is {amount} at step {step}; expected a finite number; lower the "
-                                    f"learning rate ({config.learning_rate}) and resume from {state}")  # fmt: skip
-            accelerator.backward(value)
+            parts = _accumulate(accelerator, forward, loss, config, step, _where(name, step, config, state))
             accelerator.clip_grad_norm_(weights, config.clip)
             optimizer.step()
             schedule.step()
@@ -99,14 +107,51 @@ def train_stage(
             average.update_parameters(module)
             progress.step = step + 1
             if step % 10 == 0 or step + 1 == last:
-                _log(folder / "log.csv", {"step": step, "seconds": round(time.monotonic() - began, 1), **parts})
+                log.add(step, parts)
             bar.update(task, advance=1, loss=" ".join(f"{k} {v:.4f}" for k, v in parts.items()))
             if progress.step % config.save_every == 0 or progress.step == last:
                 _save_state(accelerator, state)
-                draw_curve(folder / "log.csv", folder / "curve.png", name)
+                log.draw(name)
     module.load_state_dict(average.module.state_dict())
     module.eval()
     return module
+
+
+def unwrap(module: Any) -> Any:
+    """The plain module behind DistributedDataParallel or torch.compile."""
+    module = getattr(module, "_orig_mod", module)
+    return getattr(module, "module", module)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's weights are."""
+    return next(module.parameters()).device
+
+
+def _accelerator(config: StageConfig) -> Accelerator:
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=True)  # a student reads no `conv_out`
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=config.precision, kwargs_handlers=[parallel])
+
+
+def _where(name: str, step: int, config: StageConfig, state: Path) -> str:
+    return f"{name}, step {step}: lower the learning rate ({config.learning_rate}) and resume from {state}"
+
+
+def _accumulate(
+    accelerator: Accelerator, forward: Any, loss: Loss, config: StageConfig, step: int, where: str
+) -> Mapping[str, float]:
+    """Add up the gradients of this process's micro-batches of one step; returns the parts of the last loss."""
+    parts: Mapping[str, float] = {}
+    for i in range(config.accumulate):
+        number = (step * config.accumulate + i) * accelerator.num_processes + accelerator.process_index
+        ready = i + 1 == config.accumulate or accelerator.num_processes == 1
+        with nullcontext() if ready else accelerator.no_sync(forward):
+            with accelerator.autocast():
+                value, parts = loss(forward, number)
+            if not math.isfinite(float(value.detach())):
+                raise TrainingError(f"loss is {float(value.detach())}, expected a finite number, in {where}")
+            accelerator.backward(value / config.accumulate)
+    return parts
 
 
 def _cosine(step: int, config: StageConfig) -> float:
@@ -121,7 +166,7 @@ def _prepare_folder(folder: Path, config: StageConfig, resume: bool) -> None:
     path, body = folder / "config.json", asdict(config)
     if resume and path.is_file():
         stored = json.loads(path.read_text())
-        changed = [key for key in body if stored.get(key) != body[key] and key not in ("save_every", "compile", "stop")]
+        changed = [key for key in body if stored.get(key) != body[key] and key not in FREE]
         if changed:
             raise TrainingError(f"cannot resume {folder}: {', '.join(changed)} differ from the stored run; expected "
                                 f"{[stored.get(k) for k in changed]}, got {[body[k] for k in changed]}; "
@@ -132,31 +177,50 @@ def _prepare_folder(folder: Path, config: StageConfig, resume: bool) -> None:
     path.write_text(json.dumps(body, indent=2) + "\n")
 
 
-def _rewind_log(path: Path, step: int) -> float:
-    """Drop rows of a log at or after `step` (they will be trained again); returns the seconds spent before it."""
-    if not path.is_file():
-        return 0.0
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
-    path.unlink()
-    for row in rows:
-        _log(path, row)
-    return float(rows[-1]["seconds"]) if rows else 0.0
+class _Log:
+    """The stage's CSV log and its curve; rows at or after the first step (a resumed run's) are dropped first."""
+
+    def __init__(self, path: Path, start: int, writes: bool) -> None:
+        self.path, self.writes = path, writes
+        self.began = time.monotonic() - (self._rewind(start) if writes else 0.0)
+
+    def _rewind(self, start: int) -> float:
+        """Drop the rows that will be trained again; returns the seconds spent before them."""
+        if not self.path.is_file():
+            return 0.0
+        with self.path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) < start]
+        self.path.unlink()
+        for row in rows:
+            self._write(row)
+        return float(rows[-1]["seconds"]) if rows else 0.0
+
+    def add(self, step: int, parts: Mapping[str, float]) -> None:
+        if self.writes:
+            self._write({"step": step, "seconds": round(time.monotonic() - self.began, 1), **parts})
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        fresh = not self.path.is_file()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row))
+            if fresh:
+                writer.writeheader()
+            writer.writerow({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
+
+    def draw(self, title: str) -> None:
+        if self.writes:
+            draw_curve(self.path, self.path.with_name("curve.png"), title)
 
 
 def _save_state(accelerator: Accelerator, state: Path) -> None:
-    (state / "done").unlink(missing_ok=True)
+    """A complete state is marked by the file `done`; an interrupted save leaves none."""
+    if accelerator.is_main_process:
+        (state / "done").unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
     accelerator.save_state(str(state), safe_serialization=False)
-    (state / "done").touch()
-
-
-def _log(path: Path, row: dict[str, Any]) -> None:
-    fresh = not path.is_file()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if fresh:
-            writer.writeheader()
-        writer.writerow({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (state / "done").touch()
 
 
 def draw_curve(log: Path, picture: Path, title: str) -> None:
@@ -185,6 +249,8 @@ def draw_curve(log: Path, picture: Path, title: str) -> None:
     plt.close(figure)
 
 
-def _bar() -> Progress:
+def _bar(shown: bool) -> Progress:
     columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), refresh_per_second=2)
+    return Progress(
+        *columns, TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), refresh_per_second=2, disable=not shown
+    )

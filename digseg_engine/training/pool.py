@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -51,6 +52,16 @@ class Pool:
 
 
 @dataclass
+class Drawn:
+    """B pictures of one pool."""
+
+    pool: Pool
+    index: NDArray[np.int64]  # [B]
+    images: Tensor  # [B, 3, S, S] in -1..1
+    latents: Tensor  # [B, 4, s, s]; [B, 0] before the autoencoder is trained
+
+
+@dataclass
 class Batch:
     """B pictures and the K prompts asked about all of them."""
 
@@ -58,6 +69,9 @@ class Batch:
     latents: Tensor  # [B, 4, s, s]; [B, 0] before the autoencoder is trained
     queries: list[Query]
     masks: Tensor  # [B, K, S, S] in 0..1
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.images.to(device), self.latents.to(device), self.queries, self.masks.to(device))
 
 
 def to_tensor(images: NDArray[np.uint8]) -> Tensor:
@@ -91,30 +105,52 @@ def build_pool(domain: str, count: int, size: int, cache: Path, split: str = "tr
         return Pool(domain, stored["images"], stored["ids"], stored["members"].astype(bool))
 
 
+class Batches(Protocol):
+    """A source of training batches; batch number `step` is always the same."""
+
+    names: tuple[str, ...]  # every name that prompts are made of
+
+    def batch(self, step: int, size: int, prompts: int) -> Batch: ...
+
+    def phrase(self, rng: np.random.Generator, name: str) -> Query: ...
+
+
 class SceneBatches:
     """Draws batches from the pools of all domains; `shares` says how often each domain is drawn."""
 
     def __init__(self, pools: dict[str, Pool], shares: dict[str, float], seed: int) -> None:
         self.pools, self.seed = pools, seed
         self.domains = list(pools)
+        own = {name for domain in self.domains for name in CLASSES[domain]}
+        self.names = tuple(name for name in TRAIN_NAMES if name in own)
         total = sum(shares[d] for d in self.domains)
         self.weights = [shares[d] / total for d in self.domains]
 
-    def batch(self, step: int, size: int, prompts: int) -> Batch:
-        """Batch number `step`: `size` pictures of one domain and `prompts` prompts."""
+    def draw(self, step: int, size: int) -> tuple[np.random.Generator, Drawn]:
+        """The `size` pictures of batch number `step`, all of one domain, and the generator to go on with."""
         rng = np.random.default_rng([self.seed, step])
         pool = self.pools[self.domains[int(rng.choice(len(self.domains), p=self.weights))]]
         index = rng.integers(0, len(pool), size)
-        queries = [phrase(rng, name) for name in self._names(rng, pool, index, prompts)]
         latents = torch.empty(size, 0) if pool.latents is None else pool.latents[index].float()
-        images = to_tensor(pool.images[index])
-        return Batch(images, latents, queries, pool.masks(index, [q.name for q in queries]))
+        return rng, Drawn(pool, index, to_tensor(pool.images[index]), latents)
+
+    def batch(self, step: int, size: int, prompts: int) -> Batch:
+        """Batch number `step`: `size` pictures of one domain and `prompts` prompts."""
+        rng, drawn = self.draw(step, size)
+        queries = [phrase(rng, name) for name in self._names(rng, drawn.pool, drawn.index, prompts)]
+        return Batch(drawn.images, drawn.latents, queries, drawn.pool.masks(drawn.index, [q.name for q in queries]))
 
     def _names(self, rng: np.random.Generator, pool: Pool, index: NDArray[np.int64], count: int) -> list[str]:
         """Mostly names that occur in the batch, a fifth from anywhere (absent ones have an empty mask)."""
         present = [NAMES[i] for i in np.flatnonzero(pool.present(index).any(0))]
-        strangers = rng.choice(TRAIN_NAMES, max(1, count // 5), replace=False).tolist()
+        strangers = rng.choice(self.names, min(max(1, count // 5), len(self.names)), replace=False).tolist()
         known = rng.permutation(present).tolist()[: count - len(strangers)]
         names = list(dict.fromkeys(known + strangers))
-        spare = [name for name in rng.permutation(TRAIN_NAMES).tolist() if name not in names]
-        return names + spare[: count - len(names)]
+        spare = [name for name in rng.permutation(self.names).tolist() if name not in names]
+        names += spare[: count - len(names)]
+        while len(names) < count:  # a small vocabulary: ask again, the phrasing will differ
+            names += names[: count - len(names)]
+        return names
+
+    def phrase(self, rng: np.random.Generator, name: str) -> Query:
+        return phrase(rng, name)

@@ -1,0 +1,68 @@
+"""Pretraining of the trunk on dense labels: what Stable Diffusion's weights give a large model, in the small.
+
+A model trained from nothing has no pretrained diffusion network to start from. Its U-Net first learns to tell things
+apart, one linear classifier per decoder scale (deep supervision, Lee et al. 2015); the classifiers are then thrown away,
+and reference and student both start from this U-Net.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from digseg_engine.model.mask_head import upsample_sum
+from digseg_engine.model.student import Student
+from digseg_engine.training.loop import StageConfig, device_of
+from digseg_engine.training.losses import shrink
+from digseg_engine.training.pool import NAMES, SceneBatches
+from digseg_engine.training.scenes import ALL_PAIRS, CLASSES
+
+PRIMITIVES = tuple(name for name in NAMES if name not in ALL_PAIRS)  # pairs are left to language
+RARE = -2.0  # starting logit: a pixel belongs to few classes
+
+
+class Backbone(nn.Module):
+    """A student's trunk with one linear classifier per scale."""
+
+    def __init__(self, student: Student, classes: int = len(PRIMITIVES)) -> None:
+        super().__init__()
+        self.student = student
+        self.classify = nn.ModuleList(nn.Conv2d(student.config.width, classes, 1) for _ in student.strides)
+        nn.init.constant_(self.classify[0].bias, RARE)
+
+    def forward(self, images: Tensor, latents: Tensor) -> Tensor:
+        """images [B, 3, H, W], latents [B, 4, h, w] -> logits of every class [B, P, h, w]."""
+        features, _ = self.student.describe(images, latents)
+        return upsample_sum([read(x) for read, x in zip(self.classify, features)], self.student.strides)
+
+
+def pool_regions(features: list[Tensor], masks: Tensor) -> Tensor:
+    """Mean of every scale's features under R masks: features [R, C, hs, ws] each, masks [R, H, W] -> [R, S*C]."""
+    means = []
+    for x in features:
+        inside = shrink(masks[:, None], x.shape[-2:])  # [R, 1, hs, ws]
+        means.append((x * inside).sum((-2, -1)) / inside.sum((-2, -1)).clamp(min=1e-3))
+    return torch.cat(means, dim=1)
+
+
+class BackboneLoss:
+    """BCE over all classes and Dice over those of the batch's domain, per pixel of the latent grid."""
+
+    def __init__(self, batches: SceneBatches, config: StageConfig) -> None:
+        self.batches, self.config = batches, config
+
+    def __call__(self, model: nn.Module, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        _, drawn = self.batches.draw(step, self.config.batch)
+        device = device_of(model)
+        own = [i for i, name in enumerate(PRIMITIVES) if name in CLASSES[drawn.pool.domain]]
+        logits = model(drawn.images.to(device), drawn.latents.to(device))
+        labels = torch.zeros_like(logits)
+        masks = drawn.pool.masks(drawn.index, [PRIMITIVES[i] for i in own]).to(device)
+        labels[:, own] = shrink(masks, logits.shape[-2:])
+        bce = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean((0, 2, 3)).sum()
+        p, y = logits[:, own].sigmoid(), labels[:, own]
+        dice = 1 - (2 * (p * y).sum((0, 2, 3)) + 1) / ((p + y).sum((0, 2, 3)) + 1)
+        return 0.3 * bce + dice.mean(), {"bce": float(bce.detach()), "dice": float(dice.mean().detach())}

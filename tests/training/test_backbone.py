@@ -1,0 +1,73 @@
+"""Backbone pretraining: labels are the scenes' own, regions are described by their own pixels, a step lowers the loss."""
+
+import numpy as np
+import pytest
+import torch
+
+from digseg_engine.training.backbone import PRIMITIVES, Backbone, BackboneLoss, pool_regions
+from digseg_engine.training.loop import StageConfig
+from digseg_engine.training.muon import Muon
+from digseg_engine.training.pool import INDEX, SceneBatches, build_pool
+from digseg_engine.training.scenes import ALL_PAIRS
+
+
+@pytest.fixture(scope="module")
+def batches(tmp_path_factory):
+    pool = build_pool("objects", 12, 64, tmp_path_factory.mktemp("pools"), workers=1)
+    pool.latents = torch.randn(12, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    return SceneBatches({"objects": pool}, {"objects": 1.0}, seed=0)
+
+
+def test_pairs_are_left_to_language():
+    assert not set(PRIMITIVES) & set(ALL_PAIRS)
+    assert {"red", "star", "gravel", "crop row"} <= set(PRIMITIVES)
+
+
+def test_a_perfect_answer_costs_almost_nothing_and_the_opposite_much(batches):
+    _, drawn = batches.draw(3, 4)
+    masks = torch.zeros(4, len(PRIMITIVES), 16, 16)
+    own = [i for i, name in enumerate(PRIMITIVES) if drawn.pool.members[:, :, INDEX[name]].any()]
+    truth = drawn.pool.masks(drawn.index, [PRIMITIVES[i] for i in own])
+    masks[:, own] = torch.nn.functional.avg_pool2d(truth, 4)
+    sure = (masks.clamp(1e-4, 1 - 1e-4)).logit()
+    loss = BackboneLoss(batches, StageConfig(1, 4, 1e-3))
+    right, wrong = (loss(Fixed(x), 3)[0].item() for x in (sure, -sure))
+    assert right < 0.6 < 5 < wrong  # soft borders keep the perfect answer above zero
+
+
+class Fixed(torch.nn.Module):
+    """Answers the same whatever it is asked."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = torch.nn.Parameter(answer)
+
+    def forward(self, images, latents):
+        return self.answer
+
+
+def test_training_lowers_the_loss(batches, nano):
+    torch.manual_seed(0)
+    model = Backbone(nano.student).train()
+    model.requires_grad_(True)
+    loss, optimizer = BackboneLoss(batches, StageConfig(1, 8, 1e-3)), Muon(model.parameters(), lr=5e-3)
+    values = []
+    for _ in range(12):
+        value, _ = loss(model, 0)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        values.append(float(value.detach()))
+    assert values[-1] < 0.9 * values[0]
+    nano.student.eval().requires_grad_(False)
+
+
+def test_pooled_regions_are_means_under_the_mask():
+    fine, coarse = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 4, 4)
+    masks = torch.zeros(2, 16, 16)
+    masks[0, :4, :4] = 1  # two by two pixels of the fine map, one of the coarse
+    masks[1] = 1
+    got = pool_regions([coarse, fine], masks)
+    assert got.shape == (2, 6)
+    assert torch.allclose(got[0], torch.cat([coarse[0, :, 0, 0], fine[0, :, :2, :2].mean((1, 2))]), atol=1e-6)
+    assert np.allclose(got[1, 3:], fine[1].mean((1, 2)), atol=1e-5)
