@@ -1,0 +1,124 @@
+"""`digseg distill`: the reference at N steps -> the same network at 1, 2 and 4 steps -> the one-pass student.
+
+Afterwards every number of steps is scored and timed on the same pictures: `distill.json`, `distill.png`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import PartialState
+
+from digseg_engine.errors import UsageError
+from digseg_engine.model.pretrained import Checkpoint
+from digseg_engine.training.denoising import FewStepLoss, PairSource
+from digseg_engine.training.evaluate import Predict, evaluate_domain, reference_predictor, student_predictor
+from digseg_engine.training.finetune import FinetuneConfig, load_start, open_batches
+from digseg_engine.training.loop import StageConfig
+from digseg_engine.training.run import Run, freeze, move
+from digseg_engine.training.stages import DistillationLoss
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Settings of both distillation stages and of the report at the end."""
+
+    seed: int = 0
+    scenes: int = 4000
+    size: int | None = None
+    teacher_steps: int = 8
+    grid: tuple[int, ...] = (1, 2, 4)
+    few_step: StageConfig = StageConfig(2000, 8, 5e-4, ema=0.995)
+    student: StageConfig = StageConfig(1500, 8, 2e-3, ema=0.995)
+    report_scenes: int = 8  # test scenes per domain of the report
+
+    def __post_init__(self) -> None:
+        if not self.grid or min(self.grid) < 1 or max(self.grid) >= self.teacher_steps:
+            raise UsageError(f"the few-step grid must be 1 or more and below the teacher's {self.teacher_steps} steps, "
+                             f"got {', '.join(map(str, self.grid)) or 'nothing'}")  # fmt: skip
+
+
+def distill(
+    source: str, out: Path, config: DistillConfig | None = None, resume: bool = False, data: str = "scenes"
+) -> Path:
+    """Distil the DiGSeg checkpoint `source` into `out`; returns the new checkpoint's directory."""
+    config = config or DistillConfig()
+    run = Run(out, resume, config.seed)
+    c, tokenizer_json, trained = load_start(source)
+    if not trained:
+        raise UsageError(
+            f"{source} holds no trained reference to distil; train one first: digseg train --init {source}"
+        )
+    run.describe(config, source=source, data=data)
+    move(c)
+    freeze(c.vae, c.text_encoder)
+    settings = FinetuneConfig(seed=config.seed, scenes=config.scenes, size=config.size)
+    batches = open_batches(c, data, settings, out)
+    teacher = copy.deepcopy(c.reference)
+    freeze(teacher)
+    pairs = PairSource(batches, c.vae, c.text_encoder, c.tokenizer, config.few_step)
+    c.reference.requires_grad_(True)
+    few = FewStepLoss(pairs, teacher, c.schedule, config.teacher_steps, config.grid)
+    run.stage("few_step", c.reference, few, config.few_step)
+    freeze(c.reference)
+    c.student.requires_grad_(True)
+    parts = (c.vae, c.text_encoder, c.tokenizer, teacher, c.schedule)
+    imitate = DistillationLoss(batches, *parts, config.student, teacher_steps=config.teacher_steps)
+    run.stage("student", c.student, imitate, config.student)
+    folder = run.finish(c, tokenizer_json)
+    if PartialState().is_main_process:
+        report(c, teacher, config, folder)
+    return folder
+
+
+def report(c: Checkpoint, teacher: object, config: DistillConfig, folder: Path) -> None:
+    """Score and time the teacher, every short grid and the student; write `distill.json` and `distill.png`."""
+    before = copy.copy(c)
+    before.reference = teacher  # type: ignore[assignment]
+    rows: list[tuple[str, int, Predict]] = [
+        ("teacher", config.teacher_steps, reference_predictor(before, config.teacher_steps)),
+        *(("teacher", n, reference_predictor(before, n)) for n in config.grid),
+        *(("distilled", n, reference_predictor(c, n)) for n in config.grid),
+        ("student", 1, student_predictor(c)),
+    ]
+    results = []
+    for name, steps, predict in rows:
+        began = time.perf_counter()
+        scores = [
+            evaluate_domain(predict, domain, config.report_scenes, c.config.image_size).mean()
+            for domain in ("microscopy", "aerial", "crops")
+        ]
+        seconds = time.perf_counter() - began
+        results.append({"model": name, "steps": steps, "miou": sum(scores) / len(scores), "seconds": round(seconds, 2)})
+    body = {"scenes_per_domain": config.report_scenes, "domains": ["microscopy", "aerial", "crops"], "rows": results}
+    (folder / "distill.json").write_text(json.dumps(body, indent=2) + "\n")
+    _draw(results, folder / "distill.png")
+
+
+def _draw(rows: list[dict[str, object]], picture: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for name in dict.fromkeys(str(row["model"]) for row in rows):
+        own = sorted((row for row in rows if row["model"] == name), key=lambda row: float(str(row["seconds"])))
+        axes.plot([row["seconds"] for row in own], [row["miou"] for row in own], "o-", label=name)
+        for row in own:
+            axes.annotate(f"{row['steps']}", (float(str(row["seconds"])), float(str(row["miou"]))))
+    axes.set(
+        xlabel="seconds for all pictures and prompts",
+        ylabel="mean IoU",
+        xscale="log",
+        title="quality and cost per number of steps",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)

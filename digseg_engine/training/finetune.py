@@ -1,0 +1,102 @@
+"""`digseg train --init`: from a Stable Diffusion or DiGSeg directory to a checkpoint, on scenes or own data.
+
+Stages: reference A (noisy mask latents), reference B (one step, mask space), student. The autoencoder and the text
+encoder stay frozen. A DiGSeg checkpoint may skip to the student with `student_only`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from digseg_engine.errors import UsageError
+from digseg_engine.model.pretrained import Checkpoint, load_checkpoint
+from digseg_engine.model.reference import Slot
+from digseg_engine.model.stable_diffusion import find_directory, load_stable_diffusion
+from digseg_engine.training.denoising import DenoisingLoss, OneStepLoss, PairSource
+from digseg_engine.training.loop import StageConfig
+from digseg_engine.training.pool import Batches
+from digseg_engine.training.prompts import typical_tokens
+from digseg_engine.training.run import Run, freeze, move
+from digseg_engine.training.sources import cache_latents, parse_domains, scene_batches, scene_pools
+from digseg_engine.training.stages import DistillationLoss
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Stage lengths and rates after Marigold and its end-to-end fine-tuning: AdamW, 3e-5, effective batch 32."""
+
+    seed: int = 0
+    scenes: int = 4000  # per domain, when trained on scenes
+    size: int | None = None  # pixels; None: the model's own
+    reference: StageConfig = StageConfig(20000, 4, 3e-5, warmup=100, accumulate=8, ema=0.999, optimizer="adamw")
+    one_step: StageConfig = StageConfig(10000, 2, 3e-5, warmup=100, accumulate=16, ema=0.999, optimizer="adamw")
+    student: StageConfig = StageConfig(20000, 4, 1e-4, warmup=100, accumulate=4, ema=0.999, optimizer="adamw")
+
+
+def load_start(source: str, slot: Slot = "zero", autoencoder: str | None = None) -> tuple[Checkpoint, str, bool]:
+    """(checkpoint, tokenizer JSON, is it a trained DiGSeg) from a directory of either kind or a hub id."""
+    folder = find_directory(source)
+    if (folder / "digseg.json").is_file():
+        if autoencoder:
+            raise UsageError(f"--autoencoder replaces the autoencoder of a Stable Diffusion start; {folder} is a DiGSeg "
+                             "checkpoint, whose networks were trained with their own")  # fmt: skip
+        return load_checkpoint(folder), (folder / "tokenizer" / "tokenizer.json").read_text(), True
+    checkpoint, tokenizer_json = load_stable_diffusion(folder, slot=slot, autoencoder=autoencoder)
+    return checkpoint, tokenizer_json, False
+
+
+def finetune(
+    source: str, out: Path, config: FinetuneConfig | None = None, resume: bool = False, data: str = "scenes",
+    slot: Slot = "zero", autoencoder: str | None = None, student_only: bool = False,
+) -> Path:  # fmt: skip
+    """Train from `source` into `out`; returns the checkpoint directory.
+
+    data: "scenes", "scenes:DOMAIN,..." or a directory of labelled pictures. Raises CheckpointError for an unusable start,
+    UsageError for an occupied `out`, InputError for unusable data.
+    """
+    config = config or FinetuneConfig()
+    run = Run(out, resume, config.seed)
+    c, tokenizer_json, trained = load_start(source, slot, autoencoder)
+    if student_only and not trained:
+        raise UsageError(
+            f"--student-only needs a DiGSeg checkpoint to start from; {source} is a Stable Diffusion model"
+        )
+    run.describe(config, init=source, data=data, slot=slot, autoencoder=autoencoder, student_only=student_only)
+    move(c)
+    torch.manual_seed(config.seed)
+    freeze(c.vae, c.text_encoder)
+    batches = open_batches(c, data, config, out)
+    if not student_only:
+        _train_reference(run, c, batches, config)
+    if not trained:
+        c.student.unet.load_state_dict(c.reference.unet.state_dict())
+        c.student.set_whitening(typical_tokens(c.text_encoder, c.tokenizer, batches.names, batches.phrase))
+    freeze(c.reference)
+    c.student.requires_grad_(True)
+    parts = (c.vae, c.text_encoder, c.tokenizer, c.reference, c.schedule)
+    run.stage("student", c.student, DistillationLoss(batches, *parts, config.student), config.student)
+    return run.finish(c, tokenizer_json)
+
+
+def _train_reference(run: Run, c: Checkpoint, batches: Batches, config: FinetuneConfig) -> None:
+    c.reference.requires_grad_(True)
+    frozen = (c.vae, c.text_encoder, c.tokenizer)
+    noisy = PairSource(batches, *frozen, config.reference)
+    run.stage("reference", c.reference, DenoisingLoss(noisy, c.schedule), config.reference)
+    single = PairSource(batches, *frozen, config.one_step)
+    run.stage("one_step", c.reference, OneStepLoss(single, c.schedule), config.one_step)
+
+
+def open_batches(c: Checkpoint, data: str, config: FinetuneConfig, out: Path) -> Batches:
+    """Training batches from scenes, or from a directory of labelled pictures."""
+    size = config.size or c.config.image_size
+    if size % c.stride:
+        raise UsageError(f"training size must be a multiple of {c.stride} for this model, got {size}")
+    if data == "scenes" or data.startswith("scenes:"):
+        pools = scene_pools(parse_domains(data), config.scenes, size, out / "pools")
+        cache_latents(c.vae, pools, out / "pools")
+        return scene_batches(pools, config.seed)
+    raise UsageError(f"--data must be scenes or scenes:DOMAIN,..., got {data!r}")
