@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from digseg_engine.errors import DigsegError, InputError, UsageError
+from digseg_engine.evaluation.command import evaluate
 
 app = typer.Typer(
     add_completion=False,
@@ -22,6 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Text-prompted segmentation with DiGSeg: segment pictures, check the machine, train, evaluate.",
 )
+app.command(name="eval")(evaluate)
 # Typer carries its own copy of click in some releases; its errors share this base in all of them.
 COMMAND_LINE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 DEFAULT_BUNDLE = "digseg-tiny-fp16"
@@ -258,25 +260,6 @@ def distill(
     settings = DistillConfig(seed=seed, teacher_steps=teacher_steps, grid=grid)
     folder = run(model, output, settings if scale == 1 else scaled(settings, scale), resume, data)
     print(f"checkpoint written to {folder}; quality and cost per number of steps in {folder / 'distill.png'}")
-
-
-@app.command(name="eval")
-def evaluate(
-    model: Annotated[
-        Path | None, typer.Option(help="checkpoint or bundle directory [default: the bundled model]")
-    ] = None,
-    domain: Annotated[str, typer.Option(help="a domain of the test scenes, or all")] = "all",
-    count: Annotated[int, typer.Option(help="test scenes per domain")] = 100,
-    size: Annotated[int | None, typer.Option(help="pixels per side [default: the model's own]")] = None,
-    reference_steps: Annotated[
-        int, typer.Option(help="score the reference with this many steps instead of the student")
-    ] = 0,
-    report: Annotated[Path | None, typer.Option(help="write all figures to this JSON file")] = None,
-) -> None:
-    """Score a model on the fixed test scenes: mean IoU per domain, false alarms on absent prompts."""
-    from digseg_engine.training.score import score_model
-
-    score_model(model, domain, count, size, reference_steps, report)
 
 
 @app.callback(invoke_without_command=True)

@@ -14,9 +14,11 @@ from pathlib import Path
 from accelerate import PartialState
 
 from digseg_engine.errors import UsageError
+from digseg_engine.evaluation.predictors import Predict, reference_predictor, student_predictor
+from digseg_engine.evaluation.samples import TestScenes
+from digseg_engine.evaluation.score import evaluate
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.training.denoising import FewStepLoss, PairSource
-from digseg_engine.training.evaluate import Predict, evaluate_domain, reference_predictor, student_predictor
 from digseg_engine.training.finetune import FinetuneConfig, load_start, open_batches
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.run import Run, freeze, move
@@ -89,7 +91,7 @@ def report(c: Checkpoint, teacher: object, config: DistillConfig, folder: Path) 
     for name, steps, predict in rows:
         began = time.perf_counter()
         scores = [
-            evaluate_domain(predict, domain, config.report_scenes, c.config.image_size).mean()
+            evaluate(predict, TestScenes(domain, config.report_scenes, c.config.image_size)).miou()
             for domain in ("microscopy", "aerial", "crops")
         ]
         seconds = time.perf_counter() - began

@@ -1,0 +1,100 @@
+"""Test data as numbered samples: the fixed test scenes of a domain (in several wordings), or a folder of labelled pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digseg_engine.errors import UsageError
+from digseg_engine.training.scenes import ALL_PAIRS, CLASSES, Query, scene
+
+TEST_SEED = 1_000_000
+REWORDED = "the {shape} that is {colour}"  # a wording that no training prompt has
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled picture."""
+
+    name: str
+    image: NDArray[np.uint8]  # [H, W, 3]
+    truth: NDArray[np.bool_]  # [K, H, W], one per query
+    valid: NDArray[np.bool_] | None = None  # [H, W], False where pixels do not count
+
+
+class Samples(Protocol):
+    """A test set: sample `i` is always the same."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def queries(self) -> Sequence[Query]: ...
+
+    @property
+    def exclusive(self) -> bool:
+        """Every labelled pixel belongs to exactly one query."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Sample: ...
+
+
+class TestScenes:
+    """Test scenes 0..count-1 of a domain at size x size pixels; every prompt is asked about every picture."""
+
+    __test__ = False  # not a test case, whatever the name says
+    exclusive = False
+
+    def __init__(self, domain: str, count: int, size: int, reworded: bool = False) -> None:
+        if count < 1:
+            raise UsageError(f"the number of test scenes must be at least 1, got {count}")
+        self.domain, self.count, self.size = domain, count, size
+        self.name = f"{domain}, reworded" if reworded else domain
+        self.queries = scene_queries(domain, reworded)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> Sample:
+        one = scene(TEST_SEED + i, self.domain, self.size, "test")
+        truth = np.stack([one.mask(query.name) for query in self.queries])
+        return Sample(f"{self.domain}-{i:04d}", one.image, truth)
+
+
+def scene_queries(domain: str, reworded: bool = False) -> list[Query]:
+    """The prompts of a domain; `reworded` says the pairs of `objects` as training never did."""
+    if domain != "objects":
+        return [Query(name, name) for name in CLASSES[domain]]
+    if not reworded:
+        return [Query(pair, pair) for pair in ALL_PAIRS]
+    split = [pair.split(" ") for pair in ALL_PAIRS]
+    return [Query(REWORDED.format(colour=c, shape=s), f"{c} {s}") for c, s in split]
+
+
+def open_samples(
+    data: str, count: int, size: int, layout: str | None = None, split: str | None = None
+) -> list[Samples]:
+    """Test sets named by `data`: "scenes", "scenes:DOMAIN,..." or a folder of labelled pictures.
+
+    count: scenes per domain, or at most so many pictures of a folder. Raises UsageError or InputError.
+    """
+    if data == "scenes" or data.startswith("scenes:"):
+        from digseg_engine.training.sources import parse_domains
+
+        if layout or split:
+            raise UsageError("--layout and --split describe a folder of labelled pictures; --data is scenes here")
+        sets: list[Samples] = []
+        for domain in parse_domains(data):
+            sets.append(TestScenes(domain, count, size))
+            if domain == "objects":
+                sets.append(TestScenes(domain, count, size, reworded=True))
+        return sets
+    if not Path(data).is_dir():
+        raise UsageError(f"--data must be scenes, scenes:DOMAIN,... or a folder of labelled pictures, got {data!r}")
+    raise UsageError(f"{data}: folders of labelled pictures cannot be evaluated yet")

@@ -1,0 +1,152 @@
+"""Evaluation: the figures are what their definitions say, on predictors whose answers are known."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from digseg_engine.errors import UsageError
+from digseg_engine.evaluation.metrics import Score, outline_band
+from digseg_engine.evaluation.predictors import decide, reference_predictor, student_predictor
+from digseg_engine.evaluation.report import write_report
+from digseg_engine.evaluation.samples import Sample, TestScenes, open_samples, scene_queries
+from digseg_engine.evaluation.score import evaluate, figures, score_model
+from digseg_engine.training.scenes import SEEN_PAIRS, UNSEEN_PAIRS, Query, phrase
+
+
+def oracle(samples, change=lambda masks: masks):
+    """A predictor that knows the truth of every picture, or what `change` makes of it."""
+    known = {samples[i].image.tobytes(): samples[i].truth for i in range(len(samples))}
+    return lambda image, prompts: np.where(change(known[image.tobytes()]), 1.0, -1.0).astype(np.float32)
+
+
+class Two:
+    """Two pictures of one row with exclusive labels, the last pixel of the second ignored."""
+
+    name, exclusive = "two", True
+    queries = (Query("a", "a"), Query("b", "b"), Query("c", "c"))
+    ids = np.array([[[0, 0, 0, 1]], [[1, 1, 0, 0]]])
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        truth = self.ids[i] == np.arange(3)[:, None, None]
+        valid = np.array([[True, True, True, i == 0]])
+        return Sample(f"{i}", np.full((1, 4, 3), i, np.uint8), truth, valid)
+
+
+def test_the_truth_scores_one_and_its_opposite_zero():
+    samples = TestScenes("objects", 12, 48)
+    right = evaluate(oracle(samples), samples)
+    assert right.miou() == right.miou(SEEN_PAIRS) == right.miou(UNSEEN_PAIRS) == right.ciou() == right.dice() == 1
+    assert right.boundary_iou() == 1 and right.false_area() == 0
+    crops = TestScenes("crops", 5, 48)
+    wrong = evaluate(oracle(crops, np.logical_not), crops)
+    assert wrong.miou() == wrong.ciou() == wrong.dice() == 0
+
+
+def test_figures_of_counts_made_by_hand():
+    score = Score(["a", "b", "c"])
+    truth, got = np.zeros((2, 3, 4, 4), bool), np.zeros((2, 3, 4, 4), bool)
+    truth[0, 0, :2], got[0, 0, :1] = True, True  # a: 4 of 8 found
+    got[1, 0, 3] = True  # 4 false pixels where "a" is absent
+    got[1, 1, 0, :2] = True  # "b" never occurs but 2 pixels are marked
+    for p, t in zip(got, truth):
+        score.add(p, t)
+    assert score.iou() == {"a": 4 / 12}
+    assert score.miou() == 4 / 12 and score.miou_counting_absent() == 2 / 12  # "c" is neither there nor predicted
+    assert score.ciou() == 4 / 14
+    assert math.isclose(score.dice(), 2 * 4 / (4 + 8))  # the one pair that is present
+    assert score.absent_pairs == 5 and math.isclose(score.false_area(), (4 / 16 + 2 / 16) / 5)
+    assert score.per_picture[0] == 0.5 and math.isnan(score.per_picture[1])
+
+
+def test_ignored_pixels_count_nowhere_and_confusions_are_kept():
+    def predict(image, prompts):  # first picture: right but for its last pixel; second: all "a"
+        ids = np.array([[0, 0, 0, 2]]) if image[0, 0, 0] == 0 else np.zeros((1, 4), int)
+        return (ids == np.arange(3)[:, None, None]).astype(np.float32)
+
+    score = evaluate(predict, Two())
+    assert score.confusion[:3, :3].tolist() == [[4, 0, 0], [2, 0, 1], [0, 0, 0]]
+    assert score.confusion.sum() == 7  # 8 pixels, one ignored
+    assert score.iou() == {"a": 4 / 6, "b": 0.0}
+    assert score.miou() == (4 / 6) / 2 and math.isclose(score.miou_counting_absent(), (4 / 6) / 3)
+
+
+def test_exclusive_labels_take_the_strongest_prompt_even_below_zero():
+    logits = np.array([[[-1.0, 2.0]], [[-2.0, 3.0]]], np.float32)
+    assert decide(logits, True).tolist() == [[[True, False]], [[False, True]]]
+    assert decide(logits, False).tolist() == [[[False, True]], [[False, True]]]
+
+
+def test_outline_band_is_two_percent_of_the_diagonal_wide():
+    masks = np.zeros((1, 150, 200), bool)
+    masks[0, 40:110, 50:150] = True  # diagonal 250, band 5
+    band = outline_band(masks)[0]
+    inner = masks[0].copy()
+    inner[45:105, 55:145] = False
+    assert (band == inner).all()
+    everything = outline_band(np.ones((1, 150, 200), bool))[0]
+    assert everything[:5].all() and everything[:, -5:].all() and not everything[5:-5, 5:-5].any()
+
+
+def test_boundary_iou_punishes_a_shift_more_than_iou_does():
+    samples = TestScenes("aerial", 6, 64)
+    score = evaluate(oracle(samples, lambda masks: np.roll(masks, 2, axis=2)), samples)
+    assert score.boundary_iou() < score.miou() < 1
+
+
+def test_a_false_alarm_lowers_the_score():
+    samples = TestScenes("microscopy", 10, 48)
+    shouting = evaluate(oracle(samples, lambda masks: masks | ~masks.any((1, 2), keepdims=True)), samples)
+    assert shouting.miou() < 1 and shouting.false_area() == 1
+
+
+def test_rewordings_mean_the_same_regions_and_are_no_training_phrase():
+    plain, other = scene_queries("objects"), scene_queries("objects", reworded=True)
+    assert [q.name for q in plain] == [q.name for q in other] and other[0].text != plain[0].text
+    rng = np.random.default_rng(0)
+    trained = {phrase(rng, name).text for name in (q.name for q in plain) for _ in range(60)}
+    assert not trained & {q.text for q in other}
+
+
+def test_student_and_reference_answer_every_prompt_at_the_pictures_size(nano):
+    image = np.zeros((50, 70, 3), np.uint8)
+    for predict in (student_predictor(nano, 64), reference_predictor(nano, 2, 64), reference_predictor(nano, 1, 64)):
+        logits = predict(image, ["soil", "weed", "crop row"])
+        assert logits.shape == (3, 50, 70) and np.isfinite(logits).all()
+
+
+def test_report_holds_figures_lines_and_a_picture(tmp_path):
+    samples = TestScenes("aerial", 4, 48)
+    predict = oracle(samples)
+    scores = {"aerial": evaluate(predict, samples)}
+    paths = write_report(
+        tmp_path / "sub" / "r", [samples], scores, predict, {"figures": figures("aerial", scores["aerial"])}
+    )
+    body = json.loads(paths[0].read_text())
+    assert body["figures"]["aerial"] == 1 and body["iou"]["aerial"]["field"] == 1
+    with paths[1].open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == [q.name for q in samples.queries] and rows[0]["iou"] in ("1.0", "")
+    assert Image.open(paths[2]).size[1] > 3 * 192
+
+
+def test_a_checkpoint_is_scored_from_the_command(nano_folder, tmp_path, capsys):
+    score_model(nano_folder, "scenes:crops,objects", 2, None, 0, tmp_path / "r.json")
+    body = json.loads((tmp_path / "r.json").read_text())
+    assert body["pictures"] == {"crops": 2, "objects": 2, "objects, reworded": 2}
+    assert "objects, reworded: unseen" in capsys.readouterr().out
+
+
+def test_unusable_requests_are_refused(tmp_path, nano_folder):
+    with pytest.raises(UsageError, match="at least 1"):
+        open_samples("scenes", 0, 48)
+    with pytest.raises(UsageError, match="a folder of labelled pictures, got 'nowhere'"):
+        open_samples("nowhere", 1, 48)
+    with pytest.raises(UsageError, match="--data is scenes here"):
+        open_samples("scenes", 1, 48, split="val")
