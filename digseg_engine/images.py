@@ -7,8 +7,10 @@ palette and 16-bit converted. Its longer side is resized to the working size, th
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ MIN_SIDE = 8
 
 Rgb = NDArray[np.uint8]
 Float = NDArray[np.float32]
+Decoded = TypeVar("Decoded")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,11 @@ class Canvas:
 
 def read_image(path: Path | str) -> Rgb:
     """Decode a picture file to [H, W, 3] uint8 RGB. Raises InputError naming the file and what is wrong with it."""
-    path = Path(path)
+    return decode(Path(path), to_rgb)
+
+
+def decode(path: Path, read: Callable[[Image.Image], Decoded]) -> Decoded:
+    """Open a picture file and hand the decoded Pillow picture to `read`. Raises InputError naming the file."""
     if not path.exists():
         raise InputError(f"{path}: file not found; check the path")
     if not path.is_file():
@@ -49,7 +56,7 @@ def read_image(path: Path | str) -> Rgb:
             with Image.open(path, formats=FORMATS) as image:
                 check_size(image.height, image.width, str(path))
                 image.load()
-                return to_rgb(image)
+                return read(image)
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is not a picture this program reads; expected one of {', '.join(FORMATS)}") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:

@@ -1,0 +1,223 @@
+"""The classes of a data set: names, how they are marked in mask files, and the wordings asked for them.
+
+One JSON schema serves a user's own `classes.json` and the tables of known data sets in `assets/datasets/`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digseg_engine.errors import InputError
+from digseg_engine.training.scenes import Query
+
+IGNORE = -1  # a pixel that counts neither in training nor in evaluation
+BACKGROUND = -2  # a pixel of none of the classes: every prompt is wrong there
+UNKNOWN = -3  # a value that the table does not explain; never leaves the reader
+MAX_ID = 65535
+TEMPLATES = (
+    "{}",
+    "a {}",
+    "the {}",
+    "some {}",
+    "a photo of a {}",
+    "a photo of the {}",
+    "a picture of {}",
+    "there is {} here",
+)
+TABLE_KEYS = ("classes", "ignore", "ignore_colour", "background", "background_colour", "templates", "masks")
+CLASS_KEYS = ("name", "id", "colour", "prompt", "synonyms")
+EXAMPLE = '{"classes": [{"name": "road", "id": 1, "colour": [128, 64, 128]}, {"name": "car", "id": 2}]}'
+
+
+@dataclass(frozen=True)
+class LabelClass:
+    """One class; `ids` and `colours` are the values that mark it in mask files (several are merged into one class)."""
+
+    name: str
+    ids: tuple[int, ...] = ()
+    colours: tuple[int, ...] = ()  # red << 16 | green << 8 | blue
+    prompt: str = ""
+    synonyms: tuple[str, ...] = ()
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """The prompt asked in evaluation, then its synonyms."""
+        return (self.prompt or self.name, *self.synonyms)
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """All classes of a data set. `source` is the file that errors name; `masks` is "labels" or "threshold"."""
+
+    source: str
+    classes: tuple[LabelClass, ...]
+    ignore: tuple[int, ...] = (255,)
+    background: tuple[int, ...] = ()
+    ignore_colours: tuple[int, ...] = ()
+    background_colours: tuple[int, ...] = ()
+    templates: tuple[str, ...] = TEMPLATES
+    masks: str = "labels"
+    own_ids: bool = field(default=True)  # ids were written down, not counted
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(one.name for one in self.classes)
+
+    @cached_property
+    def by_name(self) -> dict[str, LabelClass]:
+        return {one.name: one for one in self.classes}
+
+    @cached_property
+    def by_id(self) -> NDArray[np.int16]:
+        """Class of every mask value 0..65535, or IGNORE, BACKGROUND, UNKNOWN."""
+        table = np.full(MAX_ID + 1, UNKNOWN, np.int16)
+        table[list(self.background)], table[list(self.ignore)] = BACKGROUND, IGNORE
+        for k, one in enumerate(self.classes):
+            table[list(one.ids)] = k
+        return table
+
+    @cached_property
+    def by_colour(self) -> dict[int, int]:
+        """Class of every known colour."""
+        table = dict.fromkeys(self.background_colours, BACKGROUND) | dict.fromkeys(self.ignore_colours, IGNORE)
+        return table | {colour: k for k, one in enumerate(self.classes) for colour in one.colours}
+
+    @cached_property
+    def queries(self) -> tuple[Query, ...]:
+        """The plain prompt of every class, in order."""
+        return tuple(Query(one.wordings[0], one.name) for one in self.classes)
+
+    def phrase(self, rng: np.random.Generator, name: str) -> Query:
+        """A random wording of a class: two in five are the plain prompt, the others any synonym in any template."""
+        wordings = self.by_name[name].wordings
+        if rng.random() < 0.4:
+            return Query(wordings[0], name)
+        return Query(str(rng.choice(self.templates)).format(str(rng.choice(wordings))), name)
+
+
+def read_classes(path: Path) -> ClassTable:
+    """A `classes.json`. Raises InputError naming the file and what is wrong in it."""
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}; expected a classes.json such as {EXAMPLE}"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}; expected something like {EXAMPLE}") from error
+    return parse_classes(body, str(path))
+
+
+def parse_classes(body: Any, source: str) -> ClassTable:
+    """The parsed JSON of a table. Raises InputError naming `source`."""
+    if not isinstance(body, dict) or not isinstance(body.get("classes"), list) or not body["classes"]:
+        raise InputError(f'{source}: expected an object with a list "classes", such as {EXAMPLE}')
+    _known(body, TABLE_KEYS, source, "the file")
+    classes = [_class(one, source, i) for i, one in enumerate(body["classes"])]
+    masks = body.get("masks", "labels")
+    if masks not in ("labels", "threshold") or (masks == "threshold" and len(classes) != 1):
+        raise InputError(f'{source}: "masks" must be "labels", or "threshold" with exactly one class, got {masks!r} '
+                         f"with {len(classes)} classes")  # fmt: skip
+    own_ids = any(one.ids for one in classes)
+    if not own_ids:
+        classes = [LabelClass(c.name, (i,), c.colours, c.prompt, c.synonyms) for i, c in enumerate(classes)]
+    taken = {i for one in classes for i in one.ids}
+    table = ClassTable(
+        source, tuple(classes),
+        _ids(body["ignore"], source, '"ignore"') if "ignore" in body else tuple({255} - taken),
+        _ids(body.get("background", []), source, '"background"'),
+        _colours(body.get("ignore_colour", []), source, '"ignore_colour"'),
+        _colours(body.get("background_colour", []), source, '"background_colour"'),
+        _texts(body.get("templates", list(TEMPLATES)), source, '"templates"'), masks, own_ids,
+    )  # fmt: skip
+    _check(table)
+    return table
+
+
+def _class(body: Any, source: str, number: int) -> LabelClass:
+    if isinstance(body, str):
+        body = {"name": body}
+    where = f"class {number}"
+    if not isinstance(body, dict) or not isinstance(body.get("name"), str) or not body["name"].strip():
+        raise InputError(f'{source}: {where} must be a name or an object with a "name", got {json.dumps(body)[:60]}')
+    _known(body, CLASS_KEYS, source, where)
+    name, prompt = body["name"].strip(), body.get("prompt", "")
+    if not isinstance(prompt, str):
+        raise InputError(f'{source}: "prompt" of {name!r} must be text, got {json.dumps(prompt)[:60]}')
+    ids = _ids(body["id"], source, f'"id" of {name!r}') if "id" in body else ()
+    colours = _colours(body["colour"], source, f'"colour" of {name!r}') if "colour" in body else ()
+    return LabelClass(name, ids, colours, prompt, _texts(body.get("synonyms", []), source, f'"synonyms" of {name!r}'))
+
+
+def _known(body: dict[str, Any], keys: tuple[str, ...], source: str, where: str) -> None:
+    strange = [key for key in body if key not in keys]
+    if strange:
+        raise InputError(f"{source}: unknown key {strange[0]!r} in {where}; known are {', '.join(keys)}")
+
+
+def _ids(value: Any, source: str, what: str) -> tuple[int, ...]:
+    values = value if isinstance(value, list) else [value]
+    for one in values:
+        if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one <= MAX_ID:
+            raise InputError(f"{source}: {what} must be whole numbers from 0 to {MAX_ID}, got {json.dumps(one)}")
+    return tuple(values)
+
+
+def _colours(value: Any, source: str, what: str) -> tuple[int, ...]:
+    """[r, g, b] or a list of those."""
+    values = [value] if isinstance(value, list) and value and not isinstance(value[0], list) else value
+    if not isinstance(values, list):
+        values = [value]
+    for one in values:
+        good = isinstance(one, list) and len(one) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in one)
+        if not good:
+            raise InputError(f"{source}: {what} must be [red, green, blue] from 0 to 255, got {json.dumps(one)}")
+    return tuple(r << 16 | g << 8 | b for r, g, b in values)
+
+
+def _texts(value: Any, source: str, what: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
+        raise InputError(f"{source}: {what} must be a list of texts, got {json.dumps(value)[:60]}")
+    return tuple(value)
+
+
+def _check(table: ClassTable) -> None:
+    """Raises InputError for names, ids or colours used twice, and classes without a mark."""
+    source = table.source
+    marks: dict[str, list[Any]] = {
+        "name": list(table.names),
+        "id": [*(i for one in table.classes for i in one.ids), *table.ignore, *table.background],
+        "colour": [
+            *(c for one in table.classes for c in one.colours),
+            *table.ignore_colours,
+            *table.background_colours,
+        ],
+    }
+    for what, values in marks.items():
+        twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
+        if twice:
+            shown = colour_text(twice[0]) if what == "colour" else repr(twice[0])
+            raise InputError(f"{source}: {what} {shown} is used twice; every {what} must mean one thing")
+    without = [one.name for one in table.classes if not one.ids]
+    if without:
+        raise InputError(
+            f'{source}: class {without[0]!r} has no "id" but others have; give ids to all classes or to none'
+        )
+    if table.by_colour and (plain := [one.name for one in table.classes if not one.colours]):
+        raise InputError(
+            f'{source}: class {plain[0]!r} has no "colour" but others have; give colours to all or to none'
+        )
+    bad = [one for one in table.templates if one.count("{}") != 1 or one.replace("{}", "").count("{")]
+    if bad or not table.templates:
+        raise InputError(f"{source}: every template must hold one {{}} for the name, got {bad[0] if bad else 'none'!r}")
+
+
+def colour_text(colour: int) -> str:
+    return f"({colour >> 16}, {colour >> 8 & 255}, {colour & 255})"

@@ -1,0 +1,118 @@
+"""Labelled pictures on disk: `open_dataset(folder)` for own data and for the layouts of well-known data sets.
+
+A data set is a numbered list of (picture, class of every pixel, name), always in the same order. Torch-free.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digseg_engine.errors import InputError, UsageError
+from digseg_engine.images import read_image
+from digseg_engine.training.classes import BACKGROUND, IGNORE, ClassTable
+from digseg_engine.training.layouts import Layout, Part, Record, find_layout, layout_names, list_records
+from digseg_engine.training.masks import Ids, read_mask
+from digseg_engine.training.scenes import Query
+
+__all__ = ["BACKGROUND", "IGNORE", "Dataset", "Item", "dataset_splits", "layout_names", "open_dataset"]
+
+
+class Item(NamedTuple):
+    """One labelled picture at its own resolution."""
+
+    image: NDArray[np.uint8]  # [H, W, 3] RGB
+    ids: Ids  # [H, W] int16: index into the names, IGNORE (-1) or BACKGROUND (-2: none of the names)
+    name: str
+
+
+class Dataset:
+    """The pictures of one split; item `i` is always the same. Items raise InputError naming the file at fault."""
+
+    def __init__(self, layout: Layout, root: Path, split: str, records: list[Record]) -> None:
+        self.layout, self.root, self.split, self.records = layout, root, split, records
+
+    @property
+    def table(self) -> ClassTable:
+        return self.layout.table
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names, in the order that `Item.ids` counts them."""
+        return self.table.names
+
+    @property
+    def queries(self) -> tuple[Query, ...]:
+        """The plain prompt of every class, in the same order."""
+        return self.table.queries
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, i: int) -> Item:
+        record = self.records[i]
+        image, ids = read_image(record.image), self.read_ids(i)
+        if image.shape[:2] != ids.shape:
+            raise InputError(f"{record.mask} is {ids.shape[1]}x{ids.shape[0]} pixels, but its picture {record.image} is "
+                             f"{image.shape[1]}x{image.shape[0]}; a mask must have its picture's size")  # fmt: skip
+        return Item(image, ids, record.name)
+
+    def read_ids(self, i: int) -> Ids:
+        """Class of every pixel of picture `i` without decoding the picture, [H, W]."""
+        mask = self.records[i].mask
+        if not mask.is_file():
+            raise missing_mask(self.records[i])
+        return read_mask(mask, self.table)
+
+    def truth(self, ids: Ids) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """ids [H, W] -> (one mask per name [K, H, W], valid [H, W] which is False where pixels do not count)."""
+        return ids[None] == np.arange(len(self.names), dtype=ids.dtype)[:, None, None], ids != IGNORE
+
+
+def open_dataset(path: Path | str, layout: str | None = None, split: str = "train", strict: bool = True) -> Dataset:
+    """Open a folder of labelled pictures.
+
+    layout: "folder" for own data (images/, masks/, classes.json) or one of `layout_names()`; None recognises it. split:
+    one of `dataset_splits`, or "all" for the pictures of all splits; "train" of an undivided data set is all of it.
+    strict: a picture without a mask is an error now, not when it is read.
+    Raises InputError or UsageError saying what was looked for, and the first file that is missing.
+    """
+    found, root = find_layout(Path(path), layout)
+    if split == "train" and set(found.splits) == {"all"}:
+        split = "all"
+    available = [name for name in found.splits if _parts(found, name, root)]
+    if split != "all" and split not in available:
+        choice = ", ".join(dict.fromkeys([*available, "all"]))
+        raise UsageError(f"{path} ({found.name}) has no split {split!r}; expected one of {choice}")
+    names = [split] if split in available else available
+    records: dict[Path, Record] = {}  # a picture that fits two descriptions of its place is one picture
+    for name in names:
+        for part in _parts(found, name, root):
+            for record in list_records(part, root):
+                records.setdefault(record.image, record)
+    if not records:
+        parts = "; ".join(str(part) for name in names for part in found.splits[name])
+        raise InputError(f"{root} holds no picture for split {split!r}; expected some in {parts}")
+    dataset = Dataset(found, root, split, list(records.values()))
+    without = [record for record in dataset.records if not record.mask.is_file()] if strict else []
+    if without:
+        raise missing_mask(without[0], len(without), len(records))
+    return dataset
+
+
+def dataset_splits(path: Path | str, layout: str | None = None) -> tuple[str, ...]:
+    """The splits of a folder that are on disk; ("all",) for an undivided one."""
+    found, root = find_layout(Path(path), layout)
+    return tuple(name for name in found.splits if _parts(found, name, root))
+
+
+def _parts(layout: Layout, split: str, root: Path) -> list[Part]:
+    return [part for part in layout.splits[split] if part.present(root)]
+
+
+def missing_mask(record: Record, missing: int = 1, of: int = 1) -> InputError:
+    more = f" ({missing} of {of} pictures have none)" if missing > 1 else ""
+    return InputError(f"{record.image} has no mask; expected {record.mask}{more}; add it or remove the picture")
