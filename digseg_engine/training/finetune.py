@@ -6,7 +6,7 @@ encoder stay frozen. A DiGSeg checkpoint may skip to the student with `student_o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -64,6 +64,7 @@ def finetune(
         raise UsageError(
             f"--student-only needs a DiGSeg checkpoint to start from; {source} is a Stable Diffusion model"
         )
+    c.config = replace(c.config, image_size=config.size or c.config.image_size)
     run.describe(config, init=source, data=data, slot=slot, autoencoder=autoencoder, student_only=student_only)
     move(c)
     torch.manual_seed(config.seed)
@@ -93,8 +94,9 @@ def _train_reference(run: Run, c: Checkpoint, batches: Batches, config: Finetune
 def open_batches(c: Checkpoint, data: str, config: FinetuneConfig, out: Path) -> Batches:
     """Training batches from scenes, or from a directory of labelled pictures."""
     size = config.size or c.config.image_size
-    if size % c.stride:
-        raise UsageError(f"training size must be a multiple of {c.stride} for this model, got {size}")
+    if size % c.stride or size < 2 * c.stride:
+        raise UsageError(f"training size must be a multiple of {c.stride} for this model, at least {2 * c.stride}, "
+                         f"got {size}")  # fmt: skip
     if data == "scenes" or data.startswith("scenes:"):
         pools = scene_pools(parse_domains(data), config.scenes, size, out / "pools")
         cache_latents(c.vae, pools, out / "pools")

@@ -130,10 +130,10 @@ class DistillationLoss:
         return loss, parts
 
     def _imitation(self, batch: Batch, logits: Tensor, text: Tensor, mask: Tensor, step: int) -> Tensor:
-        """BCE to the reference's soft masks on 16 (picture, prompt) pairs, weighted by how right the reference is."""
+        """BCE to the reference's soft masks on at most 16 (picture, prompt) pairs, weighted by how right the reference is."""
         random = torch.Generator().manual_seed(step)
         seen = (batch.masks.flatten(0, 1).sum((-2, -1)) > 0).float() * 4 + 1
-        pair = torch.multinomial(seen.cpu(), 16, generator=random)
+        pair = torch.multinomial(seen.cpu(), min(16, len(seen)), generator=random)
         b, k = pair // len(batch.queries), pair % len(batch.queries)
         with torch.no_grad():
             z = batch.latents[b]

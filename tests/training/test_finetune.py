@@ -76,19 +76,18 @@ def test_stable_diffusion_to_masks(tmp_path, raw_tokenizer, style):
     from digseg_export.publish import export_bundle
 
     source = write_directory(tmp_path / "sd", raw_tokenizer, style=style)
-    settings = FinetuneConfig(scenes=8, size=64, reference=replace(SHORT, accumulate=2), one_step=SHORT, student=SHORT)
+    settings = FinetuneConfig(scenes=8, size=128, reference=replace(SHORT, accumulate=2), one_step=SHORT, student=SHORT)
     trained = finetune(str(source), tmp_path / "run", settings, data="scenes:crops")
     for stage in ("reference", "one_step", "student"):
         assert (tmp_path / "run" / stage / "curve.png").is_file()
-    config = DistillConfig(
-        scenes=8, size=64, teacher_steps=3, grid=(1, 2), few_step=SHORT, student=SHORT, report_scenes=1
-    )
+    config = DistillConfig(scenes=8, teacher_steps=3, grid=(1, 2), few_step=SHORT, student=SHORT, report_scenes=1)
     distilled = distill(str(trained), tmp_path / "distilled", config, data="scenes:crops")
     rows = json.loads((distilled / "distill.json").read_text())["rows"]
     assert [(row["model"], row["steps"]) for row in rows] == [
         ("teacher", 3), ("teacher", 1), ("teacher", 2), ("distilled", 1), ("distilled", 2), ("student", 1)
     ]  # fmt: skip
     before, after = load_checkpoint(trained), load_checkpoint(distilled)
+    assert after.config.image_size == 128
     assert before.config.prediction == ("epsilon" if style == "1.5" else "v_prediction")
     assert not torch.equal(before.reference.unet.conv_in.weight, after.reference.unet.conv_in.weight)
     export_bundle(distilled, "fp32", tmp_path / "bundle")

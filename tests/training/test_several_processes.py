@@ -11,9 +11,10 @@ PROGRAM = Path(__file__).with_name("several_processes.py")
 
 
 def launch(folder, processes, accumulate, kill_at=-1, mode="new"):
+    several = "--multi_gpu" if processes > 1 else "--cpu"  # accelerate's name for torch's launcher, with or without GPUs
     return run_command(
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+        sys.executable, "-m", "accelerate.commands.launch", several, "--num_processes", str(processes),
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
         str(PROGRAM), str(folder), str(accumulate), str(kill_at), mode,
         cwd=folder.parent, env={"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
