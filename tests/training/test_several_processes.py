@@ -11,7 +11,9 @@ PROGRAM = Path(__file__).with_name("several_processes.py")
 
 
 def launch(folder, processes, accumulate, kill_at=-1, mode="new"):
-    several = "--multi_gpu" if processes > 1 else "--cpu"  # accelerate's name for torch's launcher, with or without GPUs
+    several = (
+        "--multi_gpu" if processes > 1 else "--cpu"
+    )  # accelerate's name for torch's launcher, with or without GPUs
     return run_command(
         sys.executable, "-m", "accelerate.commands.launch", several, "--num_processes", str(processes),
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
