@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from digseg_engine.training.prompts import encode_text
 
 Logits = NDArray[np.float32]
 Predict = Callable[[NDArray[np.uint8], list[str]], Logits]  # [H, W, 3], K prompts -> [K, H, W], 0 is the border
+Rule = Literal["each", "strongest", "strongest or none"]
 CHUNK = 16  # (picture, prompt) pairs that the reference denoises together
 
 
@@ -84,8 +86,9 @@ def bundle_predictor(folder: Path, size: int) -> Predict:
     return predict
 
 
-def decide(logits: NDArray[np.float32], exclusive: bool) -> NDArray[np.bool_]:
-    """Logits -> masks [K, H, W]: the strongest prompt alone where labels are exclusive, else every one above 0."""
-    if not exclusive:
+def decide(logits: Logits, rule: Rule) -> NDArray[np.bool_]:
+    """Logits -> masks [K, H, W]: every prompt above 0 ("each"), the strongest alone, or the strongest where it is above 0."""
+    if rule == "each":
         return np.asarray(logits > 0)
-    return np.asarray(logits.argmax(0) == np.arange(len(logits))[:, None, None])
+    masks = logits.argmax(0) == np.arange(len(logits))[:, None, None]
+    return np.asarray(masks if rule == "strongest" else masks & (logits > 0))

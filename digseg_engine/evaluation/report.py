@@ -56,7 +56,7 @@ def panel(sets: list[Samples], scores: dict[str, Score], predict: Predict) -> Im
         score = scores[samples.name]
         for label, i in score.best_median_worst().items():
             one = samples[i]
-            predicted = decide(predict(one.image, [query.text for query in samples.queries]), samples.exclusive)
+            predicted = decide(predict(one.image, [query.text for query in samples.queries]), samples.rule)
             title = f"{samples.name}, {label}: {one.name}, IoU {score.per_picture[i]:.3f}"
             shown = np.flatnonzero(one.truth.any((1, 2)) | predicted.any((1, 2)))
             views = [one.image, *(tinted(one.image, masks, shown) for masks in (one.truth, predicted))]

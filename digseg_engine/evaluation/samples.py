@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digseg_engine.errors import UsageError
+from digseg_engine.evaluation.predictors import Rule
+from digseg_engine.training.datasets import dataset_splits, open_dataset
 from digseg_engine.training.scenes import ALL_PAIRS, CLASSES, Query, scene
 
 TEST_SEED = 1_000_000
@@ -37,8 +39,8 @@ class Samples(Protocol):
     def queries(self) -> Sequence[Query]: ...
 
     @property
-    def exclusive(self) -> bool:
-        """Every labelled pixel belongs to exactly one query."""
+    def rule(self) -> Rule:
+        """How logits become masks."""
 
     def __len__(self) -> int: ...
 
@@ -49,7 +51,7 @@ class TestScenes:
     """Test scenes 0..count-1 of a domain at size x size pixels; every prompt is asked about every picture."""
 
     __test__ = False  # not a test case, whatever the name says
-    exclusive = False
+    rule: Rule = "each"
 
     def __init__(self, domain: str, count: int, size: int, reworded: bool = False) -> None:
         if count < 1:
@@ -65,6 +67,34 @@ class TestScenes:
         one = scene(TEST_SEED + i, self.domain, self.size, "test")
         truth = np.stack([one.mask(query.name) for query in self.queries])
         return Sample(f"{self.domain}-{i:04d}", one.image, truth)
+
+
+class LabelledPictures:
+    """The first `count` pictures of a folder (see `training.datasets`), every class asked about every picture."""
+
+    def __init__(self, folder: Path, count: int, layout: str | None = None, split: str | None = None) -> None:
+        if count < 1:
+            raise UsageError(f"the number of pictures must be at least 1, got {count}")
+        self.dataset = open_dataset(folder, layout, split or held_out_split(folder, layout))
+        self.name = f"{self.dataset.layout.name} {self.dataset.split}"
+        self.count = min(count, len(self.dataset))
+        self.queries = self.dataset.queries
+        table = self.dataset.table
+        open_ground = bool(table.background or table.background_colours)  # some pixels are none of the classes
+        self.rule: Rule = "each" if len(self.queries) == 1 else "strongest or none" if open_ground else "strongest"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> Sample:
+        item = self.dataset[i]
+        return Sample(item.name, item.image, *self.dataset.truth(item.ids))
+
+
+def held_out_split(folder: Path, layout: str | None) -> str:
+    """The split of a folder that is meant for scoring: val, else test, else what there is."""
+    splits = dataset_splits(folder, layout)
+    return next((name for name in ("val", "test") if name in splits), splits[0])
 
 
 def scene_queries(domain: str, reworded: bool = False) -> list[Query]:
@@ -97,4 +127,4 @@ def open_samples(
         return sets
     if not Path(data).is_dir():
         raise UsageError(f"--data must be scenes, scenes:DOMAIN,... or a folder of labelled pictures, got {data!r}")
-    raise UsageError(f"{data}: folders of labelled pictures cannot be evaluated yet")
+    return [LabelledPictures(Path(data), count, layout, split)]

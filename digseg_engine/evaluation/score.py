@@ -23,10 +23,10 @@ from digseg_engine.training.scenes import SEEN_PAIRS, UNSEEN_PAIRS
 def evaluate(predict: Predict, samples: Samples, tick: Callable[[int], None] = lambda done: None) -> Score:
     """Score one predictor on one test set."""
     prompts = [query.text for query in samples.queries]
-    score = Score([query.name for query in samples.queries], samples.exclusive)
+    score = Score([query.name for query in samples.queries], samples.rule != "each")
     for i in range(len(samples)):
         one = samples[i]
-        score.add(decide(predict(one.image, prompts), samples.exclusive), one.truth, one.valid)
+        score.add(decide(predict(one.image, prompts), samples.rule), one.truth, one.valid)
         tick(1)
     return score
 

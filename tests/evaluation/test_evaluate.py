@@ -15,6 +15,7 @@ from digseg_engine.evaluation.report import write_report
 from digseg_engine.evaluation.samples import Sample, TestScenes, open_samples, scene_queries
 from digseg_engine.evaluation.score import evaluate, figures, score_model
 from digseg_engine.training.scenes import SEEN_PAIRS, UNSEEN_PAIRS, Query, phrase
+from tests.training import dataset_trees
 
 
 def oracle(samples, change=lambda masks: masks):
@@ -26,7 +27,7 @@ def oracle(samples, change=lambda masks: masks):
 class Two:
     """Two pictures of one row with exclusive labels, the last pixel of the second ignored."""
 
-    name, exclusive = "two", True
+    name, rule = "two", "strongest"
     queries = (Query("a", "a"), Query("b", "b"), Query("c", "c"))
     ids = np.array([[[0, 0, 0, 1]], [[1, 1, 0, 0]]])
 
@@ -77,10 +78,24 @@ def test_ignored_pixels_count_nowhere_and_confusions_are_kept():
     assert score.miou() == (4 / 6) / 2 and math.isclose(score.miou_counting_absent(), (4 / 6) / 3)
 
 
-def test_exclusive_labels_take_the_strongest_prompt_even_below_zero():
+def test_rules_that_make_masks_of_logits():
     logits = np.array([[[-1.0, 2.0]], [[-2.0, 3.0]]], np.float32)
-    assert decide(logits, True).tolist() == [[[True, False]], [[False, True]]]
-    assert decide(logits, False).tolist() == [[[False, True]], [[False, True]]]
+    assert decide(logits, "strongest").tolist() == [[[True, False]], [[False, True]]]
+    assert decide(logits, "strongest or none").tolist() == [[[False, False]], [[False, True]]]
+    assert decide(logits, "each").tolist() == [[[False, True]], [[False, True]]]
+
+
+@pytest.mark.parametrize(
+    ("layout", "rule", "k"), [("ade20k", "strongest", 150), ("voc2012", "strongest or none", 20), ("kvasir", "each", 1)]
+)
+def test_folders_of_labelled_pictures_are_scored_at_their_own_size(tmp_path, layout, rule, k):
+    getattr(dataset_trees, layout)(tmp_path)
+    (samples,) = open_samples(str(tmp_path), 2, 64)
+    assert (1 <= len(samples) <= 2, samples.rule, len(samples.queries)) == (True, rule, k)
+    assert samples[0].truth.shape == (k, *dataset_trees.SIZE) and samples[0].image.shape == (*dataset_trees.SIZE, 3)
+    score = evaluate(oracle(samples), samples)
+    assert score.miou() == 1 and score.false_area() == 0
+    assert score.confusion.sum() == (0 if rule == "each" else sum(samples[i].valid.sum() for i in range(len(samples))))
 
 
 def test_outline_band_is_two_percent_of_the_diagonal_wide():
