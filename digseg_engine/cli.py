@@ -13,16 +13,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from digseg_engine.data_command import data
 from digseg_engine.errors import DigsegError, InputError, UsageError
 from digseg_engine.evaluation.command import evaluate
+from digseg_engine.training_commands import distill, train
 
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    help="Text-prompted segmentation with DiGSeg: segment pictures, check the machine, train, evaluate.",
+    help="Text-prompted segmentation with DiGSeg: segment pictures, check the machine and data, train, evaluate.",
 )
+app.command()(data)
+app.command()(train)
+app.command()(distill)
 app.command(name="eval")(evaluate)
 # Typer carries its own copy of click in some releases; its errors share this base in all of them.
 COMMAND_LINE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -187,79 +192,6 @@ def scenes(
             path = output / f"{name}-{number}.png"
             Image.fromarray(one.image).save(path)
             print(f"{path}: {', '.join(one.names())}")
-
-
-@app.command()
-def train(
-    config: Annotated[str, typer.Option(help="model preset to train from nothing: tiny")] = "tiny",
-    init: Annotated[
-        str | None, typer.Option(help="start from a Stable Diffusion 1.x/2.x or DiGSeg directory, or a hub id")
-    ] = None,
-    data: Annotated[str, typer.Option(help="scenes, scenes:DOMAIN,... or a folder of labelled pictures")] = "scenes",
-    output: Annotated[Path, typer.Option("--output", "-o", help="folder for logs, curves and the checkpoint")] = Path(
-        "runs/tiny"
-    ),
-    size: Annotated[
-        int | None, typer.Option(help="training pictures' side in pixels [default: the model's own]")
-    ] = None,
-    slot: Annotated[
-        str, typer.Option(help="with --init: how masks enter the first convolution: zero or noisy")
-    ] = "zero",
-    autoencoder: Annotated[
-        str | None, typer.Option(help="with --init: directory or hub id of a tiny autoencoder to use instead")
-    ] = None,
-    student_only: Annotated[bool, typer.Option(help="with --init: leave a trained reference as it is")] = False,
-    scale: Annotated[float, typer.Option(help="multiply steps and scenes, for a trial run")] = 1.0,
-    seed: Annotated[int, typer.Option(help="random seed")] = 0,
-    resume: Annotated[bool, typer.Option(help="continue the run in the output folder")] = False,
-) -> None:
-    """Train a model from nothing on generated scenes, or from pretrained weights on scenes or your own pictures."""
-    from dataclasses import replace
-
-    from digseg_engine.training.finetune import FinetuneConfig, finetune
-    from digseg_engine.training.run import scaled
-    from digseg_engine.training.train import TrainConfig
-    from digseg_engine.training.train import train as from_nothing
-
-    if slot not in ("zero", "noisy"):
-        raise UsageError(f"--slot must be zero or noisy, got {slot!r}")
-    if init is None:
-        for name, given in (("--autoencoder", autoencoder), ("--student-only", student_only), ("--size", size)):
-            if given:
-                raise UsageError(f"{name} applies to --init only; a model trained from nothing has its preset's own")
-        settings = TrainConfig(seed=seed)
-        folder = from_nothing(config, output, settings if scale == 1 else scaled(settings, scale), resume, data)
-    else:
-        tuned = replace(FinetuneConfig(seed=seed), size=size)
-        tuned = tuned if scale == 1 else scaled(tuned, scale)
-        folder = finetune(init, output, tuned, resume, data, slot, autoencoder, student_only)  # type: ignore[arg-type]
-    print(f"checkpoint written to {folder}; export it with: digseg-export {folder}")
-
-
-@app.command()
-def distill(
-    model: Annotated[str, typer.Argument(help="DiGSeg checkpoint whose reference is the teacher")],
-    data: Annotated[str, typer.Option(help="scenes, scenes:DOMAIN,... or a folder of labelled pictures")] = "scenes",
-    output: Annotated[Path, typer.Option("--output", "-o", help="folder for logs, curves and the checkpoint")] = Path(
-        "runs/distilled"
-    ),
-    teacher_steps: Annotated[int, typer.Option(help="sampling steps of the teacher")] = 8,
-    steps: Annotated[str, typer.Option(help="sampling steps to learn, comma-separated")] = "1,2,4",
-    scale: Annotated[float, typer.Option(help="multiply steps and scenes, for a trial run")] = 1.0,
-    seed: Annotated[int, typer.Option(help="random seed")] = 0,
-    resume: Annotated[bool, typer.Option(help="continue the run in the output folder")] = False,
-) -> None:
-    """Distil a reference to few steps and to the one-pass student; reports quality and cost at every number of steps."""
-    from digseg_engine.training.distill import DistillConfig
-    from digseg_engine.training.distill import distill as run
-    from digseg_engine.training.run import scaled
-
-    if not all(part.strip().isdigit() for part in steps.split(",")):
-        raise UsageError(f"--steps must be whole numbers separated by commas, such as 1,2,4, got {steps!r}")
-    grid = tuple(int(part) for part in steps.split(","))
-    settings = DistillConfig(seed=seed, teacher_steps=teacher_steps, grid=grid)
-    folder = run(model, output, settings if scale == 1 else scaled(settings, scale), resume, data)
-    print(f"checkpoint written to {folder}; quality and cost per number of steps in {folder / 'distill.png'}")
 
 
 @app.callback(invoke_without_command=True)

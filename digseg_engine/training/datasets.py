@@ -97,9 +97,8 @@ def open_dataset(path: Path | str, layout: str | None = None, split: str = "trai
         parts = "; ".join(str(part) for name in names for part in found.splits[name])
         raise InputError(f"{root} holds no picture for split {split!r}; expected some in {parts}")
     dataset = Dataset(found, root, split, list(records.values()))
-    without = [record for record in dataset.records if not record.mask.is_file()] if strict else []
-    if without:
-        raise missing_mask(without[0], len(without), len(records))
+    if strict:
+        _check_files(dataset)
     return dataset
 
 
@@ -111,6 +110,17 @@ def dataset_splits(path: Path | str, layout: str | None = None) -> tuple[str, ..
 
 def _parts(layout: Layout, split: str, root: Path) -> list[Part]:
     return [part for part in layout.splits[split] if part.present(root)]
+
+
+def _check_files(dataset: Dataset) -> None:
+    """Raises InputError for the first listed picture or mask that is not there."""
+    gone = [record.image for record in dataset.records if not record.image.is_file()]
+    if gone:
+        raise InputError(f"{gone[0]} is listed in split {dataset.split!r} but not there ({len(gone)} of {len(dataset)} "
+                         "pictures are missing); add it or take it off the list")  # fmt: skip
+    without = [record for record in dataset.records if not record.mask.is_file()]
+    if without:
+        raise missing_mask(without[0], len(without), len(dataset))
 
 
 def missing_mask(record: Record, missing: int = 1, of: int = 1) -> InputError:

@@ -20,7 +20,7 @@ from digseg_engine.model.reference import Reference
 from digseg_engine.model.sampler import Schedule, sample, trailing_timesteps
 from digseg_engine.text import PromptTokenizer
 from digseg_engine.training.loop import StageConfig, device_of
-from digseg_engine.training.losses import mask_loss
+from digseg_engine.training.losses import latent_error, mask_loss
 from digseg_engine.training.pool import Batches
 from digseg_engine.training.prompts import encode_text
 
@@ -36,6 +36,7 @@ class Pairs:
     clean: Tensor  # mask latents [B, 4, h, w]
     text: Tensor  # [B, L, D]
     token_mask: Tensor  # [B, L]
+    valid: Tensor | None = None  # [B, H, W] in 0..1; None: all pixels count
 
 
 class PairSource:
@@ -53,7 +54,8 @@ class PairSource:
         choice = torch.multinomial(seen, 1, generator=random)[:, 0]  # [B]
         masks = batch.masks[torch.arange(len(choice)), choice].to(device)
         text, token_mask = encode_text(self.text, self.tokenizer, [batch.queries[int(i)].text for i in choice])
-        return Pairs(batch.latents.to(device), masks, encode_mask(self.vae, masks), text, token_mask)
+        valid = None if batch.valid is None else batch.valid.to(device)
+        return Pairs(batch.latents.to(device), masks, encode_mask(self.vae, masks), text, token_mask, valid)
 
 
 class DenoisingLoss:
@@ -75,8 +77,8 @@ class DenoisingLoss:
         noisy = torch.where(zero[:, None, None, None].to(device), 0.0, noisy)
         v = reference(torch.cat([pairs.z, noisy], 1), t, pairs.text, pairs.token_mask)
         clean = self.schedule.clean(noisy, v, t)
-        v_error = (v - self.schedule.velocity(pairs.clean, noise, t)).square().mean((1, 2, 3))
-        one_step = (clean - pairs.clean).square().mean((1, 2, 3))
+        v_error = latent_error((v - self.schedule.velocity(pairs.clean, noise, t)).square(), pairs.valid)
+        one_step = latent_error((clean - pairs.clean).square(), pairs.valid)
         loss = torch.where(zero.to(device), one_step, v_error).mean()
         return loss, {"v_mse": float(loss.detach())}
 
@@ -95,8 +97,9 @@ class OneStepLoss:
         v = reference(torch.cat([pairs.z, empty], 1), t, pairs.text, pairs.token_mask)
         clean = self.schedule.clean(empty, v, t)
         logits = decode_mask(self.source.vae, clean)
-        bce, dice = mask_loss(logits[:, None], pairs.masks[:, None])
-        loss = 2 * bce + dice + self.latent_weight * F.mse_loss(clean, pairs.clean)
+        bce, dice = mask_loss(logits[:, None], pairs.masks[:, None], pairs.valid)
+        close = latent_error((clean - pairs.clean).square(), pairs.valid).mean()
+        loss = 2 * bce + dice + self.latent_weight * close
         return loss, {"bce": float(bce.detach()), "dice": float(dice.detach())}
 
 

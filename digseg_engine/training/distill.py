@@ -15,11 +15,12 @@ from accelerate import PartialState
 
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import Predict, reference_predictor, student_predictor
-from digseg_engine.evaluation.samples import TestScenes
+from digseg_engine.evaluation.samples import Samples, TestScenes, open_samples
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.training.denoising import FewStepLoss, PairSource
 from digseg_engine.training.finetune import FinetuneConfig, load_start, open_batches
+from digseg_engine.training.folder_batches import FolderOptions
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.run import Run, freeze, move
 from digseg_engine.training.stages import DistillationLoss
@@ -32,11 +33,12 @@ class DistillConfig:
     seed: int = 0
     scenes: int = 4000
     size: int | None = None
+    folder: FolderOptions = FolderOptions()  # when distilled on a folder of labelled pictures
     teacher_steps: int = 8
     grid: tuple[int, ...] = (1, 2, 4)
     few_step: StageConfig = StageConfig(2000, 8, 5e-4, ema=0.995)
     student: StageConfig = StageConfig(1500, 8, 2e-3, ema=0.995)
-    report_scenes: int = 8  # test scenes per domain of the report
+    report_scenes: int = 8  # test scenes per domain, or held-out pictures of a folder, in the report
 
     def __post_init__(self) -> None:
         if not self.grid or min(self.grid) < 1 or max(self.grid) >= self.teacher_steps:
@@ -58,7 +60,7 @@ def distill(
     run.describe(config, source=source, data=data)
     move(c)
     freeze(c.vae, c.text_encoder)
-    settings = FinetuneConfig(seed=config.seed, scenes=config.scenes, size=config.size)
+    settings = FinetuneConfig(seed=config.seed, scenes=config.scenes, size=config.size, folder=config.folder)
     batches = open_batches(c, data, settings, out)
     teacher = copy.deepcopy(c.reference)
     freeze(teacher)
@@ -73,12 +75,21 @@ def distill(
     run.stage("student", c.student, imitate, config.student)
     folder = run.finish(c, tokenizer_json)
     if PartialState().is_main_process:
-        report(c, teacher, config, folder)
+        report(c, teacher, config, folder, data)
     return folder
 
 
-def report(c: Checkpoint, teacher: object, config: DistillConfig, folder: Path) -> None:
+def report_samples(c: Checkpoint, config: DistillConfig, data: str) -> list[Samples]:
+    """What the report is made on: test scenes, or the held-out split of the folder that was trained on."""
+    size = c.config.image_size
+    if data == "scenes" or data.startswith("scenes:"):
+        return [TestScenes(domain, config.report_scenes, size) for domain in ("microscopy", "aerial", "crops")]
+    return open_samples(data, config.report_scenes, size, config.folder.layout)
+
+
+def report(c: Checkpoint, teacher: object, config: DistillConfig, folder: Path, data: str = "scenes") -> None:
     """Score and time the teacher, every short grid and the student; write `distill.json` and `distill.png`."""
+    sets = report_samples(c, config, data)
     before = copy.copy(c)
     before.reference = teacher  # type: ignore[assignment]
     rows: list[tuple[str, int, Predict]] = [
@@ -90,13 +101,10 @@ def report(c: Checkpoint, teacher: object, config: DistillConfig, folder: Path) 
     results = []
     for name, steps, predict in rows:
         began = time.perf_counter()
-        scores = [
-            evaluate(predict, TestScenes(domain, config.report_scenes, c.config.image_size)).miou()
-            for domain in ("microscopy", "aerial", "crops")
-        ]
+        scores = [evaluate(predict, samples).miou() for samples in sets]
         seconds = time.perf_counter() - began
         results.append({"model": name, "steps": steps, "miou": sum(scores) / len(scores), "seconds": round(seconds, 2)})
-    body = {"scenes_per_domain": config.report_scenes, "domains": ["microscopy", "aerial", "crops"], "rows": results}
+    body = {"pictures_per_set": len(sets[0]), "sets": [samples.name for samples in sets], "rows": results}
     (folder / "distill.json").write_text(json.dumps(body, indent=2) + "\n")
     _draw(results, folder / "distill.png")
 

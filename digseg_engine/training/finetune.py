@@ -16,6 +16,7 @@ from digseg_engine.model.pretrained import Checkpoint, load_checkpoint
 from digseg_engine.model.reference import Slot
 from digseg_engine.model.stable_diffusion import find_directory, load_stable_diffusion
 from digseg_engine.training.denoising import DenoisingLoss, OneStepLoss, PairSource
+from digseg_engine.training.folder_batches import FolderOptions, folder_batches
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.pool import Batches
 from digseg_engine.training.prompts import typical_tokens
@@ -30,6 +31,7 @@ class FinetuneConfig:
 
     seed: int = 0
     scenes: int = 4000  # per domain, when trained on scenes
+    folder: FolderOptions = FolderOptions()  # when trained on a folder of labelled pictures
     size: int | None = None  # pixels; None: the model's own
     reference: StageConfig = StageConfig(20000, 4, 3e-5, warmup=100, accumulate=8, ema=0.999, optimizer="adamw")
     one_step: StageConfig = StageConfig(10000, 2, 3e-5, warmup=100, accumulate=16, ema=0.999, optimizer="adamw")
@@ -101,4 +103,6 @@ def open_batches(c: Checkpoint, data: str, config: FinetuneConfig, out: Path) ->
         pools = scene_pools(parse_domains(data), config.scenes, size, out / "pools")
         cache_latents(c.vae, pools, out / "pools")
         return scene_batches(pools, config.seed)
-    raise UsageError(f"--data must be scenes or scenes:DOMAIN,..., got {data!r}")
+    if not Path(data).is_dir():
+        raise UsageError(f"--data must be scenes, scenes:DOMAIN,... or a folder of labelled pictures, got {data!r}")
+    return folder_batches(c.vae, data, size, config.seed, config.folder, out / "latents")

@@ -23,7 +23,7 @@ CLASSES_FILE = "classes.json"
 
 @dataclass(frozen=True)
 class Record:
-    """One labelled picture on disk. `mask` is where the mask must be, whether it is there or not."""
+    """One labelled picture on disk. The files are where they must be, whether they are there or not."""
 
     name: str
     image: Path
@@ -170,19 +170,31 @@ def _numbered(table: ClassTable, path: Path) -> ClassTable:
 
 
 def list_records(part: Part, root: Path) -> list[Record]:
-    """All pairs of a part in the order of their names. Raises InputError for listed pictures that are not there."""
+    """All pairs of a part in the order of their names, or of its list; listed files need not exist."""
     images = _index(root, part.images)
     masks = _index(root, part.masks)
     keys = sorted(images)
     if part.listing is not None:
-        lines = (root / part.listing).read_text(encoding="utf-8").split("\n")
+        lines = (root / part.listing).read_text(encoding="utf-8").splitlines()
         keys = list(dict.fromkeys(_bare(line.strip()) for line in lines if line.strip()))
-        absent = [key for key in keys if key not in images]
-        if absent:
-            raise InputError(f"{root / part.listing} lists {absent[0]!r}, but {root / part.images.format(absent[0])} is not there"
-                             f" ({len(absent)} of {len(keys)} are missing)")  # fmt: skip
-    pattern = part.masks if Path(part.masks).suffix else f"{part.masks}.png"
-    return [Record(part.name.format(key), images[key], masks.get(key, root / pattern.format(key))) for key in keys]
+    picture, mask = (pattern if Path(pattern).suffix else f"{pattern}.png" for pattern in (part.images, part.masks))
+    return [
+        Record(part.name.format(k), images.get(k, root / picture.format(k)), masks.get(k, root / mask.format(k)))
+        for k in keys
+    ]
+
+
+def stray_masks(layout: Layout, root: Path, split: str) -> list[str]:
+    """A line for every mask of own data that has no picture (known data sets come with more masks than pictures)."""
+    problems = []
+    for part in layout.splits.get(split) or [p for parts in layout.splits.values() for p in parts]:
+        if layout.name == OWN and part.listing is None:
+            images = _index(root, part.images)
+            strays = [path for key, path in _index(root, part.masks).items() if key not in images]
+            problems += [
+                f"{path} has no picture; expected one of its name in {root / _folder(part.images)}" for path in strays
+            ]
+    return problems
 
 
 def _bare(name: str) -> str:

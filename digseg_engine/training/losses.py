@@ -7,19 +7,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
     """1 - Dice per (picture, prompt), [B, K]; one smoothing pixel, so an empty prediction of an empty mask costs 0."""
     p = logits.sigmoid()
+    if valid is not None:
+        p, target = p * valid[:, None], target * valid[:, None]
     overlap = 2 * (p * target).sum((-2, -1)) + 1
     return 1 - overlap / (p.sum((-2, -1)) + target.sum((-2, -1)) + 1)
 
 
-def mask_loss(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """(BCE, Dice), each a mean in which present and absent prompts weigh the same; Dice counts present ones only."""
-    present = (target.amax((-2, -1)) > 0.5).float()  # [B, K]
-    per_map = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-2, -1))
-    bce = 0.5 * _mean(per_map, present) + 0.5 * _mean(per_map, 1 - present)
-    return bce, _mean(dice_loss(logits, target), present)
+def mask_loss(logits: Tensor, target: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(BCE, Dice), each a mean in which present and absent prompts weigh the same; Dice counts present ones only.
+
+    valid: weight of every pixel, [B, h, w] in 0..1; None counts all pixels. Pictures without a valid pixel count nowhere.
+    """
+    error = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    if valid is None:
+        present, per_map = (target.amax((-2, -1)) > 0.5).float(), error.mean((-2, -1))  # [B, K]
+        absent = 1 - present
+    else:
+        weight = valid[:, None]
+        present = (torch.where(weight > 0, target, 0.0).amax((-2, -1)) > 0.5).float()
+        absent = (1 - present) * (weight.sum((-2, -1)) > 0)
+        per_map = (error * weight).sum((-2, -1)) / weight.sum((-2, -1)).clamp(min=1e-6)
+    bce = 0.5 * _mean(per_map, present) + 0.5 * _mean(per_map, absent)
+    return bce, _mean(dice_loss(logits, target, valid), present)
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -29,3 +41,20 @@ def _mean(values: Tensor, weights: Tensor) -> Tensor:
 def shrink(masks: Tensor, size: torch.Size) -> Tensor:
     """Area-average masks [B, K, H, W] to [B, K, *size]."""
     return F.adaptive_avg_pool2d(masks, (size[0], size[1]))
+
+
+def shrink_labels(masks: Tensor, valid: Tensor | None, size: torch.Size) -> tuple[Tensor, Tensor | None]:
+    """Masks [B, K, H, W] averaged over the valid pixels [B, H, W] of every cell, and the cells' weights [B, *size]."""
+    if valid is None:
+        return shrink(masks, size), None
+    weight = shrink(valid[:, None], size)
+    return shrink(masks * valid[:, None], size) / weight.clamp(min=1e-6), weight[:, 0]
+
+
+def latent_error(error: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of an error over latents [B, C, h, w] per picture, [B]; a cell counts when all its pixels are valid."""
+    if valid is None:
+        return error.mean((1, 2, 3))
+    height, width = error.shape[-2:]
+    weight = 1 - F.adaptive_max_pool2d(1 - valid[:, None], (height, width))
+    return (error * weight).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) * error.shape[1]).clamp(min=1)

@@ -69,9 +69,11 @@ class Batch:
     latents: Tensor  # [B, 4, s, s]; [B, 0] before the autoencoder is trained
     queries: list[Query]
     masks: Tensor  # [B, K, S, S] in 0..1
+    valid: Tensor | None = None  # [B, S, S] in 0..1, 0 where nobody knows the label; None: all pixels count
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.images.to(device), self.latents.to(device), self.queries, self.masks.to(device))
+        valid = None if self.valid is None else self.valid.to(device)
+        return Batch(self.images.to(device), self.latents.to(device), self.queries, self.masks.to(device), valid)
 
 
 def to_tensor(images: NDArray[np.uint8]) -> Tensor:
@@ -115,6 +117,18 @@ class Batches(Protocol):
     def phrase(self, rng: np.random.Generator, name: str) -> Query: ...
 
 
+def choose_names(rng: np.random.Generator, present: list[str], names: tuple[str, ...], count: int) -> list[str]:
+    """`count` of `names`: mostly those present in a batch, a fifth from anywhere (absent ones have an empty mask)."""
+    strangers = rng.choice(names, min(max(1, count // 5), len(names)), replace=False).tolist()
+    known = rng.permutation(present).tolist()[: count - len(strangers)]
+    chosen = list(dict.fromkeys(known + strangers))
+    spare = [name for name in rng.permutation(names).tolist() if name not in chosen]
+    chosen += spare[: count - len(chosen)]
+    while len(chosen) < count:  # a small vocabulary: ask again, the phrasing will differ
+        chosen += chosen[: count - len(chosen)]
+    return chosen
+
+
 class SceneBatches:
     """Draws batches from the pools of all domains; `shares` says how often each domain is drawn."""
 
@@ -137,20 +151,9 @@ class SceneBatches:
     def batch(self, step: int, size: int, prompts: int) -> Batch:
         """Batch number `step`: `size` pictures of one domain and `prompts` prompts."""
         rng, drawn = self.draw(step, size)
-        queries = [phrase(rng, name) for name in self._names(rng, drawn.pool, drawn.index, prompts)]
+        present = [NAMES[i] for i in np.flatnonzero(drawn.pool.present(drawn.index).any(0))]
+        queries = [phrase(rng, name) for name in choose_names(rng, present, self.names, prompts)]
         return Batch(drawn.images, drawn.latents, queries, drawn.pool.masks(drawn.index, [q.name for q in queries]))
-
-    def _names(self, rng: np.random.Generator, pool: Pool, index: NDArray[np.int64], count: int) -> list[str]:
-        """Mostly names that occur in the batch, a fifth from anywhere (absent ones have an empty mask)."""
-        present = [NAMES[i] for i in np.flatnonzero(pool.present(index).any(0))]
-        strangers = rng.choice(self.names, min(max(1, count // 5), len(self.names)), replace=False).tolist()
-        known = rng.permutation(present).tolist()[: count - len(strangers)]
-        names = list(dict.fromkeys(known + strangers))
-        spare = [name for name in rng.permutation(self.names).tolist() if name not in names]
-        names += spare[: count - len(names)]
-        while len(names) < count:  # a small vocabulary: ask again, the phrasing will differ
-            names += names[: count - len(names)]
-        return names
 
     def phrase(self, rng: np.random.Generator, name: str) -> Query:
         return phrase(rng, name)

@@ -54,7 +54,7 @@ def set_latent_scale(vae: Autoencoder, pools: dict[str, Pool], stored: Path) -> 
 def cache_latents(vae: Autoencoder, pools: dict[str, Pool], cache: Path) -> None:
     """Encode every picture once, or read the latents that the same autoencoder left in `cache`."""
     vae.eval().requires_grad_(False)
-    key, device = _fingerprint(vae), device_of(vae)
+    key, device = fingerprint(vae), device_of(vae)
     cache.mkdir(parents=True, exist_ok=True)
     with PartialState().main_process_first():
         for pool in pools.values():
@@ -66,7 +66,7 @@ def cache_latents(vae: Autoencoder, pools: dict[str, Pool], cache: Path) -> None
             pool.latents = load_file(stored)["latents"]
 
 
-def _fingerprint(vae: Autoencoder) -> str:
+def fingerprint(vae: Autoencoder) -> str:
     """Short hash of an autoencoder's weights and scale."""
     digest = hashlib.sha256(str(vae.config.scaling_factor).encode())
     for name, value in sorted(vae.state_dict().items()):

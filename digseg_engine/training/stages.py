@@ -19,7 +19,7 @@ from digseg_engine.model.student import Student
 from digseg_engine.text import PromptTokenizer, pad_tokens
 from digseg_engine.training.backbone import pool_regions
 from digseg_engine.training.loop import StageConfig, device_of, unwrap
-from digseg_engine.training.losses import mask_loss, shrink
+from digseg_engine.training.losses import mask_loss, shrink, shrink_labels
 from digseg_engine.training.pool import Batch, Batches, SceneBatches
 from digseg_engine.training.prompts import encode_text
 
@@ -122,7 +122,7 @@ class DistillationLoss:
             text, mask = encode_text(self.text, self.tokenizer, [q.text for q in batch.queries])
         bare: Student = unwrap(student)
         logits = student(batch.images, batch.latents, bare.fold_text(text, mask))
-        bce, dice = mask_loss(logits, shrink(batch.masks, logits.shape[-2:]))
+        bce, dice = mask_loss(logits, *shrink_labels(batch.masks, batch.valid, logits.shape[-2:]))
         loss, parts = 2 * bce + dice, {"bce": float(bce.detach()), "dice": float(dice.detach())}
         if step % self.every == 0:
             imitation = self._imitation(batch, logits, text, mask, step)
@@ -142,7 +142,11 @@ class DistillationLoss:
                 lambda both, t: self.reference(both, t, text[k], mask[k]), z, self.schedule, self.teacher_steps, noise
             )
             soft = shrink(decode_mask(self.vae, m).sigmoid()[:, None], logits.shape[-2:])[:, 0]
-            truth = shrink(batch.masks[b, k][:, None], logits.shape[-2:])[:, 0]
-            trust = 2 * (soft * truth).sum((-2, -1)) / (soft.sum((-2, -1)) + truth.sum((-2, -1)) + 1)  # soft Dice
-        error = F.binary_cross_entropy_with_logits(logits[b, k], soft, reduction="none").mean((-2, -1))
+            valid = None if batch.valid is None else batch.valid[b]
+            masks, weight = shrink_labels(batch.masks[b, k][:, None], valid, logits.shape[-2:])
+            weight = torch.ones_like(soft) if weight is None else weight
+            truth, judged = masks[:, 0] * weight, soft * weight
+            trust = 2 * (judged * truth).sum((-2, -1)) / (judged.sum((-2, -1)) + truth.sum((-2, -1)) + 1)  # soft Dice
+        error = F.binary_cross_entropy_with_logits(logits[b, k], soft, reduction="none")
+        error = (error * weight).sum((-2, -1)) / weight.sum((-2, -1)).clamp(min=1)
         return (error * trust**2).mean()

@@ -1,0 +1,133 @@
+"""Training batches from a folder of labelled pictures: random crops, random prompts, latents from the frozen autoencoder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from digseg_engine.errors import UsageError
+from digseg_engine.model.autoencoder import Autoencoder, encode_image, latent_stride
+from digseg_engine.training.classes import IGNORE
+from digseg_engine.training.crops import CropLoader, Crops
+from digseg_engine.training.datasets import Dataset, open_dataset
+from digseg_engine.training.loop import device_of
+from digseg_engine.training.pool import Batch, choose_names, to_tensor
+from digseg_engine.training.scenes import Query
+from digseg_engine.training.sources import fingerprint
+
+Encode = Callable[[Crops], Tensor]
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """How a folder of labelled pictures is read for training."""
+
+    layout: str | None = None  # None: recognised
+    split: str = "train"
+    cached_crops: int = (
+        0  # fixed crops per picture, each encoded once and kept; 0: new crops for ever, encoded every time
+    )
+    workers: int = 2  # threads that read ahead; any number gives the same batches
+
+    def __post_init__(self) -> None:
+        if self.cached_crops < 0 or self.workers < 0:
+            raise UsageError(f"cached crops and workers must be 0 or more, got {self.cached_crops} and {self.workers}")
+
+
+class FolderBatches:
+    """Batches from a data set; batch number `step` is a pure function of (seed, step) and the files."""
+
+    def __init__(self, dataset: Dataset, load: CropLoader, encode: Encode, seed: int) -> None:
+        self.dataset, self.names, self.load, self.encode, self.seed = dataset, dataset.names, load, encode, seed
+
+    def batch(self, step: int, size: int, prompts: int) -> Batch:
+        """Batch number `step`: crops of `size` pictures and `prompts` prompts, a fifth of them from all names."""
+        crops = self.load(step, size)
+        rng = np.random.default_rng([self.seed, step, 2])
+        present = [self.names[k] for k in np.unique(crops.ids) if k >= 0]
+        queries = [self.phrase(rng, name) for name in choose_names(rng, present, self.names, prompts)]
+        chosen = np.array([self.names.index(query.name) for query in queries], crops.ids.dtype)
+        masks = torch.from_numpy(crops.ids[:, None] == chosen[:, None, None]).float()
+        unknown = crops.ids == IGNORE
+        valid = torch.from_numpy(~unknown).float() if unknown.any() else None
+        return Batch(to_tensor(crops.images), self.encode(crops), queries, masks, valid)
+
+    def phrase(self, rng: np.random.Generator, name: str) -> Query:
+        return self.dataset.table.phrase(rng, name)
+
+
+class Encoder:
+    """Latents of crops [B, 4, s, s] from a frozen autoencoder, in float32 whatever the training's precision."""
+
+    def __init__(self, vae: Autoencoder) -> None:
+        self.vae = vae.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, crops: Crops) -> Tensor:
+        device = device_of(self.vae)
+        with torch.autocast(device.type, enabled=False):
+            return encode_image(self.vae, to_tensor(crops.images).to(device)).float()
+
+
+class CachedEncoder:
+    """Latents of fixed crops, encoded when first asked for and kept in a float16 file."""
+
+    def __init__(self, encode: Encode, path: Path, pictures: int, variants: int, shape: tuple[int, ...]) -> None:
+        self.encode, self.variants = encode, variants
+        count = pictures * variants
+        with PartialState().main_process_first():
+            self.latents = _mapped(path, np.float16, (count, *shape))
+            self.done = _mapped(path.with_suffix(".done"), np.uint8, (count,))
+
+    def __call__(self, crops: Crops) -> Tensor:
+        place = crops.pictures * self.variants + crops.variants
+        todo = np.flatnonzero(self.done[place] == 0)
+        if len(todo):
+            some = Crops(crops.pictures[todo], crops.variants[todo], crops.images[todo], crops.ids[todo])
+            self.latents[place[todo]] = self.encode(some).cpu().numpy()
+            self.latents.flush()
+            self.done[place[todo]] = 1
+        return torch.from_numpy(self.latents[place].astype(np.float32))
+
+
+def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """An array in a file, new ones filled with zeros (a sparse file: it takes the space of what was written)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        with path.open("wb") as file:
+            file.truncate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    return np.memmap(path, dtype, "r+", shape=shape)
+
+
+def folder_batches(
+    vae: Autoencoder, folder: str, size: int, seed: int, options: FolderOptions, cache: Path
+) -> FolderBatches:
+    """Batches of size x size pixels from a folder of labelled pictures; `cache` keeps the latents of fixed crops.
+
+    Raises InputError or UsageError for a folder that cannot be used.
+    """
+    dataset = open_dataset(folder, options.layout, options.split)
+    load = CropLoader(dataset, size, seed, options.workers, options.cached_crops)
+    encode: Encode = Encoder(vae)
+    if options.cached_crops:
+        side = size // latent_stride(vae)
+        shape = (int(vae.config.latent_channels), side, side)
+        path = cache / f"latents-{_state(dataset, size, seed, options.cached_crops, fingerprint(vae))}.f16"
+        encode = CachedEncoder(encode, path, len(dataset), options.cached_crops, shape)
+    return FolderBatches(dataset, load, encode, seed)
+
+
+def _state(dataset: Dataset, *more: object) -> str:
+    """Short hash of the pictures' names, sizes and times, and of whatever else decides the latents."""
+    digest = hashlib.sha256(repr(more).encode())
+    for record in dataset.records:
+        stat = record.image.stat()
+        digest.update(f"{record.image}/{stat.st_size}/{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,129 @@
+"""A look at a whole data set: counts per class, every problem there is, and a sheet of labels drawn over pictures."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from rich.table import Table
+from rich.text import Text
+
+from digseg_engine.errors import InputError
+from digseg_engine.training.classes import BACKGROUND, IGNORE
+from digseg_engine.training.datasets import Dataset, Item
+from digseg_engine.training.layouts import stray_masks
+
+CELL, MARGIN, LINE, COLUMNS = 256, 8, 16, 3
+Counts = NDArray[np.int64]
+
+
+@dataclass
+class Survey:
+    """Counts [C + 2]: every class, then background, then ignored; `good` are the numbers of sound pictures."""
+
+    pixels: Counts
+    pictures: Counts
+    good: list[int] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def spread(self, count: int) -> list[int]:
+        """At most `count` sound pictures, evenly spread over the data set."""
+        places = np.linspace(0, len(self.good) - 1, min(count, len(self.good)))
+        return [self.good[round(place)] for place in places]
+
+
+def survey(dataset: Dataset, tick: Callable[[], None] = lambda: None, workers: int = 2) -> Survey:
+    """Read every picture and mask; problems are collected, not raised."""
+    n = len(dataset.names)
+    found = Survey(np.zeros(n + 2, np.int64), np.zeros(n + 2, np.int64))
+
+    def check(i: int) -> Counts | str:
+        try:
+            ids = dataset[i].ids.astype(np.int64)
+        except InputError as error:
+            return str(error)
+        ids[ids == BACKGROUND], ids[ids == IGNORE] = n, n + 1
+        return np.bincount(ids.ravel(), minlength=n + 2)
+
+    with ThreadPoolExecutor(workers) as pool:
+        for i, counts in enumerate(pool.map(check, range(len(dataset)))):
+            tick()
+            if isinstance(counts, str):
+                found.problems.append(counts)
+                continue
+            found.good.append(i)
+            found.pixels += counts
+            found.pictures += counts > 0
+    found.problems += stray_masks(dataset.layout, dataset.root, dataset.split)
+    return found
+
+
+def class_table(dataset: Dataset, found: Survey) -> Table:
+    """Pixels and pictures per class; classes that never occur are counted in the last line."""
+    title = f"{dataset.root}: {dataset.layout.name}, split {dataset.split}, {len(dataset)} pictures"
+    table = Table(title=title, title_justify="left")
+    for column in ("class", "prompt", "pictures", "pixels", "share"):
+        table.add_column(column, justify="left" if column in ("class", "prompt") else "right")
+    labels = [(query.name, query.text) for query in dataset.queries]
+    labels += [("(background)", ""), ("(ignored)", "")]
+    total = max(1, int(found.pixels.sum()))
+    for (name, prompt), pixels, pictures in zip(labels, found.pixels.tolist(), found.pictures.tolist()):
+        if pixels:
+            cells = (name, prompt, str(pictures), str(pixels), f"{100 * pixels / total:.2f} %")
+            table.add_row(*(Text(cell) for cell in cells))
+    absent = int((found.pixels[:-2] == 0).sum())
+    if absent:
+        table.add_row(Text(f"({absent} more classes)"), "", "0", "0", "")
+    return table
+
+
+def class_colour(k: int) -> tuple[int, int, int]:
+    """A colour per class; neighbours in the list are far apart (hues by the golden ratio)."""
+    red, green, blue = colorsys.hsv_to_rgb(k * 0.618034 % 1, 0.75 if k % 2 else 0.95, 0.95 if k % 3 else 0.7)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def contact_sheet(dataset: Dataset, numbers: list[int]) -> Image.Image:
+    """Labels over pictures, three in a row, each with the names of its classes; ignored pixels are hatched."""
+    cells = [_cell(dataset[i], dataset.names) for i in numbers]
+    rows = [cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)]
+    width = MARGIN + sum(cell.width + MARGIN for cell in max(rows, key=len))
+    sheet = Image.new("RGB", (width, MARGIN + sum(max(c.height for c in row) + MARGIN for row in rows)), "white")
+    top = MARGIN
+    for row in rows:
+        for n, cell in enumerate(row):
+            sheet.paste(cell, (MARGIN + n * (CELL + MARGIN), top))
+        top += max(cell.height for cell in row) + MARGIN
+    return sheet
+
+
+def _cell(item: Item, names: tuple[str, ...]) -> Image.Image:
+    present = [int(k) for k in np.unique(item.ids) if k >= 0]
+    picture = Image.fromarray(_tinted(item, present))
+    picture.thumbnail((CELL, CELL), Image.Resampling.BILINEAR)
+    cell = Image.new("RGB", (CELL, CELL + LINE * (1 + len(present))), "white")
+    cell.paste(picture, (0, LINE))
+    draw, font = ImageDraw.Draw(cell), ImageFont.load_default(11)
+    draw.text((0, 0), item.name[-44:], "black", font)
+    for n, k in enumerate(present):
+        top = LINE + picture.height + n * LINE
+        draw.rectangle((0, top + 3, 11, top + 14), fill=class_colour(k))
+        share = 100 * float((item.ids == k).mean())
+        draw.text((16, top + 2), f"{names[k]} {share:.1f} %"[:40], "black", font)
+    return cell.crop((0, 0, CELL, LINE + picture.height + LINE * len(present)))
+
+
+def _tinted(item: Item, present: list[int]) -> NDArray[np.uint8]:
+    canvas = item.image.astype(np.float32)
+    for k in present:
+        where = item.ids == k
+        canvas[where] = 0.45 * canvas[where] + 0.55 * np.array(class_colour(k), np.float32)
+    rows, columns = np.indices(item.ids.shape)
+    step = max(2, max(item.ids.shape) // 64)
+    canvas[(item.ids == IGNORE) & ((rows + columns) // step % 2 == 0)] = 0
+    return canvas.astype(np.uint8)

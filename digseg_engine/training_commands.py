@@ -1,0 +1,117 @@
+"""The `digseg train` and `digseg distill` commands; what they need is imported when they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from digseg_engine.errors import UsageError
+
+if TYPE_CHECKING:
+    from digseg_engine.training.folder_batches import FolderOptions
+
+Data = Annotated[str, typer.Option(help="scenes, scenes:DOMAIN,... or a folder of labelled pictures (docs/data.md)")]
+LayoutName = Annotated[str | None, typer.Option(help="layout of the folder [default: recognised]")]
+Split = Annotated[str, typer.Option(help="split of the folder to train on")]
+CachedCrops = Annotated[
+    int, typer.Option(help="of a folder: fixed crops per picture with kept latents [default: new crops for ever]")
+]
+Workers = Annotated[int, typer.Option(help="of a folder: threads that read pictures ahead")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="folder for logs, curves and the checkpoint")]
+Scale = Annotated[float, typer.Option(help="multiply steps and scenes, for a trial run")]
+Seed = Annotated[int, typer.Option(help="random seed")]
+Resume = Annotated[bool, typer.Option(help="continue the run in the output folder")]
+
+
+def train(
+    config: Annotated[str, typer.Option(help="model preset to train from nothing: tiny")] = "tiny",
+    init: Annotated[
+        str | None, typer.Option(help="start from a Stable Diffusion 1.x/2.x or DiGSeg directory, or a hub id")
+    ] = None,
+    data: Data = "scenes",
+    layout: LayoutName = None,
+    split: Split = "train",
+    cached_crops: CachedCrops = 0,
+    workers: Workers = 2,
+    output: Output = Path("runs/tiny"),
+    size: Annotated[
+        int | None, typer.Option(help="training pictures' side in pixels [default: the model's own]")
+    ] = None,
+    slot: Annotated[
+        str, typer.Option(help="with --init: how masks enter the first convolution: zero or noisy")
+    ] = "zero",
+    autoencoder: Annotated[
+        str | None, typer.Option(help="with --init: directory or hub id of a tiny autoencoder to use instead")
+    ] = None,
+    student_only: Annotated[bool, typer.Option(help="with --init: leave a trained reference as it is")] = False,
+    scale: Scale = 1.0,
+    seed: Seed = 0,
+    resume: Resume = False,
+) -> None:
+    """Train a model from nothing on generated scenes, or from pretrained weights on scenes or your own pictures."""
+    from digseg_engine.training.finetune import FinetuneConfig, finetune
+    from digseg_engine.training.run import scaled
+    from digseg_engine.training.train import TrainConfig
+    from digseg_engine.training.train import train as from_nothing
+
+    if slot not in ("zero", "noisy"):
+        raise UsageError(f"--slot must be zero or noisy, got {slot!r}")
+    folder = folder_options(data, layout, split, cached_crops, workers)
+    if init is None:
+        for name, given in (("--autoencoder", autoencoder), ("--student-only", student_only), ("--size", size)):
+            if given:
+                raise UsageError(f"{name} applies to --init only; a model trained from nothing has its preset's own")
+        if not is_scenes(data):
+            raise UsageError(f"training from nothing needs scenes, got --data {data}; for own pictures start from "
+                             "pretrained weights with --init")  # fmt: skip
+        settings = TrainConfig(seed=seed)
+        written = from_nothing(config, output, settings if scale == 1 else scaled(settings, scale), resume, data)
+    else:
+        tuned = FinetuneConfig(seed=seed, size=size, folder=folder)
+        tuned = tuned if scale == 1 else scaled(tuned, scale)
+        written = finetune(init, output, tuned, resume, data, slot, autoencoder, student_only)  # type: ignore[arg-type]
+    print(f"checkpoint written to {written}; export it with: digseg-export {written}")
+
+
+def distill(
+    model: Annotated[str, typer.Argument(help="DiGSeg checkpoint whose reference is the teacher")],
+    data: Data = "scenes",
+    layout: LayoutName = None,
+    split: Split = "train",
+    cached_crops: CachedCrops = 0,
+    workers: Workers = 2,
+    output: Output = Path("runs/distilled"),
+    teacher_steps: Annotated[int, typer.Option(help="sampling steps of the teacher")] = 8,
+    steps: Annotated[str, typer.Option(help="sampling steps to learn, comma-separated")] = "1,2,4",
+    scale: Scale = 1.0,
+    seed: Seed = 0,
+    resume: Resume = False,
+) -> None:
+    """Distil a reference to few steps and to the one-pass student; reports quality and cost at every number of steps."""
+    from digseg_engine.training.distill import DistillConfig
+    from digseg_engine.training.distill import distill as run
+    from digseg_engine.training.run import scaled
+
+    if not all(part.strip().isdigit() for part in steps.split(",")):
+        raise UsageError(f"--steps must be whole numbers separated by commas, such as 1,2,4, got {steps!r}")
+    grid = tuple(int(part) for part in steps.split(","))
+    folder = folder_options(data, layout, split, cached_crops, workers)
+    settings = DistillConfig(seed=seed, teacher_steps=teacher_steps, grid=grid, folder=folder)
+    written = run(model, output, settings if scale == 1 else scaled(settings, scale), resume, data)
+    print(f"checkpoint written to {written}; quality and cost per number of steps in {written / 'distill.png'}")
+
+
+def is_scenes(data: str) -> bool:
+    return data == "scenes" or data.startswith("scenes:")
+
+
+def folder_options(data: str, layout: str | None, split: str, cached_crops: int, workers: int) -> FolderOptions:
+    """Raises UsageError when options of a folder are given with scenes."""
+    from digseg_engine.training.folder_batches import FolderOptions
+
+    if is_scenes(data) and (layout, split, cached_crops) != (None, "train", 0):
+        raise UsageError("--layout, --split and --cached-crops describe a folder of labelled pictures; "
+                         f"--data is {data} here")  # fmt: skip
+    return FolderOptions(layout, split, cached_crops, workers)
