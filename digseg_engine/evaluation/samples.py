@@ -51,7 +51,7 @@ class TestScenes:
     """Test scenes 0..count-1 of a domain at size x size pixels; every prompt is asked about every picture."""
 
     __test__ = False  # not a test case, whatever the name says
-    rule: Rule = "each"
+    rule: Rule = "strongest or none"
 
     def __init__(self, domain: str, count: int, size: int, reworded: bool = False) -> None:
         if count < 1:
