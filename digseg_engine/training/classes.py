@@ -208,11 +208,11 @@ def _check(table: ClassTable) -> None:
     without = [one.name for one in table.classes if not one.ids]
     if without:
         raise InputError(
-            f'{source}: class {without[0]!r} has no "id" but others have; give ids to all classes or to none'
+            f'{source}: class {without[0]!r} has no "id" though others have; give ids to all classes or to none'
         )
     if table.by_colour and (plain := [one.name for one in table.classes if not one.colours]):
         raise InputError(
-            f'{source}: class {plain[0]!r} has no "colour" but others have; give colours to all or to none'
+            f'{source}: class {plain[0]!r} has no "colour" though colours are in use; give colours to all or to none'
         )
     bad = [one for one in table.templates if one.count("{}") != 1 or one.replace("{}", "").count("{")]
     if bad or not table.templates:
