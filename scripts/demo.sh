@@ -6,7 +6,7 @@ folder="${1:-$PWD}"
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" export
 mkdir -p "$folder" && cd "$folder"
 digseg-export --precision fp16
-digseg segment "$root/examples/shapes.png" -p "something that is green" -p "anything blue" -p "red things" -p black -o out
+digseg segment "$root/examples/shapes.png" -p "red ring" -p "green ring" -p "the star that is green" -p "anything blue" -o out
 digseg segment "$root/examples/cells.png" -p nucleus -p cell -p lesion -o out
 digseg segment "$root/examples/crops.png" -p "crop row" -p weed -p soil -o out
 digseg segment "$root/examples/aerial.png" -p road -p building -p water -p trees -p field -o out
