@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from dataset_trees import SIZE, TREES, label_map, own, palette, picture, voc_colour
+from dataset_trees import SIZE, TREES, grey, label_map, own, palette, picture, voc_colour
 
 from digseg_engine.errors import InputError, UsageError
 from digseg_engine.training.classes import TEMPLATES
@@ -85,6 +85,16 @@ def test_the_usual_folder_around_a_data_set_may_be_given(tmp_path):
                          ("phenobench", "PhenoBench"), ("coco-stuff", "dataset")):  # fmt: skip
         TREES[name](tmp_path / name / inside)
         assert open_dataset(tmp_path / name).root == tmp_path / name / inside
+
+
+def test_voc_with_the_additional_masks(tmp_path):
+    """SegmentationClassAug: grey PNGs of the same ids for more pictures (Hariharan et al. 2011)."""
+    TREES["voc2012"](tmp_path)
+    grey(tmp_path / "SegmentationClassAug/2007_000005.png", label_map([0, 15]))
+    (tmp_path / "ImageSets/Segmentation/trainaug.txt").write_text("2007_000005\n")
+    assert dataset_splits(tmp_path) == ("train", "val", "trainaug")
+    ids = open_dataset(tmp_path, split="trainaug")[0].ids
+    assert np.array_equal(ids, np.where(label_map([0, 15]) == 15, 14, BACKGROUND))
 
 
 def test_coco_stuff_in_its_other_places(tmp_path):

@@ -66,6 +66,17 @@ def test_absent_classes_are_asked_too(nano, tmp_path):
     assert all(bool(batch.masks[:, k].any()) == (name in present) for k, name in enumerate(names))
 
 
+def test_single_class_data_ask_for_things_that_are_not_there(nano, tmp_path):
+    TREES["kvasir"](tmp_path)
+    batches = make(nano, tmp_path, tmp_path / "c")
+    batch = batches.batch(0, 2, 6)
+    found = {query.name: bool(batch.masks[:, k].any()) for k, query in enumerate(batch.queries)}
+    assert found.pop("polyp") and len(found) == 5 and not any(found.values())
+    assert "polyp" in batches.names and "skin lesion" in batches.names
+    single = [batches.batch(step, 1, 1).queries[0].name for step in range(40)]
+    assert 25 < single.count("polyp") < 40
+
+
 def test_without_ignored_pixels_there_is_no_valid_mask(nano, tmp_path):
     own(tmp_path, classes=["a", "b"], count=0, ignore=9, ignore_colour=[])
     for n in range(2):
