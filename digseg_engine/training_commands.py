@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from digseg_engine.errors import UsageError
-
-if TYPE_CHECKING:
-    from digseg_engine.training.folder_batches import FolderOptions
 
 Data = Annotated[str, typer.Option(help="scenes, scenes:DOMAIN,... or a folder of labelled pictures (docs/data.md)")]
 LayoutName = Annotated[str | None, typer.Option(help="layout of the folder [default: recognised]")]
@@ -108,8 +105,8 @@ def is_scenes(data: str) -> bool:
     return data == "scenes" or data.startswith("scenes:")
 
 
-def folder_options(data: str, layout: str | None, split: str, cached_crops: int, workers: int) -> FolderOptions:
-    """Raises UsageError when options of a folder are given with scenes."""
+def folder_options(data: str, layout: str | None, split: str, cached_crops: int, workers: int) -> Any:
+    """The `FolderOptions` of a run. Raises UsageError when options of a folder are given with scenes."""
     if is_scenes(data) and (layout, split, cached_crops) != (None, "train", 0):
         raise UsageError("--layout, --split and --cached-crops describe a folder of labelled pictures; "
                          f"--data is {data} here")  # fmt: skip
