@@ -160,7 +160,7 @@ def test_templates_default_and_own(tmp_path):
     assert all(template.count("{}") == 1 for template in TEMPLATES)
 
 
-def test_voc_colours_of_the_helper_are_voc_colours():
+def test_generated_palettes_have_vocs_colours():
     assert [voc_colour(i) for i in (1, 15, 20, 255)] == [(128, 0, 0), (192, 128, 128), (0, 64, 128), (224, 224, 192)]
 
 
