@@ -84,16 +84,14 @@ def score_model(
 def _print(scores: dict[str, Scores], title: str, seconds: float) -> None:
     console = Console()
     table = Table(title=title, title_justify="left")
-    for column in ("test set", "mIoU", "alone", "cIoU", "Dice", "boundary", "false"):
+    for column in ("test set", "mIoU", "alone", "cIoU", "Dice", "edge", "false"):
         table.add_column(column, justify="left" if column == "test set" else "right", no_wrap=True)
     for name, both in scores.items():
         s = both.together
         rest = [f"{value:.3f}" for value in (s.ciou(), s.dice(), s.boundary_iou())]
         for i, (part, names) in enumerate(parts_of(name).items()):
             shared = [*rest, f"{100 * both.alone.false_area():.2f} %"] if i == 0 else []
-            table.add_row(part.removesuffix(" pairs"), f"{s.miou(names):.4f}", f"{both.alone.miou(names):.4f}", *shared)
+            table.add_row(part.removesuffix(" pairs"), f"{s.miou(names):.3f}", f"{both.alone.miou(names):.3f}", *shared)
     console.print(table)
-    console.print(
-        "mIoU: all prompts together, one label per pixel; alone, false: every prompt's own mask", highlight=False
-    )
+    console.print("mIoU: one label per pixel from all prompts; alone, false: every prompt's own mask", highlight=False)
     console.print(f"{seconds:.1f} s", highlight=False)
