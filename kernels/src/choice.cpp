@@ -22,7 +22,7 @@ struct Golden {
     image = file.floats("image"), logits = file.floats("logits");
     token_ids = file.ints("token_ids"), token_mask = file.flags("token_mask");
     const bool fits = image.shape.size() == 4 && image.shape[1] == 3 && token_ids.shape.size() == 2 &&
-                      token_mask.shape == token_ids.shape && !logits.data.empty() && !token_ids.data.empty();
+                      token_mask.shape == token_ids.shape && logits.shape.size() == 4 && !logits.data.empty() && !token_ids.data.empty();
     if (!fits) fail(DIGSEG_CORRUPT, bundle.folder + "/golden.safetensors has tensors of other shapes; export the bundle again");
   }
 };
@@ -64,18 +64,22 @@ Verdict verify(Backend& backend, const Bundle& bundle) {
   const Floats got = run(backend, golden);
   if (got.shape != golden.logits.shape)
     fail(DIGSEG_RUNTIME, "the golden sample gave logits of another shape than expected; export the bundle again");
-  double largest = 0, difference = 0, norm = 0;
-  size_t both = 0, either = 0;
-  for (size_t i = 0; i < got.data.size(); ++i) {
-    const double want = golden.logits.data[i], have = got.data[i];
-    const double error = std::isfinite(have) ? std::fabs(have - want) : INFINITY;
-    largest = std::max(largest, error);
-    difference += error * error;
-    norm += want * want;
-    both += want > 0 && have > 0;
-    either += want > 0 || have > 0;
+  double largest = 0, difference = 0, norm = 0, ious = 0;
+  const size_t plane = static_cast<size_t>(got.shape[2] * got.shape[3]), planes = got.data.size() / plane;
+  for (size_t p = 0; p < planes; ++p) {
+    size_t both = 0, either = 0;
+    for (size_t i = p * plane; i < (p + 1) * plane; ++i) {
+      const double want = golden.logits.data[i], have = got.data[i];
+      const double error = std::isfinite(have) ? std::fabs(have - want) : INFINITY;
+      largest = std::max(largest, error);
+      difference += error * error;
+      norm += want * want;
+      both += want > 0 && have > 0;
+      either += want > 0 || have > 0;
+    }
+    ious += either ? static_cast<double>(both) / static_cast<double>(either) : 1.0;
   }
-  Verdict verdict{largest, std::sqrt(difference / std::max(norm, 1e-30)), either ? static_cast<double>(both) / either : 1.0, false};
+  Verdict verdict{largest, std::sqrt(difference / std::max(norm, 1e-24)), ious / static_cast<double>(planes), false};
   verdict.passed = verdict.relative <= bundle.limit_relative && verdict.iou >= bundle.limit_iou;
   return verdict;
 }

@@ -98,15 +98,15 @@ class OrtBackend : public Backend {
   OrtBackend(const Bundle& bundle, const BackendSettings& settings, bool cuda)
       : runtime_(settings.onnxruntime_library), settings_(settings), cuda_(cuda), env_(runtime_), memory_(runtime_), text_(runtime_), segmenter_(runtime_) {
     if (cuda) expect_cuda();
-    const bool reduced = bundle.precision != "fp32";
     half_ = cuda && bundle.precision == "fp16";
-    if (cuda && reduced && !half_)
-      fail(DIGSEG_UNAVAILABLE, "a " + bundle.precision + " bundle does not run on onnxruntime-cuda here; export fp16 or fp32");
+    if (cuda && bundle.precision == "bf16")
+      fail(DIGSEG_UNAVAILABLE, "a bf16 bundle does not run on onnxruntime-cuda here; export fp16 or fp32");
+    const bool wide = !cuda && bundle.lists(twin(bundle.segmenter.file));
     runtime_.check<ort::CreateEnv>("start", kOrtErrorSeverity, "digseg", &env_.object);
     runtime_.check<ort::CreateCpuMemoryInfo>("start", 1, 0, &memory_.object);  // arena allocator, default memory
-    text_path_ = graph_path(bundle, bundle.text_encoder, reduced);
-    open(graph_path(bundle, bundle.segmenter, reduced), segmenter_);
-    const std::string stored = !reduced ? "fp32" : cuda ? bundle.precision : bundle.precision + " weights widened to fp32";
+    text_path_ = bundle.path(wide ? twin(bundle.text_encoder.file) : bundle.text_encoder.file);
+    open(bundle.path(wide ? twin(bundle.segmenter.file) : bundle.segmenter.file), segmenter_);
+    const std::string stored = wide ? bundle.precision + " weights widened to fp32" : bundle.precision;
     detail_ = "onnxruntime " + runtime_.version + (cuda ? ", CUDAExecutionProvider, " : ", CPUExecutionProvider, ") + stored;
   }
 
@@ -134,11 +134,10 @@ class OrtBackend : public Backend {
   const std::string& detail() const override { return detail_; }
 
  private:
-  std::string graph_path(const Bundle& bundle, const GraphBorder& graph, bool reduced) const {
-    std::string name = graph.file;
+  // File name of a graph's float32 twin in a bundle of reduced precision.
+  static std::string twin(std::string name) {
     const size_t dot = name.rfind(".onnx");
-    if (reduced && !cuda_ && dot != std::string::npos) name.insert(dot, ".fp32");
-    return bundle.path(name);
+    return dot == std::string::npos ? name : name.insert(dot, ".fp32");
   }
 
   void expect_cuda() const {

@@ -1,4 +1,7 @@
-"""Fixtures of these tests: the C library, built and installed once per run with CMake and a C++ compiler; skipped only where there is none."""
+"""Fixtures of these tests: the C library, built and installed once per run with CMake and a C++ compiler.
+
+They are skipped only where there is no compiler.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,9 @@ def installed(tmp_path_factory):
     with FileLock(str(room) + ".lock"):
         if not (room / "done").is_file():
             # -O1 without warnings-for-speed flags: quick to build, and the tests measure no time
-            succeed("cmake", "-S", KERNELS, "-B", room / "build", "-DCMAKE_BUILD_TYPE=Release", "-DDIGSEG_STRESS=ON",
-                    "-DCMAKE_CXX_FLAGS_RELEASE=-O1", "-DCMAKE_C_FLAGS_RELEASE=-O1", "-DDIGSEG_CUDA=OFF", "-DCMAKE_INSTALL_LIBDIR=lib")  # fmt: skip
+            succeed("cmake", "-S", KERNELS, "-B", room / "build", "-DCMAKE_BUILD_TYPE=Release",
+                    "-DCMAKE_CXX_FLAGS_RELEASE=-O1", "-DCMAKE_C_FLAGS_RELEASE=-O1", "-DDIGSEG_CUDA=OFF",
+                    "-DDIGSEG_STRESS=ON", "-DCMAKE_INSTALL_LIBDIR=lib")  # fmt: skip
             succeed("cmake", "--build", room / "build", "--parallel", "2")
             succeed("cmake", "--install", room / "build", "--prefix", room / "prefix")
             programs = room / "prefix" / "programs"

@@ -128,7 +128,7 @@ def test_errors_have_a_status_and_say_what_to_do(native, library, native_bundle,
         NativeEngine(library, tmp_path / "nowhere")
     with pytest.raises(NativeError, match="unknown backend 'quick'"):
         NativeEngine(library, native_bundle, backend=b"quick")
-    with pytest.raises(NativeError, match="unavailable: .*onnxruntime_library"):
+    with pytest.raises(NativeError, match=r"unavailable: .*onnxruntime_library"):
         NativeEngine(library, native_bundle, onnxruntime_library=b"/nowhere/libonnxruntime.so")
 
 

@@ -14,31 +14,60 @@ from tokenizers import Tokenizer
 
 from digseg_engine.bundle import sha256
 
-WORDS = [
-    "a",
-    "the",
-    "red",
-    "blue",
-    "circle",
-    "road",
-    "building",
-    "water",
-    "trees",
-    "nucleus",
-    "don't",
-    "we'll",
-    "it's",
-    "I'm",
-    "THE",
-    "Straße",
-    "naïve",
-    "coöperate",
-    "12",
-    "3.14",
-]
-ODD = ("😀", "👩‍👩‍👧‍👦", "🇩🇪", "é", "e\u0301", "ﬁ", "Å", "A\u030a", "İ", "ǅ", "ß", "Σς", "한국어", "\u1112\u1161\u11ab", "日本", "العربية",
-       "हिन्दी", "ไทย", "½", "²", "٣", "\u00a0", "\u2003", "\u200b", "\ufeff", "\u0323\u0307", "s\u0323\u0307", "𝒳", "🏳️‍🌈", "\x07", "'S", "''s",
-       "--", "…", "«»", "<|endoftext|>", "<|startoftext|>", "<|endoftext", "</w>", "\u0e33", "ꜩ", "\U0001f1e6", "Ω", "K", "\u0344")  # fmt: skip
+TEXT = """a the red blue circle road building water trees nucleus don't we'll it's I'm THE Straße naïve coöperate 12 3.14"""
+WORDS = TEXT.split()
+ODD = (
+    *(
+        [
+            "😀",
+            "👩\u200d👩\u200d👧\u200d👦",
+            "🇩🇪",
+            "🏳️\u200d🌈",
+            "𝒳",
+            "é",
+            "é",
+            "ﬁ",
+            "Å",
+            "Å",
+            "İ",
+            "ǅ",
+            "ß",
+            "Σς",
+            "한국어",
+            "한",
+            "日本",
+            "العربية",
+            "हिन्दी",
+            "ไทย",
+            "½",
+            "²",
+            "٣",
+            "'S",
+            "''s",
+            "--",
+            "…",
+            "«»",
+            "</w>",
+            "ꜩ",
+            "Ω",
+            "K",
+        ]
+    ),
+    *(
+        "\u00a0",
+        "\u2003",
+        "\u200b",
+        "\ufeff",
+        "\u0323\u0307",
+        "s\u0323\u0307",
+        "\x07",
+        "\u0e33",
+        "\U0001f1e6",
+        "\u0344",
+        "<|endoftext|>",
+    ),
+    *("<|startoftext|>", "<|endoftext"),
+)
 
 
 def strings(count: int, seed: int) -> list[str]:

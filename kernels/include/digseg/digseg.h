@@ -22,8 +22,7 @@
  *       return fprintf(stderr, "%s\n", digseg_last_error()), 1;
  *     printf("%d masks of %d x %d, scores %.2f %.2f\n", view.count, view.width, view.height, view.scores[0], view.scores[1]);
  *     digseg_result_free(result);
- *     digseg_engine_destroy(engine);
- *     return 0;
+ *     return digseg_engine_destroy(engine), 0;
  *   }
  *
  * (example ends)
@@ -172,7 +171,7 @@ typedef struct digseg_verification {
   int32_t reserved;
   double max_error; /* largest difference of a logit */
   double relative;  /* L2 norm of the difference over that of the expected logits */
-  double iou;       /* intersection over union of all mask pixels */
+  double iou;       /* mean over (picture, prompt) pairs; two empty masks count 1 */
 } digseg_verification;
 
 DIGSEG_API const char *digseg_version(void);     /* "0.1.0" */
