@@ -16,58 +16,11 @@ from digseg_engine.bundle import sha256
 
 TEXT = """a the red blue circle road building water trees nucleus don't we'll it's I'm THE Straße naïve coöperate 12 3.14"""
 WORDS = TEXT.split()
-ODD = (
-    *(
-        [
-            "😀",
-            "👩\u200d👩\u200d👧\u200d👦",
-            "🇩🇪",
-            "🏳️\u200d🌈",
-            "𝒳",
-            "é",
-            "é",
-            "ﬁ",
-            "Å",
-            "Å",
-            "İ",
-            "ǅ",
-            "ß",
-            "Σς",
-            "한국어",
-            "한",
-            "日本",
-            "العربية",
-            "हिन्दी",
-            "ไทย",
-            "½",
-            "²",
-            "٣",
-            "'S",
-            "''s",
-            "--",
-            "…",
-            "«»",
-            "</w>",
-            "ꜩ",
-            "Ω",
-            "K",
-        ]
-    ),
-    *(
-        "\u00a0",
-        "\u2003",
-        "\u200b",
-        "\ufeff",
-        "\u0323\u0307",
-        "s\u0323\u0307",
-        "\x07",
-        "\u0e33",
-        "\U0001f1e6",
-        "\u0344",
-        "<|endoftext|>",
-    ),
-    *("<|startoftext|>", "<|endoftext"),
-)
+ODD_TEXT = """😀 👩‍👩‍👧‍👦 🇩🇪 🏳️‍🌈 𝒳 é ﬁ Å İ ǅ ß Σς 한국어 日本 العربية हिन्दी ไทย
+½ ² ٣ 'S ''s -- … «» </w> ꜩ Ω K <|startoftext|> <|endoftext|>
+<|endoftext e\u0301 A\u030a \u1112\u1161\u11ab \u0323\u0307 s\u0323\u0307 \u0e33 \u0344 \u200b \ufeff \x07"""
+ODD = ODD_TEXT.replace("\n", " ").split(" ")
+ODD += ["\u00a0", "\u2003", "\n"]
 
 
 def strings(count: int, seed: int) -> list[str]:
