@@ -1,8 +1,9 @@
 // TensorRT, loaded with dlopen, over plans built on this machine. Written against the headers of TensorRT 10.3 and 11 and
 // compiled against both; not run by us yet.
 //
-// A plan is executable code. It is looked for in the bundle's engines/<key>/ folders only, must be listed in that folder's
-// engine.json with its SHA-256, made from this bundle's graph, by this TensorRT, for this GPU; anything else is ignored.
+// A plan is executable code. It is looked for in the bundle's engines/<key>/ folders only, with the sidecar JSON that the
+// Python builder writes (`digseg.engine/1`): its key must name this bundle's graph and precision, this TensorRT, driver and
+// GPU, and its SHA-256 must fit before the plan is deserialised.
 #include "backend.hpp"
 #include "error.hpp"
 
@@ -27,6 +28,7 @@ std::unique_ptr<Backend> create_tensorrt(const Bundle&, const BackendSettings&) 
 
 #include "file.hpp"
 #include "half.hpp"
+#include "sha256.hpp"
 
 namespace digseg {
 namespace {
@@ -62,11 +64,20 @@ struct Cuda {
     if (status != 0) fail(DIGSEG_RUNTIME, std::string("CUDA, ") + what + ": " + text(status));
   }
 
-  std::string capability(int device) const {
-    int major = 0, minor = 0;
-    if (set_device(device) != 0 || attribute(&major, 75, device) != 0 || attribute(&minor, 76, device) != 0)
+  // What a plan's key says about the GPU.
+  struct Device {
+    std::string name, capability, cuda;
+  };
+  Device describe(int device) const {
+    char name[128] = "";
+    int major = 0, minor = 0, version = 0;
+    void* driver = first_library({"libcuda.so.1"});
+    const auto device_name = symbol<int (*)(char*, int, int)>(driver, "cuDeviceGetName");
+    const auto driver_version = symbol<int (*)(int*)>(driver, "cuDriverGetVersion");
+    if (set_device(device) != 0 || attribute(&major, 75, device) != 0 || attribute(&minor, 76, device) != 0 ||
+        device_name(name, sizeof name, device) != 0 || driver_version(&version) != 0)
       fail(DIGSEG_UNAVAILABLE, "no CUDA device " + std::to_string(device) + "; check nvidia-smi");
-    return std::to_string(major) + "." + std::to_string(minor);
+    return {name, std::to_string(major) + "." + std::to_string(minor), std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10)};
   }
 };
 
@@ -191,7 +202,7 @@ std::string version_text(int32_t version) {  // 10.3.0 is 100300; 8.6.1 was 8601
 
 class TensorRtBackend : public Backend {
  public:
-  TensorRtBackend(const Bundle& bundle, const BackendSettings& settings) : capability_(cuda_.capability(settings.device)) {
+  TensorRtBackend(const Bundle& bundle, const BackendSettings& settings) : device_(cuda_.describe(settings.device)), number_(settings.device) {
     void* library = first_library({"libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR), "libnvinfer.so"});
     const int32_t version = symbol<int32_t (*)()>(library, "getInferLibVersion")();
     if (version / 10000 != NV_TENSORRT_MAJOR)
@@ -200,19 +211,20 @@ class TensorRtBackend : public Backend {
     const auto create = symbol<void* (*)(void*, int32_t)>(library, "createInferRuntime_INTERNAL");
     runtime_.reset(static_cast<nvinfer1::IRuntime*>(create(&logger_, NV_TENSORRT_VERSION)));
     if (!runtime_) fail(DIGSEG_UNAVAILABLE, "TensorRT " + version_ + " does not start: " + logger_.last());
-    const std::string folder = find_engines(bundle);
-    segmenter_ = open(bundle, bundle.segmenter.file, folder);
-    text_ = open(bundle, bundle.text_encoder.file, folder);
-    detail_ = "tensorrt " + version_ + ", compute capability " + capability_ + ", " + bundle.precision;
+    segmenter_ = open(bundle, bundle.segmenter.file);
+    text_ = open(bundle, bundle.text_encoder.file);
+    detail_ = "tensorrt " + version_ + " on " + device_.name + ", " + bundle.precision;
   }
 
   FoldedText encode_text(const Ints& ids, const Flags& mask) override {
+    cuda_.check(cuda_.set_device(number_), "choose the device");  // a thread starts on device 0
     std::vector<Floats> out = text_->run({{"token_ids", &ids.shape, ids.data.data(), ids.data.size() * 8}, {"token_mask", &mask.shape, mask.data.data(), mask.data.size()}},
                                          {"text_keys", "text_values"});
     return {std::move(out[0]), std::move(out[1])};
   }
 
   Floats segment(const Floats& image, const Floats& keys, const Floats& values, const Flags& mask) override {
+    cuda_.check(cuda_.set_device(number_), "choose the device");
     std::vector<uint16_t> rooms[2];
     const auto text = [&](const char* name, const Floats& wide, std::vector<uint16_t>& narrow) -> Fed {
       if (!segmenter_->is_half(name)) return {name, &wide.shape, wide.data.data(), wide.data.size() * 4};
@@ -228,35 +240,48 @@ class TensorRtBackend : public Backend {
   const std::string& detail() const override { return detail_; }
 
  private:
-  // The engines/<key>/ folder whose engine.json fits this TensorRT and this GPU.
-  std::string find_engines(const Bundle& bundle) const {
-    const std::filesystem::path all = std::filesystem::path(bundle.folder) / "engines";
+  // The stored plan whose key fits this graph and this machine.
+  std::unique_ptr<Plan> open(const Bundle& bundle, const std::string& graph) {
+    const std::string stem = graph.substr(0, graph.rfind(".onnx"));
     std::error_code ignored;
-    for (const auto& entry : std::filesystem::directory_iterator(all, ignored)) {
-      const std::string note = (entry.path() / "engine.json").string();
+    std::string missed = "none is stored";
+    for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(bundle.folder) / "engines", ignored)) {
+      const std::string note = (entry.path() / (stem + ".json")).string(), path = (entry.path() / (stem + ".plan")).string();
       if (plain_file_size(note) < 0) continue;
       const std::vector<char> body = read_file(note, 1 << 20);
       const Json json = parse_json(body.data(), body.size(), note);
-      if (json.string_at("tensorrt", note) == version_ && json.string_at("compute_capability", note) == capability_) return entry.path().string();
+      missed = difference(bundle, graph, json, note);
+      if (!missed.empty()) continue;
+      if (plain_file_size(path) < 0 || file_sha256(path) != json.string_at("sha256", note))
+        fail(DIGSEG_CORRUPT, path + " is missing, a link or changed; build it again on this machine");
+      return std::make_unique<Plan>(cuda_, *runtime_, logger_, read_file(path, 16ull << 30));
     }
-    fail(DIGSEG_UNAVAILABLE, bundle.folder + " holds no plan for TensorRT " + version_ + " on compute capability " + capability_ + "; build one on this machine");
+    fail(DIGSEG_UNAVAILABLE, bundle.folder + " holds no plan of " + graph + " for this machine (" + missed + "); build it here with `python -m digseg_export.to_tensorrt`");
   }
 
-  std::unique_ptr<Plan> open(const Bundle& bundle, const std::string& graph, const std::string& folder) {
-    const std::string note = folder + "/engine.json", name = graph.substr(0, graph.rfind(".onnx")) + ".plan", path = folder + "/" + name;
-    const std::vector<char> body = read_file(note, 1 << 20);
-    const Json json = parse_json(body.data(), body.size(), note);
-    const Json& entry = json.at("files", Json::Object, note).at(name, Json::Object, note);
-    if (entry.string_at("onnx_sha256", note) != bundle.file_hash(graph))
-      fail(DIGSEG_INCOMPATIBLE, path + " was built from another graph; build it again on this machine");
-    if (plain_file_size(path) < 0 || file_sha256(path) != entry.string_at("sha256", note))
-      fail(DIGSEG_CORRUPT, path + " is missing, a link or changed; build it again on this machine");
-    return std::make_unique<Plan>(cuda_, *runtime_, logger_, read_file(path, 16ull << 30));
+  // The first field of a plan's key that does not fit, "" when all do.
+  std::string difference(const Bundle& bundle, const std::string& graph, const Json& json, const std::string& note) const {
+    if (json.string_at("format", note) != "digseg.engine/1") return "another sidecar format";
+    const Json& key = json.at("key", Json::Object, note);
+    const std::string data = graph.substr(0, graph.rfind(".onnx")) + ".data";
+    std::string files = graph + ":" + bundle.file_hash(graph);
+    if (bundle.lists(data)) files += "|" + data + ":" + bundle.file_hash(data);
+    Sha256 digest;
+    digest.update(files.data(), files.size());
+    const std::string built = key.string_at("tensorrt", note);
+    if (key.string_at("graph", note) != digest.hex()) return "built from another graph";
+    if (built != version_ && built.compare(0, version_.size() + 1, version_ + ".") != 0) return "built by TensorRT " + built + ", here " + version_;
+    for (const auto& field : {std::make_pair("gpu", device_.name), std::make_pair("compute_capability", device_.capability),
+                              std::make_pair("cuda", device_.cuda), std::make_pair("precision", bundle.precision)})
+      if (key.string_at(field.first, note) != field.second) return std::string(field.first) + " " + key.string_at(field.first, note) + ", here " + field.second;
+    return "";
   }
 
   Cuda cuda_;
   Logger logger_;  // outlives the runtime, which outlives the plans
-  std::string capability_, version_, detail_;
+  Cuda::Device device_;
+  int number_;
+  std::string version_, detail_;
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<Plan> text_, segmenter_;
 };
