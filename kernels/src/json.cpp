@@ -1,7 +1,7 @@
 #include "json.hpp"
 
+#include <charconv>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 
 #include "error.hpp"
@@ -169,18 +169,13 @@ class Parser {
     }
   }
 
+  // from_chars, because strtod reads numbers by the program's locale.
   double number() {
-    char buffer[64];
-    size_t n = 0;
-    while (at_ + n != end_ && n + 1 < sizeof buffer && at_[n] && std::strchr("+-.0123456789eE", at_[n])) {
-      buffer[n] = at_[n];
-      ++n;
-    }
-    buffer[n] = 0;
-    char* stopped = nullptr;
-    const double value = std::strtod(buffer, &stopped);
-    if (n == 0 || *stopped || !std::isfinite(value)) stop("expected a value");
-    at_ += n;
+    double value = 0;
+    if (*at_ != '-' && !(*at_ >= '0' && *at_ <= '9')) stop("expected a value");
+    const auto read = std::from_chars(at_, end_, value);
+    if (read.ec != std::errc() || !std::isfinite(value)) stop("expected a value");
+    at_ = read.ptr;
     return value;
   }
 
