@@ -61,6 +61,10 @@ void Bundle::read_manifest() {
   const Json& limits = verified.at("limits", Json::Object, manifest_path_);
   limit_relative = limits.number_at("relative", manifest_path_);
   limit_iou = limits.number_at("iou", manifest_path_);
+  if (const Json* shapes = manifest.find("shapes")) {
+    prompts = read_range(*shapes, "K"), tokens = read_range(*shapes, "L");
+    rows = read_range(*shapes, "H"), columns = read_range(*shapes, "W");
+  }
   const Json& files = manifest.at("files", Json::Object, manifest_path_);
   for (size_t i = 0; i < files.keys.size(); ++i) check_file(files.keys[i], files.items[i]);
 }
@@ -82,6 +86,14 @@ void Bundle::read_contract(const Json& contract) {
   segmenter = read_graph(graphs, "segmenter");
   expect_names(text_encoder, {"token_ids", "token_mask"}, {"text_keys", "text_values"}, manifest_path_);
   expect_names(segmenter, {"image", "text_keys", "text_values", "token_mask"}, {"logits"}, manifest_path_);
+}
+
+AxisRange Bundle::read_range(const Json& shapes, const char* axis) const {
+  const Json* range = shapes.find(axis);
+  if (range == nullptr || !range->is(Json::Object)) return {};  // "dynamic"
+  const AxisRange out{range->integer_at("min", 1, INT32_MAX, manifest_path_), range->integer_at("max", 1, INT32_MAX, manifest_path_)};
+  if (out.min > out.max) fail(DIGSEG_CORRUPT, manifest_path_ + ": the shapes of " + axis + " are out of order" + kAgain);
+  return out;
 }
 
 GraphBorder Bundle::read_graph(const Json& graphs, const std::string& name) const {

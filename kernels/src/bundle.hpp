@@ -1,6 +1,7 @@
 // A bundle directory, `digseg.bundle/1`: accepted only when the manifest is known and every file has its hash.
 // The same rules as digseg_engine/bundle.py and contract.py.
 #pragma once
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
@@ -21,6 +22,11 @@ struct GraphBorder {
   std::vector<TensorBorder> inputs, outputs;
 };
 
+// What a bundle was exported for: an axis without a profile is free.
+struct AxisRange {
+  int64_t min = 1, max = INT32_MAX;
+};
+
 class Bundle {
  public:
   // Reads and checks everything; Error names the first thing that is wrong.
@@ -31,6 +37,7 @@ class Bundle {
   double limit_relative = 0, limit_iou = 0;
   GraphBorder text_encoder, segmenter;
   std::vector<size_t> token_buckets;
+  AxisRange prompts, tokens, rows, columns;  // the profile's K, L, H, W
 
   bool lists(const std::string& name) const { return files_.count(name) != 0; }
   std::string path(const std::string& name) const;  // Error(DIGSEG_CORRUPT) when not listed
@@ -41,6 +48,7 @@ class Bundle {
  private:
   void read_manifest();
   void read_contract(const Json& contract);
+  AxisRange read_range(const Json& shapes, const char* axis) const;
   GraphBorder read_graph(const Json& graphs, const std::string& name) const;
   void check_file(const std::string& name, const Json& entry);
 

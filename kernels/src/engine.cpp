@@ -189,7 +189,7 @@ Result Engine::segment(const digseg_image& image, const std::vector<std::string>
     fail(DIGSEG_INVALID_ARGUMENT, "working size must be " + std::to_string(2 * bundle_.stride) + " to 4096 pixels, got " + std::to_string(longer));
   go_on();
   // 2 fit the picture
-  const Canvas canvas = fit(image, longer, bundle_.stride);  // pixels [1, 3, H, W]
+  const Canvas canvas = fit(image, longer, bundle_);  // pixels [1, 3, H, W]
   out.seconds_fit = clock.lap();
   // 3 prompts, encoded once each
   std::vector<Known> parts;
@@ -199,14 +199,10 @@ Result Engine::segment(const digseg_image& image, const std::vector<std::string>
     parts.push_back(prompt(text, (options.flags & DIGSEG_TRUNCATE_PROMPTS) != 0));
     longest = std::max(longest, parts.back()->tokens);
   }
-  const Folded text = stack(parts, bundle_.token_bucket(longest));  // [K, S, H, d, L], [K, S, H, L, Co], [K, L]
   out.seconds_text = clock.lap();
-  go_on();
   // 4 the model: picture once, all prompts together
-  out.logits = backend_->segment(canvas.pixels, text.keys, text.values, text.mask);  // [1, K, h', w']
+  out.logits = run_model(canvas.pixels, parts, longest, go_on);  // [1, K, h', w']
   const Shape& shape = out.logits.shape;
-  if (shape.size() != 4 || shape[0] != 1 || shape[1] != static_cast<int64_t>(prompts.size()) || shape[2] < 1 || shape[3] < 1)
-    fail(DIGSEG_RUNTIME, "the segmenter gave logits of another shape than the contract; export the bundle again");
   out.seconds_model = clock.lap();
   go_on();
   // 5 back to the picture's own pixels, 6 masks, scores and label map
@@ -225,6 +221,30 @@ Result Engine::segment(const digseg_image& image, const std::vector<std::string>
   out.seconds_masks = clock.lap();
   out.backend = backend_->detail();
   return out;
+}
+
+// All prompts in one call, or in as many as the bundle's profile asks for; masks of different prompts are independent.
+Floats Engine::run_model(const Floats& pixels, const std::vector<Known>& parts, size_t longest, const Asked& go_on) {
+  const size_t length = std::max(bundle_.token_bucket(longest), static_cast<size_t>(bundle_.tokens.min));
+  if (static_cast<int64_t>(longest) > bundle_.tokens.max)
+    fail(DIGSEG_INVALID_ARGUMENT, "a prompt has " + std::to_string(longest) + " tokens, this bundle was exported for at most " +
+                                      std::to_string(bundle_.tokens.max) + "; shorten it");
+  const size_t most = static_cast<size_t>(bundle_.prompts.max), least = static_cast<size_t>(bundle_.prompts.min);
+  Floats all;
+  for (size_t from = 0; from < parts.size(); from += most) {
+    go_on();
+    const size_t count = std::min(most, parts.size() - from);
+    std::vector<Known> now(parts.begin() + static_cast<std::ptrdiff_t>(from), parts.begin() + static_cast<std::ptrdiff_t>(from + count));
+    now.resize(std::max(count, least), now.back());
+    const Folded text = stack(now, std::min(length, static_cast<size_t>(bundle_.tokens.max)));  // [K, S, H, d, L], [K, S, H, L, Co], [K, L]
+    const Floats some = backend_->segment(pixels, text.keys, text.values, text.mask);
+    if (some.shape.size() != 4 || some.shape[0] != 1 || some.shape[1] != static_cast<int64_t>(now.size()) || some.shape[2] < 1 || some.shape[3] < 1)
+      fail(DIGSEG_RUNTIME, "the segmenter gave logits of another shape than the contract; export the bundle again");
+    const size_t plane = static_cast<size_t>(some.shape[2] * some.shape[3]);
+    all.shape = {1, static_cast<int64_t>(parts.size()), some.shape[2], some.shape[3]};
+    all.data.insert(all.data.end(), some.data.begin(), some.data.begin() + static_cast<std::ptrdiff_t>(count * plane));
+  }
+  return all;
 }
 
 void Engine::save_vocabulary(const std::vector<std::string>& prompts, const std::string& path) {

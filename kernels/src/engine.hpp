@@ -47,6 +47,7 @@ class Engine {
 
   Known prompt(const std::string& text, bool truncate);
   Known remember(const std::string& key, Known known);
+  Floats run_model(const Floats& pixels, const std::vector<Known>& parts, size_t longest, const Asked& go_on);
   void load_vocabulary(const std::string& path);
   const Tokenizer& tokenizer();
   void log(int level, const std::string& text) const;

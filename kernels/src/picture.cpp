@@ -138,15 +138,21 @@ void check_image(const digseg_image& image) {
     fail(DIGSEG_UNAVAILABLE, "image.memory is DIGSEG_CUDA, which this build cannot read; copy the pixels to host memory");
 }
 
-Canvas fit(const digseg_image& image, int longer, int stride) {
+Canvas fit(const digseg_image& image, int longer, const Bundle& bundle) {
   Canvas canvas;
   canvas.width = image.width, canvas.height = image.height;
   const double scale = static_cast<double>(longer) / std::max(image.width, image.height);
   canvas.content_height = std::max(1, static_cast<int>(std::nearbyint(image.height * scale)));
   canvas.content_width = std::max(1, static_cast<int>(std::nearbyint(image.width * scale)));
   const int width = canvas.content_width, height = canvas.content_height;
-  const auto whole = [stride](int side) { return (side + stride - 1) / stride * stride; };
-  canvas.pixels = Floats({1, 3, whole(height), whole(width)});
+  const auto whole = [&](int side, const AxisRange& range) {
+    const int64_t padded = std::max<int64_t>((side + bundle.stride - 1) / bundle.stride * bundle.stride, range.min);
+    if (padded > range.max)
+      refuse("the model's input would have " + std::to_string(padded) + " pixels on a side, this bundle was exported for at most " +
+             std::to_string(range.max) + "; use a smaller working size");
+    return padded;
+  };
+  canvas.pixels = Floats({1, 3, whole(height, bundle.rows), whole(width, bundle.columns)});
   const bool same = width == image.width && height == image.height;
   if (image.format == DIGSEG_F32) {
     std::vector<float> rgb = float_rows(image);

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 
+#include "bundle.hpp"
 #include "digseg/digseg.h"
 #include "tensor.hpp"
 
@@ -17,8 +18,9 @@ struct Canvas {
 // Error(DIGSEG_INVALID_ARGUMENT) for anything that cannot be read safely.
 void check_image(const digseg_image& image);
 
-// Resize so that the longer side is `longer`, pad right and bottom by repetition to the stride.
-Canvas fit(const digseg_image& image, int longer, int stride);
+// Resize so that the longer side is `longer`, pad right and bottom by repetition to the stride, and to the bundle's least
+// size where it has one. Error(DIGSEG_INVALID_ARGUMENT) over its largest.
+Canvas fit(const digseg_image& image, int longer, const Bundle& bundle);
 
 // Logits [K, h', w'] of a canvas, one plane after another at the picture's own size.
 using PlaneSink = std::function<void(size_t k, const float* plane)>;

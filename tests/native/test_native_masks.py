@@ -1,6 +1,7 @@
 """The C library gives the masks of the Python runtime, for every way to hand over a picture."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -138,3 +139,30 @@ def test_logs_go_to_the_engines_own_callback(library, native_bundle):
     lines = []
     with NativeEngine(library, native_bundle, log=LOG(lambda user, level, text: lines.append((level, text.decode())))):
         assert any(level == 1 and "backend onnxruntime" in text for level, text in lines)
+
+
+def test_a_shape_profile_is_kept(native, library, native_bundle, tmp_path):
+    from native_library import NativeEngine, NativeError, RunOptions
+
+    shutil.copytree(native_bundle, tmp_path / "b")
+    path = tmp_path / "b" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    side = manifest["model"]["image_size"]
+    only = {"min": side, "opt": side, "max": side}
+    shapes = {
+        "B": {"min": 1, "opt": 1, "max": 1},
+        "K": {"min": 2, "opt": 2, "max": 2},
+        "L": {"min": 16, "opt": 16, "max": 16},
+    }
+    path.write_text(json.dumps({**manifest, "shapes": {**shapes, "H": only, "W": only}}))
+    rgb = np.ascontiguousarray(scene(4, "aerial", side, "demo").image)
+    with NativeEngine(library, tmp_path / "b") as engine:
+        got, wanted = engine.segment(rgb, PROMPTS[:3]), native.segment(rgb, PROMPTS[:3])
+        assert np.abs(got.logits - wanted.logits).max() <= 1e-3  # three prompts in two calls of two
+        assert engine.segment(np.ascontiguousarray(rgb[: side // 2]), ["road"]).logits.shape == wanted.logits[:1].shape
+        run = library.filled(RunOptions)
+        run.size = 2 * side
+        with pytest.raises(NativeError, match=f"exported for at most {side}"):
+            engine.segment(rgb, ["road"], run=run)
+        with pytest.raises(NativeError, match="at most 16"):
+            engine.segment(rgb, ["red " * 30])
