@@ -9,6 +9,7 @@ TensorRT asks for. Layers that lose too much are left out by measurement.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,18 +58,37 @@ def quantise(
     full = insert(model, precision, ranges, possible)
     errors = layer_errors(model, full, possible, feeds)
     order = sorted(possible, key=lambda name: -errors[name])
-    count, error, made = 0, np.inf, full
-    while True:
-        made = insert(model, precision, ranges, sorted(set(possible) - set(order[:count]))) if count else full
-        error = relative_error(wanted, made, feeds)
-        if error <= limit or count >= len(order):
-            break
-        count = min(max(2, 2 * count), len(order))
+    count, error, made = _fewest_left_out(
+        len(order), lambda n: insert(model, precision, ranges, sorted(set(possible) - set(order[:n]))),
+        lambda trial: relative_error(wanted, trial, feeds), limit,
+    )  # fmt: skip
     reason = "loses {:.1%} of its own output in {}; left out to hold the graph's limit".format
     left = {**keep, **{name: reason(errors[name], precision) for name in order[:count]}}
     store_half(made)
     report = {"name": precision, "quantised": len(possible) - count, "left_out": left, "error": error, "limit": limit}
     return Quantised(made, report)
+
+
+def _fewest_left_out(
+    total: int, build: Callable[[int], onnx.ModelProto], judge: Callable[[onnx.ModelProto], float], limit: float
+) -> tuple[int, float, onnx.ModelProto]:
+    """(count, error, graph) for about the smallest count within the limit: doubling, then halving the last step."""
+    low, count = -1, 0
+    made = build(0)
+    error = judge(made)
+    while not error <= limit and count < total:  # `not <=` takes NaN as over the limit
+        low, count = count, min(max(2, 2 * count), total)
+        made = build(count)
+        error = judge(made)
+    while count - low > max(1, total // 20):
+        middle = (low + count) // 2
+        trial = build(middle)
+        found = judge(trial)
+        if found <= limit:
+            count, error, made = middle, found, trial
+        else:
+            low = middle
+    return count, error, made
 
 
 def insert(model: onnx.ModelProto, precision: str, ranges: dict[str, float], names: list[str]) -> onnx.ModelProto:
@@ -184,7 +204,7 @@ def layer_errors(
         graph.graph.output.append(helper.make_tensor_value_info(ratio, TensorProto.FLOAT, []))
     run = session(graph, optimise=False)  # optimised, Q/DQ of the twins would be fused into the float layers' inputs
     losses = [run.run([f"{name}.error" for name in names], feed) for feed in feeds]
-    return {name: float(np.nan_to_num(max(loss[i] for loss in losses), nan=1.0)) for i, name in enumerate(names)}
+    return {name: float(np.nan_to_num(max(loss[i] for loss in losses), nan=0.0)) for i, name in enumerate(names)}
 
 
 def _copy_chain(graph: onnx.ModelProto, makers: dict[str, NodeProto], done: set[str], name: str) -> None:
