@@ -14,11 +14,10 @@ import numpy as np
 import onnx
 
 from digseg_export.emulate import emulate
-from digseg_export.precision import MOVES, Policy
-from digseg_export.ranges import Feeds, session
+from digseg_export.precision import Policy
+from digseg_export.ranges import Feeds, float_tensors, session
 
 MAX_ISLANDS = 12
-FREE = {*MOVES, "Shape", "Concat", "Split", "Expand", "Where", "Constant"}  # these move values, they make no new ones
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,8 @@ def find_cure(
 ) -> Cure:  # fmt: skip
     """Bisect one graph on one feed; `limit` is the largest relative error allowed. Runs the emulated graph."""
     wanted = session(model).run(None, feed)
-    nodes = [n for n in model.graph.node if n.op_type not in FREE and policy.reason(n) is None]
+    floats = set(float_tensors(model))
+    nodes = [n for n in model.graph.node if policy.reason(n) is None and floats & {*n.input, *n.output}]
     culprits: list[Culprit] = []
 
     def error_with(count: int) -> float:

@@ -24,6 +24,10 @@ from digseg_export.verify import Form, Graphs, Limits, Sample, Torch
 
 SPECS = (TEXT_ENCODER, SEGMENTER)
 Models = dict[str, onnx.ModelProto]
+WIDE = {
+    "fp32": "nothing: float32 needs no calibration",
+    "bf16": "nothing: bf16 has float32's range, no tensor can overflow",
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Plan:
     precision: str
     policies: dict[str, Policy]
     quantised: dict[str, tuple[onnx.ModelProto, dict[str, Any]]] = field(default_factory=dict)
-    calibrated_on: str = "nothing: float32 needs no calibration"
+    calibrated_on: str = ""
     written: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -51,8 +55,8 @@ class Plan:
         """Decide islands by kind, by measured range, and (int8, fp8) the layers that are left out."""
         policies = {spec.file: Policy(precision) for spec in SPECS}
         policies[SEGMENTER.file].nodes.update(last_layer(models[SEGMENTER.file]))
-        if precision == "fp32" or not (options.measured_islands or precision not in TYPES):
-            return cls(precision, policies)
+        if precision in WIDE or (precision == "fp16" and not options.measured_islands):
+            return cls(precision, policies, calibrated_on=WIDE.get(precision, "nothing: islands by kind alone"))
         batches, words = calibration(checkpoint, options.calibration)
         texts = [batch.text_feeds() for batch in batches]
         encoder = session(models[TEXT_ENCODER.file])

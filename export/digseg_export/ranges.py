@@ -76,6 +76,8 @@ def range_islands(model: onnx.ModelProto, ranges: dict[str, float]) -> dict[str,
     """Nodes that touch a tensor outside fp16's comfortable range on the calibration data: {node name: reason}."""
     found = {}
     for node in model.graph.node:
+        if node.op_type == "Shape":
+            continue  # reads no numbers
         touched = {name: ranges[name] for name in (*node.input, *node.output) if name in ranges}
         name, top = max(touched.items(), key=lambda item: item[1], default=("", 0.0))
         if top * MARGIN > FP16_MAX:
