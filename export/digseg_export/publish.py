@@ -147,7 +147,8 @@ def _convert_and_verify(
             cure = plan.cure(traced, file, data, limits, clock.detail)
             words = "; ".join(map(str, cure.culprits)) or "no single node: the error is spread over the graph"
             if not cure.complete or not cure.culprits:
-                raise VerificationError(f"{failure}; bad nodes: {words}; try bf16 or fp32") from failure
+                other = "bf16 or fp32" if plan.precision == "fp16" else "fp32"
+                raise VerificationError(f"{failure}; bad nodes: {words}; try --precision {other}") from failure
             if not options.auto_islands:
                 raise VerificationError(f"{failure}; first bad node: {cure.culprits[0]}; float32 islands that cure it: "
                                         f"{', '.join(cure.islands)}; apply them with --auto-islands") from failure  # fmt: skip

@@ -75,7 +75,8 @@ def test_measured_ranges_find_the_same_node_before_verification(export, tmp_path
     reasons = done.policy["graphs"]["segmenter.onnx"]["nodes"].values()
     assert any("on the calibration pictures; fp16 ends at 65504" in reason for reason in reasons)
     assert "training scenes" in done.policy["calibrated_on"]
-    assert export("bf16", "w").policy["calibrated_on"].startswith("nothing: bf16")  # no tensor overflows in bf16
+    coarse = dataclasses.replace(LIMITS["bf16"], iou=0.9)  # random weights: logits crowd around 0
+    assert export("bf16", "w", coarse).policy["calibrated_on"].startswith("nothing: bf16")  # no overflow in bf16
 
 
 @pytest.mark.slow

@@ -34,7 +34,10 @@ FULL = "segmenter.image:1x3x256x320,segmenter.text_keys:5x3x4x16x16"
         ({"imgsz": "big"}, "--imgsz is 'big'; expected pixels such as 512, or HEIGHTxWIDTH"),
         ({"batch": 0}, "--batch is 0"),
         ({"imgsz": "64", "opt_shapes": FULL}, "--imgsz and --min/opt/maxShapes both set shapes"),
-        ({"opt_shapes": "image:1x3x64x64"}, "--optShapes: unknown input 'image'; expected one of text_encoder.token_ids"),
+        (
+            {"opt_shapes": "image:1x3x64x64"},
+            "--optShapes: unknown input 'image'; expected one of text_encoder.token_ids",
+        ),
         ({"max_shapes": "segmenter.image:1x3x64"}, "expected 4 sizes Bx3xHxW"),
         ({"min_shapes": "segmenter.image:1x4x64x64"}, "has 4 where the model has 3"),
         ({"opt_shapes": "segmenter.token_mask:5x16,segmenter.text_keys:4x3x4x16x16"}, "K is given as 5 and 4"),
