@@ -54,10 +54,10 @@ class OrtBackend:
             raise BackendError(f"backend onnxruntime cannot run here: {error}; install it with {INSTALL}") from error
         self._runtime = onnxruntime
         precision = bundle.manifest["precision"]["name"]
-        self._wide = precision != "fp32"
+        self._wide = wide_name(SEGMENTER) in bundle.manifest["files"]  # int8 and fp32 graphs run as they are
         self._text = self._session(bundle, TEXT_ENCODER)
         self._segmenter = self._session(bundle, SEGMENTER)
-        stored = f"{precision} weights widened to fp32" if self._wide else "fp32"
+        stored = f"{precision} weights widened to fp32" if self._wide else precision
         self.detail = f"onnxruntime {onnxruntime.__version__}, {PROVIDER}, {stored}"
 
     def _session(self, bundle: Bundle, spec: GraphSpec) -> Any:
