@@ -17,7 +17,9 @@ namespace fs = std::filesystem;
 namespace {
 
 int dump(const char* bundle, const char* folder, const char* file) {
-  digseg_api::Engine engine(bundle);
+  digseg_api::Options options;
+  options.threads = 1;  // waiting threads spin, which an emulator pays for dearly
+  digseg_api::Engine engine(bundle, options);
   std::vector<fs::path> paths;
   for (const auto& entry : fs::directory_iterator(folder))
     if (entry.path().extension() == ".png") paths.push_back(entry.path());
