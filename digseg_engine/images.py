@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,12 +99,15 @@ def _from_deep(image: Image.Image) -> Image.Image:
 
 
 def as_rgb(image: object, name: str = "image") -> Rgb:
-    """A path, a Pillow picture or an array [H, W, 3] uint8 -> [H, W, 3] uint8 RGB. Raises InputError otherwise."""
+    """A path, a Pillow picture, an array or DLPack tensor [H, W, 3] uint8 -> [H, W, 3] uint8 RGB; arrays and tensors are
+    not copied. Raises InputError otherwise."""
     if isinstance(image, (str, Path)):
         return read_image(image)
     if isinstance(image, Image.Image):
         check_size(image.height, image.width, name)
         return to_rgb(image)
+    if not isinstance(image, np.ndarray) and hasattr(image, "__dlpack__"):
+        image = host_view(image, name)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         check_size(image.shape[0], image.shape[1], name)
         return image
@@ -114,19 +117,31 @@ def as_rgb(image: object, name: str = "image") -> Rgb:
     )
 
 
+def host_view(tensor: Any, name: str) -> NDArray[Any]:
+    """A NumPy view of a DLPack tensor, nothing copied. Raises InputError when it is not in host memory."""
+    try:
+        view: NDArray[Any] = np.from_dlpack(tensor)
+    except Exception as error:
+        raise InputError(f"{name} is a {type(tensor).__name__} that cannot be read in host memory: {error}; "
+                         "move it to the CPU, or give `Engine.logits` the model's own pixels") from error  # fmt: skip
+    return view
+
+
 def fitted_size(height: int, width: int, longer: int) -> tuple[int, int]:
     """(height, width) with the longer side at `longer`, proportions kept, at least 1 pixel."""
     scale = longer / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def fit(rgb: Rgb, longer: int, stride: int) -> Canvas:
-    """Resize [H, W, 3] so that its longer side is `longer`, pad right and bottom by repetition to the stride."""
+def fit(rgb: Rgb, longer: int, stride: int, bucket: int | None = None) -> Canvas:
+    """Resize [H, W, 3] so that its longer side is `longer`, pad right and bottom by repetition to the stride, or to
+    multiples of a coarser `bucket`, so that pictures of many proportions share few shapes."""
     original = (int(rgb.shape[0]), int(rgb.shape[1]))
     height, width = fitted_size(*original, longer)
     if (height, width) != original:
         rgb = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
-    down, right = -height % stride, -width % stride
+    step = bucket or stride
+    down, right = -height % step, -width % step
     padded = np.pad(rgb, ((0, down), (0, right), (0, 0)), mode="edge")
     pixels = np.ascontiguousarray(padded.transpose(2, 0, 1), np.float32)[None] / np.float32(127.5) - np.float32(1)
     return Canvas(pixels, (height, width), original)
@@ -134,8 +149,13 @@ def fit(rgb: Rgb, longer: int, stride: int) -> Canvas:
 
 def unfit(logits: Float, canvas: Canvas) -> Float:
     """Logits [K, h', w'] of a canvas -> [K, H, W] at the picture's own size: padding cut, bilinear."""
-    ratio = canvas.pixels.shape[-1] / logits.shape[-1]
+    return np.stack([unfit_plane(canvas, plane) for plane in logits])
+
+
+def unfit_plane(canvas: Canvas, plane: Float) -> Float:
+    """One plane [h', w'] of a canvas, at any resolution -> [H, W]."""
+    ratio = canvas.pixels.shape[-1] / plane.shape[-1]
     box = (0.0, 0.0, canvas.content[1] / ratio, canvas.content[0] / ratio)
     size = (canvas.original[1], canvas.original[0])
-    planes = [Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR, box=box) for plane in logits]
-    return np.stack([np.asarray(plane, np.float32) for plane in planes])
+    full = Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR, box=box)
+    return np.asarray(full, np.float32)

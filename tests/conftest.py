@@ -81,6 +81,22 @@ def nano_folder(nano, raw_tokenizer, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def nano_models(nano_preset, raw_tokenizer, tmp_path_factory):
+    """The nano checkpoint with its fp32 and fp16 bundles, exported once."""
+    from nano_models import make_nano_models
+
+    return make_nano_models(tmp_path_factory.mktemp("nano-models"), nano_preset, raw_tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    """No test reads or leaves backend verdicts in the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("DIGSEG_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny():
     """The bundled checkpoint."""
     from digseg_engine.model.pretrained import load_checkpoint

@@ -9,11 +9,9 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import load_file
-
-from digseg_engine.bundle import open_bundle
 from digseg_engine.runtime.backends import Usable, kinds
+from digseg_engine.runtime.choice import Task, Verdict, measure
+from digseg_engine.runtime.source import open_source
 
 PARTS = {
     "onnxruntime-gpu": ("onnxruntime-gpu", 'pip install "digseg-engine[gpu]" (NVIDIA GPU)'),
@@ -55,20 +53,19 @@ def _package(name: str, distribution: str, install: str) -> Usable:
     return Usable(name, True, f"{distribution} {found}")
 
 
-def check_bundle(folder: Path) -> list[str]:
-    """Hash-check a bundle and run its golden sample on every usable backend; one line each."""
-    bundle = open_bundle(folder)
-    precision = bundle.manifest["precision"]["name"]
-    lines = [f"bundle {folder}: complete, all hashes match, precision {precision}, sha256 {bundle.digest[:16]}"]
-    golden = load_file(str(bundle.file("golden.safetensors")))
-    for kind in kinds().values():
-        if not kind.probe().usable:
-            continue
-        backend = kind.create(bundle)
-        keys, values = backend.encode_text(golden["token_ids"], golden["token_mask"])
-        logits = backend.segment(golden["image"], keys, values, golden["token_mask"])
-        error = float(np.abs(logits - golden["logits"]).max())
-        a, b = logits > 0, golden["logits"] > 0
-        iou = float((a & b).sum() / max(1, (a | b).sum()))
-        lines.append(f"golden sample on {backend.detail}: max error {error:.2e}, mask IoU {iou:.5f}")
-    return lines
+def choice_table(model: Path, checkpoint: Path | None, size: int | None, batch: int, prompts: int) -> Verdict:
+    """Hash-check a bundle (or take a checkpoint), verify every backend on the golden sample, time those that are right.
+
+    Measured afresh, and remembered: `Engine.load` uses this verdict from now on.
+    """
+    source = open_source(model, checkpoint)
+    return measure(source, Task(size or source.sizes[0], batch, prompts))
+
+
+def describe_bundle(model: Path) -> str:
+    """One line about a bundle or checkpoint that has passed its checks."""
+    source = open_source(model)
+    if source.bundle is None:
+        return f"checkpoint {model}"
+    precision = source.bundle.manifest["precision"]["name"]
+    return f"bundle {model}: complete, all hashes match, precision {precision}, sha256 {source.bundle.digest[:16]}"

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from digseg_engine.runtime.rle import encode
+
 PALETTE = (
     (230, 57, 70), (29, 120, 216), (42, 157, 82), (244, 162, 28), (142, 68, 173), (0, 172, 193),
     (255, 112, 166), (124, 179, 66), (121, 85, 72), (63, 81, 181), (255, 214, 10), (84, 110, 122),
@@ -26,7 +28,8 @@ class Segmentation:
     masks [K, H, W] bool; scores [K] float in 0..1, mean probability inside each mask (0 when it is empty);
     label_map [H, W] int32, 0 where no mask is set, else 1 + the number of the strongest prompt;
     logits [K, h', w'] float32 as the model gave them (0 is the border), padding included, before upsampling;
-    timings: seconds per stage; backend: what ran.
+    timings: seconds per stage (of a batch: this picture's share); backend: what ran; fallbacks: what had to be done
+    otherwise than planned, in words; refined: numbers of the prompts the reference went over.
     """
 
     prompts: tuple[str, ...]
@@ -37,6 +40,8 @@ class Segmentation:
     image: NDArray[np.uint8]  # [H, W, 3]
     backend: str
     timings: Mapping[str, float] = field(default_factory=dict)
+    fallbacks: tuple[str, ...] = ()
+    refined: tuple[int, ...] = ()
 
     @property
     def areas(self) -> NDArray[np.float64]:
@@ -82,7 +87,28 @@ class Segmentation:
             for prompt, area, score, mask in zip(self.prompts, self.areas, self.scores, self.masks)
         ]
         seconds = {name: round(value, 5) for name, value in self.timings.items()}
-        return {"width": width, "height": height, "backend": self.backend, "seconds": seconds, "masks": found}
+        about = {"width": width, "height": height, "backend": self.backend, "seconds": seconds}
+        if self.fallbacks:
+            about["fallbacks"] = list(self.fallbacks)
+        if self.refined:
+            about["refined"] = [self.prompts[k] for k in self.refined]
+        return {**about, "masks": found}
+
+    def as_coco(self, image_id: int | str = 0, first_id: int = 1) -> list[dict[str, Any]]:
+        """COCO annotations of the masks that are not empty: run lengths, box [x, y, width, height], area in pixels,
+        score; `category_id` is 1 + the prompt's number, and the prompt stands beside it."""
+        found: list[dict[str, Any]] = []
+        for k, mask in enumerate(self.masks):
+            box = _box(mask)
+            if box is None:
+                continue
+            left, top, right, bottom = box
+            found.append({
+                "id": first_id + len(found), "image_id": image_id, "category_id": k + 1, "prompt": self.prompts[k],
+                "segmentation": encode(mask), "bbox": [left, top, right - left, bottom - top], "area": int(mask.sum()),
+                "score": round(float(self.scores[k]), 4), "iscrowd": 0,
+            })  # fmt: skip
+        return found
 
     def save(self, folder: Path | str, stem: str) -> list[Path]:
         """Write overlay, one mask PNG per prompt, label map and JSON under `folder`; returns the paths."""

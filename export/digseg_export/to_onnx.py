@@ -11,50 +11,19 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
 from digseg_engine.contract import SEGMENTER, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import DigsegError
-from digseg_engine.model.folding import FoldedStudent, fold_student
 from digseg_engine.model.pretrained import Checkpoint
-from digseg_engine.model.student import FoldedText, Segmenter
+from digseg_engine.model.stages import Stages, TextGraph, stages
+from digseg_engine.model.student import FoldedText
 
 OPSET = 20
-
-
-class TextGraph(nn.Module):
-    """Token numbers to the folded text of every scale."""
-
-    def __init__(self, text_encoder: CLIPTextModel, student: FoldedStudent) -> None:
-        super().__init__()
-        self.text_encoder, self.student = text_encoder, student
-
-    def forward(self, token_ids: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """token_ids [K, L], token_mask [K, L] -> keys [K, S, H, d, L], values [K, S, H, L, Co], zero at padding."""
-        features = self.text_encoder(token_ids).last_hidden_state
-        folded = self.student.fold_text(features, token_mask)
-        live = token_mask.to(features.dtype)[:, None, None, None, :]
-        return folded.keys * live, folded.values * live.transpose(-1, -2)
-
-
-@dataclass(frozen=True)
-class Stages:
-    """The two exportable modules, float32, in evaluation mode."""
-
-    text_encoder: TextGraph
-    segmenter: Segmenter
-
-
-def stages(checkpoint: Checkpoint) -> Stages:
-    """The graphs of a checkpoint with everything constant folded away."""
-    student = fold_student(checkpoint.student)
-    return Stages(TextGraph(checkpoint.text_encoder, student).eval(), Segmenter(checkpoint.vae, student).eval())
 
 
 def example_inputs(checkpoint: Checkpoint, size: int) -> dict[str, Tensor]:

@@ -1,29 +1,43 @@
-"""Backends: ways to run the two graphs of a bundle. Each module imports its library only when it is used."""
+"""Backends: ways to run a bundle or a checkpoint. Each module imports its library only when it is used.
+
+| name | needs | runs |
+| --- | --- | --- |
+| `onnxruntime` | bundle | CPU provider (float32 twins of a reduced-precision bundle) |
+| `onnxruntime-cuda`, `onnxruntime-tensorrt` | bundle | the graphs as stored, on an NVIDIA GPU |
+| `torch`, `torch-compile` | checkpoint | float32, on the GPU with our Triton kernels when there is one, else on the CPU |
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from digseg_engine.bundle import Bundle
+from digseg_engine.errors import UsageError
+
+if TYPE_CHECKING:
+    from digseg_engine.runtime.source import Source
 
 Array = NDArray[Any]
+Tokens = NDArray[np.int64]
+TokenMask = NDArray[np.bool_]
 
 
 class Backend(Protocol):
-    """Runs the graphs of one bundle; arrays follow `contract.py`. Thread-safe."""
+    """Runs one model; arrays follow `contract.py`. Thread-safe. Raises BackendError when a run fails."""
 
     name: str
-    detail: str  # what really runs, for people: provider, precision
+    detail: str  # what really runs, for people: provider or device, precision
+    fixed_shapes: bool  # True where every new picture shape costs a compilation: pictures are then padded to few shapes
 
-    def encode_text(self, token_ids: NDArray[np.int64], token_mask: NDArray[np.bool_]) -> tuple[Array, Array]:
+    def encode_text(self, token_ids: Tokens, token_mask: TokenMask) -> tuple[Array, Array]:
         """token_ids [K, L], token_mask [K, L] -> text_keys, text_values."""
 
-    def segment(self, image: Array, keys: Array, values: Array, token_mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def segment(self, image: Array, keys: Array, values: Array, token_mask: TokenMask) -> NDArray[np.float32]:
         """image [B, 3, H, W] and folded text of K prompts -> logits [B, K, h', w']."""
 
 
@@ -40,15 +54,44 @@ class Usable:
 
 @dataclass(frozen=True)
 class BackendKind:
-    """How to look for and create one backend."""
+    """How to look for and create one backend. `needs` is what it is created from."""
 
     name: str
     probe: Callable[[], Usable]
-    create: Callable[[Bundle], Backend]
+    create: Callable[[Source], Backend]
+    needs: Literal["bundle", "checkpoint"] = "bundle"
+
+
+_registered: dict[str, BackendKind] = {}
+
+
+def register(kind: BackendKind) -> None:
+    """Add a backend of your own; it is probed, verified, timed and chosen like the others. Raises UsageError for a
+    name that is taken."""
+    if kind.name in kinds():
+        raise UsageError(f"a backend called {kind.name!r} exists; expected a new name; unregister it first")
+    _registered[kind.name] = kind
+
+
+def unregister(name: str) -> None:
+    """Take a registered backend out again. Raises UsageError for a name that was not registered."""
+    if name not in _registered:
+        raise UsageError(f"no backend {name!r} was registered; expected one of {', '.join(_registered) or 'none'}")
+    del _registered[name]
 
 
 def kinds() -> dict[str, BackendKind]:
-    """All backends that can run a bundle, in order of preference when speeds are equal."""
-    from digseg_engine.runtime.backends import ort_backend
+    """All known backends, built in and registered, in order of preference when speeds are equal."""
+    from digseg_engine.runtime.backends import ort_backend, torch_backend
 
-    return {"onnxruntime": BackendKind("onnxruntime", ort_backend.probe, ort_backend.OrtBackend)}
+    listed = [
+        BackendKind(name, partial(ort_backend.probe, name), partial(ort_backend.OrtBackend, name=name))
+        for name in ort_backend.PROVIDERS
+    ]
+    listed += [
+        BackendKind(
+            name, partial(torch_backend.probe, name), partial(torch_backend.TorchBackend, name=name), "checkpoint"
+        )
+        for name in torch_backend.NAMES
+    ]
+    return {**{kind.name: kind for kind in listed}, **_registered}

@@ -1,25 +1,38 @@
-"""ONNX Runtime on the CPU.
+"""ONNX Runtime: the CPU, CUDA and TensorRT providers, each a backend of its own name.
 
 An fp16 bundle holds, beside each graph, a float32 twin over the same stored weights (`*.fp32.onnx`): the CPU provider has
-no fp16 arithmetic and would cast around every operator, so the twin is what runs here.
+no fp16 arithmetic and would cast around every operator, so the twin is what runs on a CPU. A GPU provider that cannot be
+created is an error: ONNX Runtime itself would go on with the CPU.
 """
 
 from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from digseg_engine.bundle import Bundle
 from digseg_engine.contract import SEGMENTER, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import BackendError
-from digseg_engine.runtime.backends import Array, Usable
+from digseg_engine.runtime.backends import Array, TokenMask, Tokens, Usable
+
+if TYPE_CHECKING:
+    from digseg_engine.bundle import Bundle
+    from digseg_engine.runtime.source import Source
 
 PROVIDER = "CPUExecutionProvider"
-INSTALL = 'pip install "digseg-engine[cpu]"'
+PROVIDERS = {
+    "onnxruntime": PROVIDER,
+    "onnxruntime-cuda": "CUDAExecutionProvider",
+    "onnxruntime-tensorrt": "TensorrtExecutionProvider",
+}
+INSTALL = {
+    "onnxruntime": 'pip install "digseg-engine[cpu]"',
+    "onnxruntime-cuda": 'pip install "digseg-engine[gpu]" (NVIDIA GPU; remove onnxruntime first)',
+    "onnxruntime-tensorrt": 'pip install "digseg-engine[gpu,tensorrt]" (NVIDIA GPU; remove onnxruntime first)',
+}
 # A one-node Identity graph: enough to create a session for real.
 PROBE = base64.b64decode("CAg6OQoQCgF4EgF5IghJZGVudGl0eRIBcFoQCgF4EgsKCQgBEgUKAxIBMWIQCgF5EgsKCQgBEgUKAxIBMUIECgAQDQ==")
 
@@ -29,69 +42,100 @@ def wide_name(spec: GraphSpec) -> str:
     return spec.file.replace(".onnx", ".fp32.onnx")
 
 
-def probe() -> Usable:
-    """Create a real session on a one-node graph."""
+def probe(name: str = "onnxruntime") -> Usable:
+    """Create and run a real session on a one-node graph."""
     try:
         import onnxruntime
     except ImportError as error:
-        return Usable("onnxruntime", False, "", f"not installed ({error})", INSTALL)
+        return Usable(name, False, "", f"not installed ({error})", INSTALL[name])
+    wanted = PROVIDERS[name]
     try:
-        onnxruntime.InferenceSession(PROBE, providers=[PROVIDER])
+        session = create_session(onnxruntime, PROBE, _options(onnxruntime), wanted)
+        session.run(None, {"x": np.zeros(_probe_shape(session), np.float32)})
     except Exception as error:
-        return Usable("onnxruntime", False, "", f"no session could be created: {error}", f"{INSTALL} --force-reinstall")
-    return Usable("onnxruntime", True, f"onnxruntime {onnxruntime.__version__}, {PROVIDER}")
+        return Usable(name, False, "", _first_line(error).removesuffix(f"; {INSTALL[name]}"), INSTALL[name])
+    return Usable(name, True, f"onnxruntime {onnxruntime.__version__}, {wanted}")
 
 
 class OrtBackend:
     """Both graphs of a bundle as ONNX Runtime sessions. `Run` on one session is thread-safe by contract."""
 
-    name = "onnxruntime"
+    fixed_shapes = False
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, source: Source, name: str = "onnxruntime") -> None:
         try:
             import onnxruntime
         except ImportError as error:
-            raise BackendError(f"backend onnxruntime cannot run here: {error}; install it with {INSTALL}") from error
-        self._runtime = onnxruntime
+            raise BackendError(f"backend {name} cannot run here: {error}; install it with {INSTALL[name]}") from error
+        self.name = name
+        self._runtime, self._provider = onnxruntime, PROVIDERS[name]
+        bundle = source.need_bundle(name)
         precision = bundle.manifest["precision"]["name"]
-        self._wide = wide_name(SEGMENTER) in bundle.manifest["files"]  # int8 and fp32 graphs run as they are
+        self._wide = wide_name(SEGMENTER) in bundle.manifest["files"] and self._provider == PROVIDER
         self._text = self._session(bundle, TEXT_ENCODER)
         self._segmenter = self._session(bundle, SEGMENTER)
         stored = f"{precision} weights widened to fp32" if self._wide else precision
-        self.detail = f"onnxruntime {onnxruntime.__version__}, {PROVIDER}, {stored}"
+        self.detail = f"onnxruntime {onnxruntime.__version__}, {self._provider}, {stored}"
+        halves = {i.type for i in self._segmenter.get_inputs() if i.name == "text_keys"} == {"tensor(float16)"}
+        self._text_dtype = np.float16 if halves else np.float32
 
     def _session(self, bundle: Bundle, spec: GraphSpec) -> Any:
-        options = self._runtime.SessionOptions()
-        options.log_severity_level = 3
-        options.enable_mem_pattern = False  # steadier memory when shapes vary
         path = bundle.file(wide_name(spec) if self._wide else spec.file)
-        return create_session(self._runtime, path, options)
+        return create_session(self._runtime, path, _options(self._runtime), self._provider)
 
-    def encode_text(self, token_ids: NDArray[np.int64], token_mask: NDArray[np.bool_]) -> tuple[Array, Array]:
-        keys, values = self._text.run(None, {"token_ids": token_ids, "token_mask": token_mask})
+    def encode_text(self, token_ids: Tokens, token_mask: TokenMask) -> tuple[Array, Array]:
+        keys, values = self._run(self._text, {"token_ids": token_ids, "token_mask": token_mask})
         return keys, values
 
-    def segment(self, image: Array, keys: Array, values: Array, token_mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-        feeds = {"image": image, "text_keys": keys, "text_values": values, "token_mask": token_mask}
-        try:
-            (logits,) = self._segmenter.run(None, feeds)
-        except Exception as error:
-            shapes = {name: list(array.shape) for name, array in feeds.items()}
-            raise BackendError(
-                f"onnxruntime failed on shapes {shapes}: {error}; check the bundle with `digseg doctor`"
-            ) from error
+    def segment(self, image: Array, keys: Array, values: Array, token_mask: TokenMask) -> NDArray[np.float32]:
+        text = {"text_keys": keys.astype(self._text_dtype, copy=False),
+                "text_values": values.astype(self._text_dtype, copy=False)}  # fmt: skip
+        (logits,) = self._run(self._segmenter, {"image": image, **text, "token_mask": token_mask})
         result: NDArray[np.float32] = logits
         return result
 
+    def _run(self, session: Any, feeds: dict[str, Array]) -> list[Array]:
+        try:
+            results: list[Array] = session.run(None, feeds)
+        except Exception as error:
+            shapes = {name: list(array.shape) for name, array in feeds.items()}
+            raise BackendError(f"{self.name} failed on shapes {shapes}: {_first_line(error)}; check the bundle with "
+                               "`digseg doctor`") from error  # fmt: skip
+        return results
 
-def create_session(runtime: Any, path: Path, options: Any) -> Any:
-    """A CPU session for a graph file; asserts that the provider asked for is the one that runs."""
+
+def create_session(runtime: Any, model: Path | bytes, options: Any, provider: str = PROVIDER) -> Any:
+    """A session for a graph; asserts that the provider asked for is the one that runs."""
+    name = str(model) if isinstance(model, Path) else "a one-node graph"
+    offered = runtime.get_available_providers()
+    if provider not in offered:
+        fix = next(INSTALL[backend] for backend, one in PROVIDERS.items() if one == provider)
+        raise BackendError(f"onnxruntime here has no {provider} (it has {', '.join(offered)}); {fix}")
     try:
-        session = runtime.InferenceSession(str(path), options, providers=[PROVIDER])
+        session = runtime.InferenceSession(
+            str(model) if isinstance(model, Path) else model, options, providers=[provider]
+        )
     except Exception as error:
         raise BackendError(
-            f"onnxruntime cannot load {path}: {error}; export the bundle again, or update onnxruntime"
+            f"onnxruntime cannot load {name} with {provider}: {_first_line(error)}; export the bundle again, or update "
+            "onnxruntime"
         ) from error
-    if session.get_providers()[0] != PROVIDER:
-        raise BackendError(f"{path} runs on {session.get_providers()[0]}, expected {PROVIDER}; reinstall onnxruntime")
+    if session.get_providers()[0] != provider:
+        raise BackendError(f"{name} runs on {session.get_providers()[0]}, expected {provider}; its libraries could not be "
+                           "loaded, see `digseg doctor`")  # fmt: skip
     return session
+
+
+def _options(runtime: Any) -> Any:
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    options.enable_mem_pattern = False  # steadier memory when shapes vary
+    return options
+
+
+def _probe_shape(session: Any) -> list[int]:
+    return [size if isinstance(size, int) else 1 for size in session.get_inputs()[0].shape]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,196 @@
+"""Which backend runs: every usable one is created, verified against the golden sample and timed; the fastest right one wins.
+
+The verdict is kept per (weights, device, driver, library versions, shape) in the user's cache folder, so that only the
+first start on a machine measures. A backend asked for by name is never replaced by another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from digseg_engine.errors import BackendError, DigsegError
+from digseg_engine.runtime import verdicts
+from digseg_engine.runtime.backends import Array, Backend, BackendKind, Usable, kinds
+from digseg_engine.runtime.machine import device_key, library_versions
+from digseg_engine.runtime.source import Golden, Source
+
+WARM_UP, RUNS, SECONDS = 2, 7, 3.0
+PROMPT_STEPS = (1, 4, 16, 64, 256)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The shape backends are timed at: pictures of size x size pixels, batch of them, prompts about each."""
+
+    size: int
+    batch: int = 1
+    prompts: int = 1
+
+    @property
+    def rounded(self) -> Task:
+        """Prompts rounded up to a few steps, so that 3 and 4 prompts share one verdict."""
+        return replace(self, prompts=next((s for s in PROMPT_STEPS if self.prompts <= s), self.prompts))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One backend of the table. error: relative L2 error on the golden sample; iou: mean mask IoU; ms: median."""
+
+    backend: str
+    usable: bool
+    detail: str = ""
+    reason: str = ""
+    install: str = ""
+    error: float | None = None
+    iou: float | None = None
+    ms: float | None = None
+    right: bool = False
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The table, and which backend won. `cached` tells whether it was measured now or read."""
+
+    task: Task
+    rows: tuple[Row, ...]
+    cached: bool = False
+
+    @property
+    def chosen(self) -> Row:
+        """Raises BackendError when no backend was right."""
+        for row in self.rows:
+            if row.chosen:
+                return row
+        reasons = " | ".join(f"{row.backend}: {row.reason}; {row.install}".rstrip("; ") for row in self.rows)
+        raise BackendError(f"no backend can run here and is right ({reasons}); see `digseg doctor`")
+
+
+def choose(source: Source, task: Task) -> tuple[Verdict, Backend]:
+    """The verdict for a task, read when it is known and measured when not, and the chosen backend, created.
+
+    Raises BackendError when nothing usable is right.
+    """
+    task = task.rounded
+    known = _read(verdict_key(source, task), task)
+    if known is not None:
+        try:
+            return known, kinds()[known.chosen.backend].create(source)
+        except DigsegError:
+            pass  # what worked before does not any more: measure again
+    verdict = measure(source, task, time_the_only_one=False)
+    return verdict, kinds()[verdict.chosen.backend].create(source)
+
+
+def measure(source: Source, task: Task, time_the_only_one: bool = True) -> Verdict:
+    """Create, verify and time every backend, one after the other; the verdict is remembered when one of them is right.
+
+    time_the_only_one=False leaves out the timing where there is nothing to choose from.
+    """
+    task = task.rounded
+    found = {kind.name: look(kind, source) for kind in kinds().values()}
+    timed = time_the_only_one or sum(usable.usable for usable in found.values()) > 1
+    rows = _crown([assess(kind, found[kind.name], source, task, timed) for kind in kinds().values()])
+    verdict = Verdict(task, tuple(rows))
+    if any(row.chosen for row in rows):
+        body = {"rows": [asdict(row) for row in rows], "task": asdict(task)}
+        verdicts.write(verdict_key(source, task), body)
+    return verdict
+
+
+def look(kind: BackendKind, source: Source) -> Usable:
+    """Whether a backend can run here and has what it is made from."""
+    if (source.bundle if kind.needs == "bundle" else source.checkpoint) is None:
+        return Usable(kind.name, False, "", f"needs a {kind.needs}", _how_to_give(kind))
+    return kind.probe()
+
+
+def assess(kind: BackendKind, found: Usable, source: Source, task: Task, timed: bool = True) -> Row:
+    """One row of the table. The backend is let go afterwards, so that two large models are never held at once."""
+    if not found.usable:
+        return Row(kind.name, False, reason=found.reason, install=found.install)
+    try:
+        backend = kind.create(source)
+        error, iou = judge(backend, source.golden)
+        right, reason = verdict_of(error, iou, source.golden)
+        row = Row(kind.name, True, backend.detail, reason, error=error, iou=iou, right=right)
+        return replace(row, ms=time_backend(backend, task, source)) if right and timed else row
+    except DigsegError as failure:
+        return Row(kind.name, False, found.detail, str(failure))
+
+
+def judge(backend: Backend, golden: Golden) -> tuple[float, float]:
+    """(relative L2 error, mean mask IoU) on the golden sample; NaN or infinity gives an infinite error."""
+    keys, values = backend.encode_text(golden.token_ids, golden.token_mask)
+    logits = np.asarray(backend.segment(golden.image, keys, values, golden.token_mask), np.float32)
+    if logits.shape != golden.logits.shape or not np.isfinite(logits).all():
+        return float("inf"), 0.0
+    error = np.linalg.norm(logits - golden.logits) / max(float(np.linalg.norm(golden.logits)), 1e-12)
+    return float(error), mask_iou(logits > 0, golden.logits > 0)
+
+
+def mask_iou(got: Array, want: Array) -> float:
+    """Mean IoU over the (picture, prompt) pairs of [B, K, h, w] masks; two empty masks count 1."""
+    inter, union = (got & want).sum((-2, -1)), (got | want).sum((-2, -1))
+    return float(np.where(union == 0, 1.0, inter / np.maximum(union, 1)).mean())
+
+
+def verdict_of(error: float, iou: float, golden: Golden) -> tuple[bool, str]:
+    """(right, reason why not)."""
+    if not np.isfinite(error):
+        return False, "wrong: its logits are not finite or have another shape than the golden sample's"
+    if error > golden.relative:
+        return False, f"wrong: error {error:.2e} on the golden sample, at most {golden.relative:.0e} allowed"
+    if iou < golden.iou:
+        return False, f"wrong: mask IoU {iou:.4f} on the golden sample, at least {golden.iou} expected"
+    return True, ""
+
+
+def time_backend(backend: Backend, task: Task, source: Source, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Median milliseconds of one `segment` call at the task's shape, after warm-up; up to RUNS runs or SECONDS."""
+    golden, side = source.golden, -(-task.size // source.sizes[1]) * source.sizes[1]
+    keys, values = backend.encode_text(golden.token_ids[:1], golden.token_mask[:1])
+    keys, values, mask = (np.repeat(a, task.prompts, axis=0) for a in (keys, values, golden.token_mask[:1]))
+    image = np.random.default_rng(0).uniform(-1, 1, (task.batch, 3, side, side)).astype(np.float32)
+    seconds: list[float] = []
+    began = clock()
+    for i in range(WARM_UP + RUNS):
+        start = clock()
+        backend.segment(image, keys, values, mask)
+        if i >= WARM_UP:
+            seconds.append(clock() - start)
+        if seconds and clock() - began > SECONDS:
+            break
+    return 1000 * float(np.median(seconds))
+
+
+def verdict_key(source: Source, task: Task) -> str:
+    """Hash of everything that may change the verdict."""
+    about = {"weights": source.digest, "device": device_key(), "versions": library_versions(),
+             "task": asdict(task), "backends": list(kinds())}  # fmt: skip
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _crown(rows: list[Row]) -> list[Row]:
+    """Mark the fastest right one. An untimed row is the only one that could run."""
+    right = [row for row in rows if row.right]
+    best = min(right, key=lambda row: row.ms if row.ms is not None else float("inf"), default=None)
+    return [replace(row, chosen=row is best) for row in rows]
+
+
+def _read(key: str, task: Task) -> Verdict | None:
+    body = verdicts.read(key)
+    try:
+        return None if body is None else Verdict(task, tuple(Row(**row) for row in body["rows"]), cached=True)
+    except (KeyError, TypeError):
+        return None
+
+
+def _how_to_give(kind: BackendKind) -> str:
+    return "export one: digseg-export" if kind.needs == "bundle" else "pass --checkpoint DIRECTORY"

@@ -1,0 +1,129 @@
+"""`digseg segment` and `digseg doctor`. What they need is imported inside them: `segment` never meets torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from digseg_engine.arguments import check_output, complain, find_pictures, stems
+from digseg_engine.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from digseg_engine.runtime.choice import Verdict
+
+DEFAULT_BUNDLE = "digseg-tiny-fp16"
+
+
+def segment(
+    photos: Annotated[list[str], typer.Argument(help="pictures, folders or patterns such as 'photos/*.jpg'")],
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="what to find; repeat for several")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder for masks and overlays")] = Path("out"),
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", "-b", help=f"exported bundle [default: $DIGSEG_BUNDLE, else ./{DEFAULT_BUNDLE}]"),
+    ] = None,
+    backend: Annotated[str, typer.Option(help="auto (measured) or a name that `digseg doctor` lists")] = "auto",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="checkpoint the bundle came from: for --refine and the torch backends")
+    ] = None,
+    imgsz: Annotated[int | None, typer.Option(help="working size in pixels of the longer side, or of a tile")] = None,
+    tile: Annotated[int | None, typer.Option(help="work in tiles of this many pixels, for very large pictures")] = None,
+    overlap: Annotated[float, typer.Option(help="with --tile: share of a tile that neighbours have in common")] = 0.25,
+    refine: Annotated[int, typer.Option(help="let the reference go over this many of the most confident masks")] = 0,
+    steps: Annotated[int, typer.Option(help="with --refine: sampling steps, 1 to 4")] = 4,
+    seed: Annotated[int, typer.Option(help="with --refine: random seed")] = 0,
+) -> int:
+    """Segment pictures by text: overlay, one mask per prompt, label map and JSON for each."""
+    from digseg_engine.runtime.engine import Engine
+    from digseg_engine.text import check_prompts
+
+    prompts = check_prompts(prompt or [])
+    paths = find_pictures(photos)
+    check_output(output)
+    model = bundle or os.environ.get("DIGSEG_BUNDLE", DEFAULT_BUNDLE)
+    engine = Engine.load(model, backend, checkpoint, imgsz or tile, prompts=len(prompts))
+    failed = 0
+    for path, stem in zip(paths, stems(paths)):
+        try:
+            if tile is not None:
+                tiled = engine.segment_tiles(path, prompts, output, stem, tile, overlap, imgsz)
+                _say(path, prompts, tiled.areas, tiled.files[2], tiled.timings, tiled.fallbacks)
+            else:
+                result = engine.segment(path, prompts, imgsz, refine, steps, seed)
+                areas = [float(area) for area in result.areas]
+                _say(path, prompts, areas, result.save(output, stem)[0], result.timings, result.fallbacks)
+        except InputError as error:
+            failed += 1
+            complain("digseg", str(error))
+            continue
+    if failed and len(paths) > 1:
+        complain("digseg", f"{failed} of {len(paths)} pictures could not be used; the others are in {output}")
+    return 2 if failed else 0
+
+
+def _say(
+    path: Path, prompts: list[str], areas: Sequence[float], written: Path, timings: Mapping[str, float],
+    notes: tuple[str, ...],
+) -> None:  # fmt: skip
+    found = ", ".join(f"{p} {100 * a:.1f} %" for p, a in zip(prompts, areas) if a > 0) or "nothing found"
+    print(f"{path}: {found}  ->  {written}  ({sum(timings.values()):.2f} s){''.join(f'  [{note}]' for note in notes)}")
+
+
+def doctor(
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", "-b", help="also check this bundle (or checkpoint), time every backend, choose one"),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="checkpoint the bundle came from: adds torch backends")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="time at this many pixels per side [default: the model's]")] = None,
+    batch: Annotated[int, typer.Option(help="time with this many pictures at once")] = 1,
+    prompts: Annotated[int, typer.Option(help="time with this many prompts, rounded up to 1, 4, 16, 64 or 256")] = 1,
+) -> int:
+    """Show what is usable on this machine, how to install the rest, and which backend is right and fastest."""
+    from rich.console import Console
+
+    from digseg_engine.runtime.doctor import choice_table, describe_bundle, inspect_machine
+
+    console = Console()
+    rows = [
+        [r.name, "yes" if r.usable else "no", r.detail if r.usable else r.reason, r.install] for r in inspect_machine()
+    ]
+    console.print(_table("usable on this machine", ("part", "usable", "what was found", "to get it"), rows))
+    if bundle is None:
+        return 0
+    console.print(describe_bundle(bundle), highlight=False, markup=False)
+    verdict = choice_table(bundle, checkpoint, size, batch, prompts)
+    console.print(_choice(verdict))
+    return 0 if verdict.chosen else 1  # raises with every reason when no backend was right
+
+
+def _choice(verdict: Verdict) -> Table:
+    task = verdict.task
+    title = f"golden sample, and time at {task.size} px, {task.batch} picture(s), {task.prompts} prompt(s)"
+    rows = []
+    for row in verdict.rows:
+        why = row.detail if row.right else f"{row.reason}; {row.install}".rstrip("; ")
+        figures = [f"{row.error:.1e}" if row.error is not None else "", f"{row.iou:.5f}" if row.iou is not None else "",
+                   f"{row.ms:.1f}" if row.ms is not None else ""]  # fmt: skip
+        rows.append([row.backend, "yes" if row.usable else "no", why, *figures, "<- chosen" if row.chosen else ""])
+    return _table(title, ("backend", "usable", "what runs, or why not", "error", "mask IoU", "ms", ""), rows)
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table

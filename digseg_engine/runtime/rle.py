@@ -1,0 +1,63 @@
+"""COCO's compressed run lengths, as pycocotools reads and writes them.
+
+Runs go down the columns (Fortran order), begin with zeros, and from the third on are stored as the difference to the
+run two before; each number becomes characters of 5 bits and a continuation bit, starting at chr(48).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digseg_engine.errors import InputError
+
+
+def encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Boolean mask [H, W] -> {"size": [H, W], "counts": text}."""
+    flat = mask.ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate([[0], changes, [flat.size]]))
+    if flat.size and flat[0]:
+        runs = np.concatenate([[0], runs])
+    stored = runs.copy()
+    stored[3:] -= runs[1:-2]
+    return {"size": [int(side) for side in mask.shape], "counts": "".join(_characters(int(run)) for run in stored)}
+
+
+def decode(rle: dict[str, Any]) -> NDArray[np.bool_]:
+    """The mask [H, W] of an encoded one. Raises InputError for run lengths that do not fill the size."""
+    height, width = (int(side) for side in rle["size"])
+    counts = str(rle["counts"])
+    runs: list[int] = []
+    for value in _numbers(counts):
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+    if sum(runs) != height * width or min(runs, default=0) < 0:
+        raise InputError(f"run lengths add up to {sum(runs)}, expected {height}x{width} pixels; the counts are damaged")
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return np.ascontiguousarray(flat.reshape((height, width), order="F"))
+
+
+def _characters(value: int) -> str:
+    text = ""
+    while True:
+        bits = value & 31
+        value >>= 5
+        more = value != (-1 if bits & 16 else 0)
+        text += chr(48 + (bits | 32 if more else bits))
+        if not more:
+            return text
+
+
+def _numbers(counts: str) -> list[int]:
+    found: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            found.append(value - (1 << shift) if bits & 16 else value)
+            value = shift = 0
+    return found

@@ -1,0 +1,117 @@
+"""What an engine is loaded from: a bundle, a checkpoint directory, or a bundle with the checkpoint it came from.
+
+Also the golden sample: one picture, three prompts and the right logits. A bundle carries it (PyTorch's float32 answer at
+export); for a bare checkpoint it is computed by plain PyTorch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from digseg_engine.bundle import Bundle, open_bundle
+from digseg_engine.errors import BackendError
+
+FLOAT32_LIMITS = (1e-3, 0.999)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """image [1, 3, H, W], token_ids and token_mask [3, L], logits [1, 3, h', w']; the largest relative error (L2) and
+    smallest mean mask IoU that count as right."""
+
+    image: NDArray[np.float32]
+    token_ids: NDArray[np.int64]
+    token_mask: NDArray[np.bool_]
+    logits: NDArray[np.float32]
+    relative: float
+    iou: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """At least one of the two is given. Every hash of the bundle has been checked."""
+
+    bundle: Bundle | None
+    checkpoint: Path | None
+
+    def need_bundle(self, backend: str) -> Bundle:
+        """The bundle. Raises BackendError when there is none."""
+        if self.bundle is None:
+            raise BackendError(f"backend {backend} needs a bundle, got the checkpoint {self.checkpoint}; "
+                               "export it with `digseg-export`")  # fmt: skip
+        return self.bundle
+
+    def need_checkpoint(self, backend: str) -> Path:
+        """The checkpoint directory. Raises BackendError when there is none."""
+        if self.checkpoint is None:
+            raise BackendError(f"{backend} needs a checkpoint, and a bundle alone was given; pass checkpoint=DIRECTORY "
+                               "(--checkpoint DIRECTORY), the one the bundle was exported from")  # fmt: skip
+        return self.checkpoint
+
+    @property
+    def tokenizer(self) -> Path:
+        if self.bundle is not None:
+            return self.bundle.file("tokenizer.json")
+        return self.need_checkpoint("the tokenizer") / "tokenizer" / "tokenizer.json"
+
+    @cached_property
+    def sizes(self) -> tuple[int, int]:
+        """(pixels of the longer side the model was trained for, stride its sides must be multiples of)."""
+        if self.bundle is not None:
+            model: dict[str, Any] = self.bundle.manifest["model"]
+            return int(model["image_size"]), int(model["stride"])
+        from digseg_engine.runtime.backends import torch_backend
+
+        return torch_backend.sizes(self.need_checkpoint("torch"))
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the weights in cache keys: hashes of a bundle's files; names, sizes and times of a checkpoint's."""
+        parts = [] if self.bundle is None else [self.bundle.digest]
+        if self.checkpoint is not None:
+            for path in sorted(p for p in self.checkpoint.rglob("*") if p.is_file()):
+                about = path.stat()
+                parts.append(f"{path.relative_to(self.checkpoint)}:{about.st_size}:{about.st_mtime_ns}")
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @cached_property
+    def golden(self) -> Golden:
+        if self.bundle is None:
+            from digseg_engine.runtime.backends import torch_backend
+
+            path = self.need_checkpoint("torch")
+            image, ids, mask, logits = torch_backend.golden_arrays(path)
+            return Golden(image, ids, mask, logits, *FLOAT32_LIMITS)
+        arrays = load_file(str(self.bundle.file("golden.safetensors")))
+        limits = self.bundle.manifest["verification"]["limits"]
+        return Golden(
+            arrays["image"],
+            arrays["token_ids"],
+            arrays["token_mask"],
+            arrays["logits"],
+            float(limits["relative"]),
+            float(limits["iou"]),
+        )
+
+
+def open_source(folder: Path | str, checkpoint: Path | str | None = None) -> Source:
+    """A bundle directory (with the checkpoint it came from, for the torch backends) or a checkpoint directory.
+
+    Raises BundleError for a damaged or foreign bundle, BackendError for a checkpoint that is not there.
+    """
+    folder = Path(folder)
+    if (folder / "digseg.json").is_file() and checkpoint is None:
+        return Source(None, folder)
+    trained = None if checkpoint is None else Path(checkpoint)
+    if trained is not None and not (trained / "digseg.json").is_file():
+        raise BackendError(f"{trained} is not a checkpoint: digseg.json not found; expected the directory written by "
+                           "`digseg train`")  # fmt: skip
+    return Source(open_bundle(folder), trained)

@@ -1,0 +1,37 @@
+"""Tensors of other libraries in and out without copies, by DLPack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from digseg_engine.errors import InputError
+from digseg_engine.images import host_view
+from digseg_engine.runtime.backends import Array, Backend
+
+
+def logits_of(backend: Backend, stride: int, pixels: Any, text: tuple[Array, Array, Array]) -> Any:
+    """pixels: NumPy array or any DLPack tensor [B, 3, H, W] float32 in -1..1 -> logits [B, K, h', w'].
+
+    On a torch backend a tensor stays on its device and the answer is a torch tensor there. On the others the tensor must
+    be in host memory; it is read in place, and the answer is a NumPy array (`torch.from_dlpack` takes it without a copy).
+    Raises InputError for another dtype, shape or device.
+    """
+    on_device = getattr(backend, "segment_tensor", None)
+    if on_device is not None and not isinstance(pixels, np.ndarray):
+        import torch
+
+        tensor = pixels if isinstance(pixels, torch.Tensor) else torch.from_dlpack(pixels)
+        _check(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), stride)
+        return on_device(tensor, *text)
+    array = pixels if isinstance(pixels, np.ndarray) else host_view(pixels, "pixels")
+    _check(array.shape, str(array.dtype), stride)
+    return backend.segment(np.ascontiguousarray(array), *text)
+
+
+def _check(shape: tuple[int, ...], dtype: str, stride: int) -> None:
+    fits = len(shape) == 4 and shape[1] == 3 and shape[2] % stride == 0 and shape[3] % stride == 0 and min(shape) > 0
+    if not fits or dtype != "float32":
+        raise InputError(f"pixels must be float32 [B, 3, H, W] with sides that are multiples of {stride}, got {dtype} "
+                         f"{list(shape)}; use `segment` for pictures of any size")  # fmt: skip

@@ -1,0 +1,186 @@
+"""Pictures of any size in overlapping tiles with blended seams, in memory that does not grow with the picture.
+
+Tiles are read, segmented and added to a ring of rows on disk (`blending.py`); rows that no later tile touches are
+enlarged to pixels and written out. Label map and masks go to disk as NumPy arrays, to be opened with `mmap_mode="r"`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from digseg_engine.errors import BackendError, UsageError
+from digseg_engine.images import Float, Rgb, fit
+from digseg_engine.runtime.blending import Ring, positions, ramp
+from digseg_engine.runtime.chunks import ChunkedRunner
+from digseg_engine.runtime.large import Windows
+from digseg_engine.runtime.strips import StripWriter
+
+COLUMNS = 2048  # pixels of a strip that are enlarged and written at once
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """tile: pixels per side; overlap: share of it that neighbours have in common; size: pixels the model works at."""
+
+    tile: int = 512
+    overlap: float = 0.25
+    size: int | None = None
+
+    def check(self, stride: int) -> None:
+        """Raises UsageError for sizes that do not fit the model or each other."""
+        work = self.size or self.tile
+        if work % stride or not 2 * stride <= work <= 4096:
+            raise UsageError(
+                f"tiles must be worked at a multiple of {stride} from {2 * stride} to 4096 pixels, got {work}"
+            )
+        if self.tile % work and work % self.tile:
+            raise UsageError(
+                f"a tile of {self.tile} pixels cannot be worked at {work}; expected a whole ratio of the two"
+            )
+        if not 0 <= self.overlap <= 0.5:
+            raise UsageError(f"overlap must be 0 to 0.5 of a tile, got {self.overlap}")
+
+
+@dataclass(frozen=True)
+class TiledSegmentation:
+    """Result of a picture in tiles; the arrays are on disk.
+
+    files: label map `.npy` [H, W] (0 nothing, else 1 + prompt number), JSON, overview PNG, and with masks=True
+    `.masks.npy` bool [K, H, W]. areas [K] share of the picture; scores [K] mean probability inside each mask.
+    """
+
+    prompts: tuple[str, ...]
+    shape: tuple[int, int]
+    tiles: int
+    areas: tuple[float, ...]
+    scores: tuple[float, ...]
+    files: tuple[Path, ...]
+    backend: str
+    timings: dict[str, float]
+    fallbacks: tuple[str, ...] = ()
+
+    @property
+    def label_map(self) -> NDArray[Any]:
+        """[H, W], mapped from disk."""
+        return np.load(self.files[0], mmap_mode="r")  # type: ignore[no-any-return]
+
+    def as_dict(self) -> dict[str, Any]:
+        body = asdict(self)
+        return {**body, "files": [path.name for path in self.files]}
+
+
+def segment_tiles(
+    windows: Windows, runner: ChunkedRunner, text: tuple[Any, Any, Any], prompts: tuple[str, ...], tiling: Tiling,
+    stride: int, folder: Path, stem: str, masks: bool = False,
+) -> TiledSegmentation:  # fmt: skip
+    """The whole pipeline; `text` is the folded text of the K prompts. Files are written under `folder`."""
+    tiling.check(stride)
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds = {"read": 0.0, "model": 0.0, "blend": 0.0, "write": 0.0}
+    writer = StripWriter(folder, stem, windows.shape, prompts, masks)
+    walk = TileWalk(windows, runner, text, tiling, stride, seconds)
+    try:
+        for top, left, logits, rgb in walk.strips(folder):  # [K, h, w] at full size
+            began = time.perf_counter()
+            writer.write(top, left, logits, rgb)
+            seconds["write"] += time.perf_counter() - began
+        files = writer.finish()
+    finally:
+        writer.close()
+        windows.close()
+    done = TiledSegmentation(prompts, windows.shape, walk.tiles, writer.areas, writer.scores, files,
+                             runner.backend.detail, seconds, walk.notes)  # fmt: skip
+    files[1].write_text(json.dumps(done.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return done
+
+
+class TileWalk:
+    """Walks over the tiles of one picture, row by row, and yields finished pieces of full-size logits."""
+
+    def __init__(
+        self, windows: Windows, runner: ChunkedRunner, text: tuple[Any, Any, Any], tiling: Tiling, stride: int,
+        seconds: dict[str, float],
+    ) -> None:  # fmt: skip
+        self.windows, self.runner, self.text, self.tiling = windows, runner, text, tiling
+        self.stride, self.seconds = stride, seconds
+        self.notes: tuple[str, ...] = ()
+        self.tiles = 0
+
+    def strips(self, folder: Path) -> Iterator[tuple[int, int, Float, Rgb]]:
+        """(top, left, logits [K, h, w], pixels [h, w, 3]) in pixels; pieces cover the picture once, in order."""
+        height, width = self.windows.shape
+        first = self._logits(0, 0)  # tells the logits' resolution
+        planes, grid = first.shape[0], first.shape[1]
+        cell = self.tiling.tile / grid  # pixels per logit
+        if cell != int(cell):
+            raise BackendError(f"tiles of {self.tiling.tile} pixels give {grid} logits per side; expected a whole number of "
+                               "pixels per logit; choose another --tile or --imgsz")  # fmt: skip
+        cell = int(cell)
+        rows, columns = max(grid, -(-height // cell)), max(grid, -(-width // cell))
+        overlap = round(grid * self.tiling.overlap)
+        tops, lefts = (positions(length, grid, grid - overlap) for length in (rows, columns))
+        weights = np.outer(*[ramp(grid, overlap)] * 2).astype(np.float32)
+        ring, done = Ring(grid + 2, columns, planes, folder), 0
+        try:
+            for i, top in enumerate(tops):
+                for left in lefts:
+                    logits = first if (top, left) == (0, 0) else self._logits(top * cell, left * cell)
+                    began = time.perf_counter()
+                    ring.add(top, left, logits, weights)
+                    self.seconds["blend"] += time.perf_counter() - began
+                last = i + 1 == len(tops)
+                final = rows if last else tops[i + 1]  # grid rows before this one are complete
+                end = height if last else min(height, final * cell - cell // 2)  # bilinear needs the next row too
+                yield from self._finished(ring, done, end, final, cell, columns)
+                done = end
+                if not last:
+                    ring.clear(range(top + grid, tops[i + 1] + grid))
+        finally:
+            ring.close()
+
+    def _logits(self, top: int, left: int) -> Float:
+        """Logits [K, g, g] of the tile at a pixel position."""
+        began = time.perf_counter()
+        side = self.tiling.tile
+        pixels = fit(self.windows.read(top, left, side, side), self.tiling.size or side, self.stride).pixels
+        self.seconds["read"] += time.perf_counter() - began
+        began = time.perf_counter()
+        logits, notes = self.runner.segment(pixels, *self.text)
+        self.seconds["model"] += time.perf_counter() - began
+        self.tiles += 1
+        self.notes += notes
+        one: Float = logits[0]
+        return one
+
+    def _finished(
+        self, ring: Ring, top: int, bottom: int, final: int, cell: int, columns: int
+    ) -> Iterator[tuple[int, int, Float, Rgb]]:
+        """Pixel rows top..bottom, in pieces of COLUMNS pixels."""
+        width = self.windows.shape[1]
+        if bottom <= top:
+            return
+        r0, r1 = max(0, top // cell - 1), min(final, -(-bottom // cell) + 1)
+        for left in range(0, width, COLUMNS):
+            right = min(width, left + COLUMNS)
+            c0, c1 = max(0, left // cell - 1), min(columns, -(-right // cell) + 1)
+            began = time.perf_counter()
+            logits = ring.mean(range(r0, r1), c0, c1)
+            box = ((left / cell) - c0, (top / cell) - r0, (right / cell) - c0, (bottom / cell) - r0)
+            full = np.stack([enlarge(plane, (bottom - top, right - left), box) for plane in logits])
+            self.seconds["blend"] += time.perf_counter() - began
+            yield top, left, full, self.windows.read(top, left, bottom - top, right - left)
+
+
+def enlarge(plane: Float, shape: tuple[int, int], box: tuple[float, float, float, float]) -> Float:
+    """The part `box` (left, top, right, bottom) of a plane, bilinear, at `shape` (height, width)."""
+    picture = Image.fromarray(plane).resize((shape[1], shape[0]), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(picture, np.float32)

@@ -1,0 +1,209 @@
+"""Tiles: every pixel once, seams blended, memory that follows the tile, the same answer from every kind of file."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from digseg_engine import Engine
+from digseg_engine.errors import InputError, UsageError
+from digseg_engine.runtime import large, tiles
+from digseg_engine.runtime.blending import Ring, positions, ramp
+from digseg_engine.runtime.chunks import ChunkedRunner
+from digseg_engine.runtime.large import open_windows
+from digseg_engine.runtime.tiles import Tiling, segment_tiles
+
+PROMPTS = ["red circle", "water", "a tree"]
+
+
+class Brightness:
+    """A made-up model: logit k of a 2 x 2 cell is the red value of the cell minus a threshold, plus an offset that is
+    another one in every tile, so that seams show."""
+
+    name, detail, fixed_shapes = "brightness", "brightness", False
+
+    def __init__(self, offset=0.0):
+        self.offset, self.calls = offset, 0
+
+    def segment(self, image, keys, values, token_mask):
+        self.calls += 1
+        red = image[:, :1].reshape(len(image), 1, image.shape[2] // 2, 2, image.shape[3] // 2, 2).mean((3, 5))
+        thresholds = np.linspace(-0.6, 0.6, len(keys), dtype=np.float32)[None, :, None, None]
+        return (red - thresholds + self.offset * (self.calls % 2)).astype(np.float32)
+
+
+def picture(height, width):
+    """A smooth field with all values, and noise of a cell's size."""
+    y, x = np.mgrid[0:height, 0:width]
+    field = np.sin(x / 37) + np.cos(y / 23) + 0.3 * np.sin((x + y) / 5)
+    rgb = np.repeat((127.5 + 55 * field)[..., None], 3, 2)
+    return rgb.clip(0, 255).astype(np.uint8)
+
+
+def run(rgb, folder, backend=None, tile=64, overlap=0.25, prompts=3, masks=True, **options):
+    keys = np.zeros((prompts, 1), np.float32)
+    text = (keys, keys, np.ones((prompts, 8), np.bool_))
+    names = tuple(f"p{k}" for k in range(prompts))
+    return segment_tiles(open_windows(rgb), ChunkedRunner(backend or Brightness()), text, names,
+                         Tiling(tile, overlap, **options), 16, folder, "t", masks)  # fmt: skip
+
+
+def whole(rgb, prompts=3):
+    """Label map of the made-up model on the whole picture at once."""
+    height, width = rgb.shape[:2]
+    padded = np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    pixels = padded.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1
+    keys = np.zeros((prompts, 1), np.float32)
+    logits = Brightness().segment(pixels, keys, keys, keys > 0)[0]
+    size = (padded.shape[1], padded.shape[0])
+    full = np.stack([np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BILINEAR)) for one in logits])
+    full = full[:, :height, :width]
+    return full > 0, np.where((full > 0).any(0), full.argmax(0) + 1, 0)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (65, 300), (301, 64), (257, 203), (40, 30), (500, 33)])
+@pytest.mark.parametrize("overlap", [0, 0.25, 0.5])
+def test_where_tiles_agree_the_result_is_that_of_the_whole_picture(tmp_path, shape, overlap, monkeypatch):
+    monkeypatch.setattr(tiles, "COLUMNS", 96)
+    rgb = picture(*shape)
+    result = run(rgb, tmp_path, overlap=overlap)
+    masks, labels = whole(rgb)
+    assert result.label_map.shape == shape and result.shape == shape
+    assert (result.label_map == labels).mean() > 0.999
+    found = np.load(result.files[3], mmap_mode="r")
+    assert found.dtype == np.bool_ and (found == masks).mean() > 0.999
+    assert np.allclose(result.areas, found.mean((1, 2)), atol=1e-6)
+    body = json.loads(result.files[1].read_text())
+    assert body["tiles"] == result.tiles and body["prompts"] == ["p0", "p1", "p2"]
+
+
+def edges(labels):
+    """Share of label changes at every column border, [W - 1]."""
+    return (labels[:, 1:] != labels[:, :-1]).mean(0)
+
+
+def test_no_seam_is_left_where_tiles_disagree(tmp_path):
+    rgb = picture(256, 1024)
+    seams = [64 * i - 1 for i in range(1, 16)]
+    cut = edges(run(rgb, tmp_path / "cut", Brightness(0.3), overlap=0).label_map)
+    blended_result = run(rgb, tmp_path / "blended", Brightness(0.3), overlap=0.5)
+    blended = edges(blended_result.label_map)
+    elsewhere = np.median(np.delete(cut, seams))
+    assert cut[seams].mean() > 3 * elsewhere  # the test sees seams where there are some
+    ends = sorted({p * 2 + d for p in positions(512, 32, 16) for d in (0, 64)} - {0, 1024})
+    at_ends = blended[np.array(ends) - 1]
+    assert at_ends.mean() < 1.3 * blended.mean()
+
+
+def test_tiles_can_be_worked_at_another_size(tmp_path):
+    rgb = picture(300, 200)
+    small = run(rgb, tmp_path, tile=128, size=32)  # one logit covers 8 x 8 pixels
+    assert small.label_map.shape == (300, 200)
+    assert (small.label_map == whole(rgb)[1]).mean() > 0.85
+
+
+def test_positions_cover_and_stay_close():
+    for length in range(1, 400, 7):
+        for tile, step in ((32, 24), (32, 32), (32, 16), (31, 23)):
+            found = positions(length, tile, step)
+            assert found[0] == 0 and found[-1] == max(0, length - tile)
+            assert all(0 < b - a <= step for a, b in itertools.pairwise(found))
+
+
+def test_ramps_are_positive_and_symmetric():
+    for tile, overlap in ((32, 8), (32, 16), (7, 3), (32, 0)):
+        weights = ramp(tile, overlap)
+        assert weights.min() > 0 and weights.max() <= 1 and np.array_equal(weights, weights[::-1])
+
+
+def test_the_ring_blends_and_forgets():
+    ring = Ring(6, 10, 2)
+    one = np.ones((4, 5), np.float32)
+    ring.add(3, 1, np.stack([one, 2 * one]), one)
+    ring.add(3, 3, np.stack([5 * one, 8 * one]), 3 * one)
+    mean = ring.mean(range(3, 7), 1, 8)
+    assert mean.shape == (2, 4, 7) and np.allclose(mean[0, 0], [1, 1, 4, 4, 4, 5, 5])
+    ring.clear(range(9, 13))
+    ring.add(9, 0, np.stack([one, one]), one)
+    assert np.allclose(ring.mean(range(9, 13), 0, 5), 1)
+    ring.close()
+
+
+@pytest.fixture
+def files(tmp_path):
+    rgb = picture(150, 210)
+    np.save(tmp_path / "a.npy", rgb)
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    Image.fromarray(rgb).save(tmp_path / "deflated.tif", compression="tiff_deflate")
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", rgb, photometric="rgb")
+    return rgb
+
+
+def test_every_file_gives_the_same(files, tmp_path):
+    want = run(files, tmp_path / "want").label_map
+    for name, streamed in (("a.npy", True), ("a.tif", True), ("deflated.tif", False), ("a.png", False)):
+        assert isinstance(open_windows(tmp_path / name), large.RawFile) == streamed
+        assert np.array_equal(run(tmp_path / name, tmp_path / name.replace(".", "-")).label_map, want), name
+
+
+def test_windows_past_the_border_repeat_it(files, tmp_path):
+    for windows in (open_windows(tmp_path / "a.npy"), open_windows(files)):
+        got = windows.read(100, 180, 64, 64)
+        assert np.array_equal(got[:50, :30], files[100:, 180:]) and (got[50:] == got[49]).all()
+
+
+def test_files_that_cannot_be_streamed_say_what_to_do(tmp_path, monkeypatch, files):
+    np.save(tmp_path / "grey.npy", np.zeros((50, 50), np.uint8))
+    with pytest.raises(InputError, match=r"holds uint8 \[50, 50\]; expected uint8 \[H, W, 3\]"):
+        open_windows(tmp_path / "grey.npy")
+    (tmp_path / "broken.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"NumPy array|cut short"):
+        open_windows(tmp_path / "broken.npy")
+    monkeypatch.setattr("digseg_engine.images.MAX_PIXELS", 10_000)
+    with pytest.raises(InputError, match=r"must be decoded whole; save it as an uncompressed RGB TIFF"):
+        open_windows(tmp_path / "a.png")
+    open_windows(tmp_path / "a.tif").close()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"tile": 40}, "multiple of 16"), ({"overlap": 0.7}, "0 to 0.5"), ({"tile": 96, "size": 64}, "whole ratio"),
+     ({"tile": 16}, "from 32")],
+)  # fmt: skip
+def test_sizes_that_do_not_fit_are_refused(tmp_path, options, words):
+    with pytest.raises(UsageError, match=words):
+        run(picture(100, 100), tmp_path, **options)
+
+
+def test_memory_follows_the_tile_not_the_picture(tmp_path, monkeypatch):
+    """Peak of Python's and NumPy's allocations for 16 times the pixels; strips and overview made small for the test."""
+    import tracemalloc
+
+    monkeypatch.setattr(tiles, "COLUMNS", 128)
+    monkeypatch.setattr("digseg_engine.runtime.strips.OVERVIEW", 128)
+    peaks = []
+    for side in (512, 2048):
+        np.save(tmp_path / f"{side}.npy", picture(side, side))
+        tracemalloc.start()
+        run(tmp_path / f"{side}.npy", tmp_path / str(side), tile=128)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0], peaks
+
+
+def test_the_engine_in_tiles(nano_models, tmp_path):
+    rgb = picture(130, 200)
+    with Engine.load(nano_models.fp32, "onnxruntime") as engine:
+        result = engine.segment_tiles(rgb, PROMPTS, tmp_path, "sky", tile=64)
+        assert result.label_map.shape == (130, 200) and result.prompts == tuple(PROMPTS) and result.tiles == 3 * 4
+        assert {path.name for path in result.files} == {"sky.labels.npy", "sky.json", "sky.overview.png"}
+        assert Image.open(tmp_path / "sky.overview.png").size == (200, 130)
+        one = engine.segment(rgb[:64, :64], PROMPTS)
+        single = engine.segment_tiles(rgb[:64, :64], PROMPTS, tmp_path, "one", tile=64, masks=True)
+        assert np.array_equal(np.load(single.files[3]), one.masks)
+        assert np.array_equal(single.label_map, one.label_map) and np.allclose(single.scores, one.scores, atol=1e-5)
+        with pytest.raises(UsageError, match="overlap"):
+            engine.segment_tiles(rgb, PROMPTS, tmp_path, "bad", overlap=2)

@@ -1,0 +1,77 @@
+"""Nano checkpoints exported once per test session, and backends that are wrong or slow on purpose."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from digseg_engine.runtime.backends import BackendKind, Usable
+from digseg_engine.runtime.backends.ort_backend import OrtBackend
+
+
+@dataclass(frozen=True)
+class NanoModels:
+    checkpoint: Path
+    fp32: Path
+    fp16: Path
+
+
+def make_nano_models(folder: Path, preset, raw_tokenizer) -> NanoModels:
+    """A seeded, untrained nano model: its checkpoint and its fp32 and fp16 bundles."""
+    import torch
+
+    from digseg_engine.model.pretrained import build, save_checkpoint
+    from digseg_engine.text import PromptTokenizer
+    from digseg_export.publish import export_bundle
+    from digseg_export.verify import Limits
+
+    torch.manual_seed(0)
+    checkpoint = build(preset, PromptTokenizer(raw_tokenizer))
+    with torch.no_grad():
+        checkpoint.student.neutral.normal_()
+        for inject in checkpoint.student.injections:  # an untrained model hardly hears its prompts: let it shout
+            inject.gate.fill_(20.0)
+        checkpoint.student.head.logits.weight.mul_(8)
+        checkpoint.student.head.logits.bias.zero_()
+    save_checkpoint(checkpoint, raw_tokenizer.to_str(), folder / "nano")
+    export_bundle(folder / "nano", "fp32", folder / "fp32")
+    export_bundle(folder / "nano", "fp16", folder / "fp16", Limits(0.05, 0.9))
+    return NanoModels(folder / "nano", folder / "fp32", folder / "fp16")
+
+
+class Shifted(OrtBackend):
+    """Masks one pixel too far right."""
+
+    def segment(self, image, keys, values, token_mask):
+        return np.roll(super().segment(image, keys, values, token_mask), 1, axis=-1)
+
+
+class NotANumber(OrtBackend):
+    """One logit in a thousand is NaN."""
+
+    def segment(self, image, keys, values, token_mask):
+        logits = super().segment(image, keys, values, token_mask)
+        logits.reshape(-1)[::1000] = np.nan
+        return logits
+
+
+class Slow(OrtBackend):
+    """Right, and ten times slower."""
+
+    def segment(self, image, keys, values, token_mask):
+        began = time.perf_counter()
+        logits = super().segment(image, keys, values, token_mask)
+        time.sleep(9 * (time.perf_counter() - began))
+        return logits
+
+
+def kind(name: str, backend) -> BackendKind:
+    def create(source):
+        made = backend(source)
+        made.name = name
+        return made
+
+    return BackendKind(name, lambda: Usable(name, True, "made for a test"), create)
