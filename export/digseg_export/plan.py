@@ -145,20 +145,19 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     onnx.save_model(model, str(path), save_as_external_data=True, **options)
 
 
-def fix_shapes(models: Models, profile: Profile) -> Models:
-    """The graphs with every axis of the segmenter that the profile holds static written as a number.
+def fix_shapes(path: Path, profile: Profile) -> None:
+    """Write every axis of a saved segmenter that the profile holds static as a number; weights are not touched.
 
     The text encoder keeps its dynamic axes: prompts are encoded one by one and cached.
     """
     static = {axis: span.max for axis, span in profile.ranges.items() if span.static and axis in AXES}
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(models[SEGMENTER.file])
+    fixed = onnx.load(str(path), load_external_data=False)
     for value, spec in zip(fixed.graph.input, SEGMENTER.inputs):
         for dim, axis in zip(value.type.tensor_type.shape.dim, spec.axes):
             if axis in static:
                 dim.Clear()
                 dim.dim_value = static[str(axis)]
-    return {**models, SEGMENTER.file: fixed}
+    onnx.save_model(fixed, str(path))
 
 
 def _borders(spec: GraphSpec) -> dict[str, str]:

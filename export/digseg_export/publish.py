@@ -17,6 +17,7 @@ from digseg_engine.bundle import check_target, finish, writing
 from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
 from digseg_engine.errors import VerificationError
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
+from digseg_engine.runtime.backends.ort_backend import wide_name
 from digseg_engine.runtime.profile import Profile
 from digseg_export.calibration import check_folder
 from digseg_export.clock import Clock, Progress
@@ -25,7 +26,18 @@ from digseg_export.manifest import manifest_of
 from digseg_export.plan import Plan, Traced, fix_shapes
 from digseg_export.precision import TYPES, check_precision
 from digseg_export.to_onnx import example_inputs, export_segmenter, export_text_encoder, stages
-from digseg_export.verify import LIMITS, Check, CheckError, Limits, Sample, report, samples, verify
+from digseg_export.verify import (
+    LIMITS,
+    Check,
+    CheckError,
+    Graphs,
+    Limits,
+    Sample,
+    report,
+    samples,
+    shaped_sample,
+    verify,
+)
 
 
 @dataclass(frozen=True)
@@ -105,19 +117,22 @@ def publish(
 ) -> Exported:  # fmt: skip
     """Traced graphs -> precision -> checks -> bundle at `target`, all or nothing."""
     profile = options.shapes(checkpoint) if options.shapes else None
-    if profile:
-        traced = Traced(traced.parts, fix_shapes(traced.models, profile))
     clock.start("calibrate")
     plan = Plan.measure(checkpoint, traced.models, precision, options, clock.detail)
     with writing(target) as room:
         clock.start("answer test scenes in PyTorch")
         data = samples(checkpoint)
         plan, checks = _convert_and_verify(room, traced, plan, data, limits, clock, options)
+        golden = data[0]
+        if profile:
+            clock.start("fix shapes")
+            golden = shaped_sample(checkpoint, profile)
+            checks += _fix_and_verify(room, profile, golden, limits, clock)
         clock.start("check graphs")
         graphs = {path.name: check_graph(path) for path in sorted(room.glob("*.onnx"))}
         clock.start("write bundle")
         (room / "tokenizer.json").write_bytes(tokenizer)
-        _write_golden(room, data[0])
+        _write_golden(room, golden, whole=profile is not None)
         for name, body in (options.extra(checkpoint, profile) if options.extra else {}).items():
             (room / name).write_bytes(body)
         policy = {"format": "digseg.precision/1", **plan.report()}
@@ -168,12 +183,24 @@ def strip(model: onnx.ModelProto) -> None:
         del value.metadata_props[:]
 
 
-def _write_golden(room: Path, sample: Sample) -> None:
-    """One picture, three prompts and PyTorch's logits, so that any runtime can check itself."""
+def _fix_and_verify(room: Path, profile: Profile, golden: Sample, limits: Limits, clock: Clock) -> list[Check]:
+    """Fix the static axes in the segmenter's files and verify what a CPU can run of them at the profile's shape."""
+    twins = (wide_name(TEXT_ENCODER), wide_name(SEGMENTER))
+    for name in (SEGMENTER.file, twins[1]):
+        if (room / name).is_file():
+            fix_shapes(room / name, profile)
+    names = twins if (room / twins[1]).is_file() else (TEXT_ENCODER.file, SEGMENTER.file)
+    label = (names[0], f"{names[1]} at its profile")
+    return verify([Graphs(str(room / names[0]), str(room / names[1]), label)], [golden], limits, clock.detail)
+
+
+def _write_golden(room: Path, sample: Sample, whole: bool = False) -> None:
+    """PyTorch's logits for one picture and three prompts (whole: all of the sample), so that any runtime can check itself."""
+    pictures, prompts = sample.logits.shape[:2] if whole else (1, 3)
     arrays = {
-        "image": sample.image[:1].astype(np.float32),
-        "token_ids": sample.token_ids[:3],
-        "token_mask": sample.token_mask[:3],
-        "logits": np.ascontiguousarray(sample.logits[:1, :3]).astype(np.float32),
+        "image": sample.image[:pictures].astype(np.float32),
+        "token_ids": sample.token_ids[:prompts],
+        "token_mask": sample.token_mask[:prompts],
+        "logits": np.ascontiguousarray(sample.logits[:pictures, :prompts]).astype(np.float32),
     }
-    save_file(arrays, str(room / "golden.safetensors"), metadata={"prompts": json.dumps(sample.prompts[:3])})
+    save_file(arrays, str(room / "golden.safetensors"), metadata={"prompts": json.dumps(sample.prompts[:prompts])})

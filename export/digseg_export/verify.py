@@ -18,6 +18,7 @@ from digseg_engine.errors import VerificationError
 from digseg_engine.images import fit
 from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.model.pretrained import Checkpoint
+from digseg_engine.runtime.profile import Profile
 from digseg_engine.training.scenes import CLASSES, DOMAINS, scene
 from digseg_export.ranges import session
 from digseg_export.to_onnx import Stages
@@ -86,7 +87,25 @@ def _sample(checkpoint: Checkpoint, domain: str) -> Sample:
     present = list(dict.fromkeys(name for one in scenes for name in one.names()))
     prompts = (*tuple((present + [name for name in CLASSES["aerial"] if name not in present])[: PROMPTS - 1]), "zebra")
     image = np.concatenate([fit(one.image, size, checkpoint.stride).pixels for one in scenes])
+    return _answer(checkpoint, domain, image, prompts)
+
+
+@torch.no_grad()
+def shaped_sample(checkpoint: Checkpoint, profile: Profile) -> Sample:
+    """One sample at the usual shape of a profile: what a graph with fixed axes is checked with, and its golden sample."""
+    count, prompts, rows, columns = (profile.ranges[axis].opt for axis in "BKHW")
+    scenes = [scene(90_000 + i, DOMAINS[i % len(DOMAINS)], min(max(rows, columns), 2048), "test") for i in range(count)]
+    cut = [np.pad(one.image, ((0, rows), (0, columns), (0, 0)), "wrap")[:rows, :columns] for one in scenes]
+    image = np.stack([pixels.transpose(2, 0, 1) / 127.5 - 1 for pixels in cut]).astype(np.float32)
+    names = [*dict.fromkeys(name for one in scenes for name in one.names()), "zebra"]
+    return _answer(checkpoint, scenes[0].domain, image, tuple(names[i % len(names)] for i in range(prompts)),
+                   profile.ranges["L"].min)  # fmt: skip
+
+
+def _answer(checkpoint: Checkpoint, domain: str, image: Array, prompts: tuple[str, ...], tokens: int = 0) -> Sample:
     ids, mask = checkpoint.tokenizer.encode(prompts)
+    missing = max(0, tokens - ids.shape[1])
+    ids, mask = np.pad(ids, ((0, 0), (0, missing)), "edge"), np.pad(mask, ((0, 0), (0, missing)))
     text = checkpoint.text_encoder(torch.from_numpy(ids)).last_hidden_state
     folded = checkpoint.student.fold_text(text, torch.from_numpy(mask))
     x = torch.from_numpy(image)

@@ -7,10 +7,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from digseg_engine.bundle import open_bundle
 from digseg_engine.errors import InputError, VerificationError
 from digseg_engine.runtime.backends.ort_backend import OrtBackend
+from digseg_engine.runtime.profile import make_profile
 from digseg_export import calibration, verify
 from digseg_export.clock import Clock
 from digseg_export.publish import Options, publish, trace
@@ -111,6 +113,19 @@ def test_int8_is_quantised_smaller_and_runs(export, tmp_path):
         1,
         2,
     )
+
+
+@pytest.mark.slow
+def test_fixed_shapes_are_written_into_the_segmenter_and_its_golden_sample(export, tmp_path):
+    profile = make_profile(*[{"H": 64, "W": 96, "K": 4}] * 3, 64, 8)
+    done = export("fp32", shapes=lambda checkpoint: profile)
+    assert done.checks[-1].graph.endswith("segmenter.onnx at its profile") and done.checks[-1].pairs == 4
+    model = onnx.load(str(tmp_path / "b" / "segmenter.onnx"), load_external_data=False)
+    dims = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
+    assert dims["image"] == [1, 3, 64, 96] and dims["text_keys"][0] == 4 and dims["text_keys"][-1] == 0
+    golden = load_file(str(tmp_path / "b" / "golden.safetensors"))
+    assert golden["image"].shape == (1, 3, 64, 96) and golden["logits"].shape[:2] == (1, 4)
+    assert open_bundle(tmp_path / "b").manifest["shapes"]["H"] == {"min": 64, "opt": 64, "max": 64}
 
 
 @pytest.mark.slow
