@@ -145,7 +145,7 @@ def measure(bench: Bench, variant: Variant, scenes: int, folder: Path) -> dict[s
         c.student = model
         predict = student_predictor(c)
     began = time.perf_counter()
-    scores = {d: evaluate(predict, TestScenes(d, scenes, c.config.image_size)).miou() for d in DOMAINS}
+    scores = {d: evaluate(predict, TestScenes(d, scenes, c.config.image_size)).together.miou() for d in DOMAINS}
     row = {"question": variant.question, "variant": variant.name, **{d: round(v, 4) for d, v in scores.items()},
            "mean": round(sum(scores.values()) / len(scores), 4), "training_seconds": round(training, 1),
            "answer_seconds": round(time.perf_counter() - began, 2)}  # fmt: skip

@@ -36,9 +36,8 @@ def score(folder: Path, domain: str, scenes: int) -> tuple[dict[str, float], Ima
     c = load_checkpoint(folder)
     predict, samples = student_predictor(c), TestScenes(domain, scenes, c.config.image_size)
     found = evaluate(predict, samples)
-    return {"mIoU": found.miou(), "false area": found.false_area(), **found.iou()}, panel(
-        [samples], {domain: found}, predict
-    )
+    figures = {"mIoU": found.together.miou(), "false area, each prompt alone": found.alone.false_area()}
+    return {**figures, **found.together.iou()}, panel([samples], {domain: found}, predict)
 
 
 def main() -> None:

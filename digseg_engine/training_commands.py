@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from digseg_engine.errors import UsageError
-
-if TYPE_CHECKING:
-    from digseg_engine.training.folder_batches import FolderOptions
 
 Data = Annotated[str, typer.Option(help="scenes, scenes:DOMAIN,... or a folder of labelled pictures (docs/data.md)")]
 LayoutName = Annotated[str | None, typer.Option(help="layout of the folder [default: recognised]")]
@@ -51,14 +48,8 @@ def train(
     resume: Resume = False,
 ) -> None:
     """Train a model from nothing on generated scenes, or from pretrained weights on scenes or your own pictures."""
-    from digseg_engine.training.finetune import FinetuneConfig, finetune
-    from digseg_engine.training.run import scaled
-    from digseg_engine.training.train import TrainConfig
-    from digseg_engine.training.train import train as from_nothing
-
     if slot not in ("zero", "noisy"):
         raise UsageError(f"--slot must be zero or noisy, got {slot!r}")
-    folder = folder_options(data, layout, split, cached_crops, workers)
     if init is None:
         for name, given in (("--autoencoder", autoencoder), ("--student-only", student_only), ("--size", size)):
             if given:
@@ -66,6 +57,13 @@ def train(
         if not is_scenes(data):
             raise UsageError(f"training from nothing needs scenes, got --data {data}; for own pictures start from "
                              "pretrained weights with --init")  # fmt: skip
+    folder = folder_options(data, layout, split, cached_crops, workers)
+    from digseg_engine.training.finetune import FinetuneConfig, finetune
+    from digseg_engine.training.run import scaled
+    from digseg_engine.training.train import TrainConfig
+    from digseg_engine.training.train import train as from_nothing
+
+    if init is None:
         settings = TrainConfig(seed=seed)
         written = from_nothing(config, output, settings if scale == 1 else scaled(settings, scale), resume, data)
     else:
@@ -107,11 +105,11 @@ def is_scenes(data: str) -> bool:
     return data == "scenes" or data.startswith("scenes:")
 
 
-def folder_options(data: str, layout: str | None, split: str, cached_crops: int, workers: int) -> FolderOptions:
-    """Raises UsageError when options of a folder are given with scenes."""
-    from digseg_engine.training.folder_batches import FolderOptions
-
+def folder_options(data: str, layout: str | None, split: str, cached_crops: int, workers: int) -> Any:
+    """The `FolderOptions` of a run. Raises UsageError when options of a folder are given with scenes."""
     if is_scenes(data) and (layout, split, cached_crops) != (None, "train", 0):
         raise UsageError("--layout, --split and --cached-crops describe a folder of labelled pictures; "
                          f"--data is {data} here")  # fmt: skip
+    from digseg_engine.training.folder_batches import FolderOptions
+
     return FolderOptions(layout, split, cached_crops, workers)

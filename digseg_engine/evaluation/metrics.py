@@ -120,6 +120,14 @@ class Score:
         return {label: i for label, i in chosen.items() if list(chosen.values()).count(i) == 1 or label == "best"}
 
 
+@dataclass(frozen=True)
+class Scores:
+    """One test set scored twice from the same logits."""
+
+    together: Score  # the label map of the whole vocabulary, by the test set's rule
+    alone: Score  # every prompt's own mask, as if it were the only one asked
+
+
 def boundary_counts(
     predicted: NDArray[np.bool_], truth: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

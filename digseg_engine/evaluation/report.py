@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from digseg_engine.evaluation.metrics import Score
+from digseg_engine.evaluation.metrics import Scores
 from digseg_engine.evaluation.predictors import Predict, decide
 from digseg_engine.evaluation.samples import Samples
 from digseg_engine.runtime.result import PALETTE
@@ -21,19 +22,23 @@ MARGIN, LINE = 8, 18
 
 
 def write_report(
-    path: Path, sets: list[Samples], scores: dict[str, Score], predict: Predict, about: dict[str, Any]
+    path: Path, sets: list[Samples], scores: Mapping[str, Scores], predict: Predict, about: dict[str, Any]
 ) -> list[Path]:
     """Write `path` (.json), the same name with .csv and .png; returns the three paths."""
     path = path.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    body = {**about, "iou": {name: score.iou() for name, score in scores.items()}}
-    confusion = {name: score.confusion.tolist() for name, score in scores.items() if score.exclusive}
+    body = {**about, "iou": {name: both.together.iou() for name, both in scores.items()}}
+    confusion = {name: both.together.confusion.tolist() for name, both in scores.items() if both.together.exclusive}
     if confusion:
         body["confusion"] = {"rows": "truth", "columns": "prediction", "last": "none of the names", **confusion}
     path.write_text(json.dumps(_finite(body), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     table = path.with_suffix(".csv")
     with table.open("w", newline="", encoding="utf-8") as file:
-        rows = [{"set": name, **row} for name, score in scores.items() for row in score.rows()]
+        rows = [
+            {"set": name, **row, "iou_alone": alone["iou"]}
+            for name, both in scores.items()
+            for row, alone in zip(both.together.rows(), both.alone.rows())
+        ]
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -49,11 +54,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
-def panel(sets: list[Samples], scores: dict[str, Score], predict: Predict) -> Image.Image:
+def panel(sets: list[Samples], scores: Mapping[str, Scores], predict: Predict) -> Image.Image:
     """Picture, truth and prediction of the best, the median and the worst sample of every set."""
     strips = []
     for samples in sets:
-        score = scores[samples.name]
+        score = scores[samples.name].together
         for label, i in score.best_median_worst().items():
             one = samples[i]
             predicted = decide(predict(one.image, [query.text for query in samples.queries]), samples.rule)

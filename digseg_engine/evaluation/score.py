@@ -13,33 +13,44 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from digseg_engine.evaluation.metrics import Score
+from digseg_engine.evaluation.metrics import Score, Scores
 from digseg_engine.evaluation.predictors import Predict, choose_predictor, decide
 from digseg_engine.evaluation.report import write_report
 from digseg_engine.evaluation.samples import Samples, open_samples
 from digseg_engine.training.scenes import SEEN_PAIRS, UNSEEN_PAIRS
 
 
-def evaluate(predict: Predict, samples: Samples, tick: Callable[[int], None] = lambda done: None) -> Score:
+def evaluate(predict: Predict, samples: Samples, tick: Callable[[int], None] = lambda done: None) -> Scores:
     """Score one predictor on one test set."""
-    prompts = [query.text for query in samples.queries]
-    score = Score([query.name for query in samples.queries], samples.rule != "each")
+    prompts, names = [query.text for query in samples.queries], [query.name for query in samples.queries]
+    scores = Scores(Score(names, exclusive=samples.rule != "each"), Score(names))
     for i in range(len(samples)):
         one = samples[i]
-        score.add(decide(predict(one.image, prompts), samples.rule), one.truth, one.valid)
+        logits = predict(one.image, prompts)
+        scores.together.add(decide(logits, samples.rule), one.truth, one.valid)
+        scores.alone.add(decide(logits, "each"), one.truth, one.valid)
         tick(1)
-    return score
+    return scores
 
 
-def figures(name: str, score: Score) -> dict[str, float]:
+def parts_of(name: str) -> dict[str, tuple[str, ...] | None]:
+    """The groups of names that a test set's mean IoU is given for."""
+    return (
+        {f"{name}, seen pairs": SEEN_PAIRS, f"{name}, unseen pairs": UNSEEN_PAIRS}
+        if "objects" in name
+        else {name: None}
+    )
+
+
+def figures(name: str, scores: Scores) -> dict[str, float]:
     """The headline figures of a test set."""
-    if name.startswith("objects"):
-        found = {f"{name}, seen pairs": score.miou(SEEN_PAIRS), f"{name}, unseen pairs": score.miou(UNSEEN_PAIRS)}
-    else:
-        found = {name: score.miou()}
+    found = {}
+    for part, names in parts_of(name).items():
+        found[part], found[f"{part}, each prompt alone"] = scores.together.miou(names), scores.alone.miou(names)
+    s = scores.together
     more = {
-        "mIoU counting absent names": score.miou_counting_absent(), "cIoU": score.ciou(), "Dice": score.dice(),
-        "boundary IoU": score.boundary_iou(), "false area": score.false_area(),
+        "mIoU counting absent names": s.miou_counting_absent(), "cIoU": s.ciou(), "Dice": s.dice(),
+        "boundary IoU": s.boundary_iou(), "false area, each prompt alone": scores.alone.false_area(),
     }  # fmt: skip
     return {**found, **{f"{name}, {key}": value for key, value in more.items()}}
 
@@ -47,7 +58,7 @@ def figures(name: str, score: Score) -> dict[str, float]:
 def score_model(
     model: Path | None, data: str, count: int, size: int | None, reference_steps: int, report: Path | None,
     layout: str | None = None, split: str | None = None,
-) -> dict[str, Score]:  # fmt: skip
+) -> dict[str, Scores]:  # fmt: skip
     """Score, print, optionally write `report` (.json) with a .csv and a .png beside it; returns the scores per set."""
     predict, name, working = choose_predictor(model, reference_steps, size)
     sets = open_samples(data, count, working, layout, split)
@@ -70,18 +81,17 @@ def score_model(
     return scores
 
 
-def _print(scores: dict[str, Score], title: str, seconds: float) -> None:
+def _print(scores: dict[str, Scores], title: str, seconds: float) -> None:
     console = Console()
     table = Table(title=title, title_justify="left")
-    for column in ("test set", "mIoU", "cIoU", "Dice", "boundary", "false area"):
+    for column in ("test set", "mIoU", "alone", "cIoU", "Dice", "edge", "false"):
         table.add_column(column, justify="left" if column == "test set" else "right", no_wrap=True)
-    for name, score in scores.items():
-        rows = {name: score.miou()}
-        if name.startswith("objects"):
-            rows = {f"{name}: seen": score.miou(SEEN_PAIRS), f"{name}: unseen": score.miou(UNSEEN_PAIRS)}
-        rest = [f"{value:.4f}" for value in (score.ciou(), score.dice(), score.boundary_iou())]
-        for i, (row, value) in enumerate(rows.items()):
-            shared = [*rest, f"{100 * score.false_area():.2f} %"] if i == 0 else []
-            table.add_row(row, f"{value:.4f}", *shared)
+    for name, both in scores.items():
+        s = both.together
+        rest = [f"{value:.3f}" for value in (s.ciou(), s.dice(), s.boundary_iou())]
+        for i, (part, names) in enumerate(parts_of(name).items()):
+            shared = [*rest, f"{100 * both.alone.false_area():.2f} %"] if i == 0 else []
+            table.add_row(part.removesuffix(" pairs"), f"{s.miou(names):.3f}", f"{both.alone.miou(names):.3f}", *shared)
     console.print(table)
+    console.print("mIoU: one label per pixel from all prompts; alone, false: every prompt's own mask", highlight=False)
     console.print(f"{seconds:.1f} s", highlight=False)

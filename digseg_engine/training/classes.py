@@ -6,7 +6,7 @@ One JSON schema serves a user's own `classes.json` and the tables of known data 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ TEMPLATES = (
     "a picture of {}",
     "there is {} here",
 )
-TABLE_KEYS = ("classes", "ignore", "ignore_colour", "background", "background_colour", "templates", "masks")
+TABLE_KEYS = ("classes", "ignore", "ignore_colour", "background", "background_colour", "absent", "templates", "masks")
 CLASS_KEYS = ("name", "id", "colour", "prompt", "synonyms")
 EXAMPLE = '{"classes": [{"name": "road", "id": 1, "colour": [128, 64, 128]}, {"name": "car", "id": 2}]}'
 
@@ -64,7 +64,10 @@ class ClassTable:
     background_colours: tuple[int, ...] = ()
     templates: tuple[str, ...] = TEMPLATES
     masks: str = "labels"
-    own_ids: bool = field(default=True)  # ids were written down, not counted
+    own_ids: bool = True  # ids were written down, not counted
+    absent: tuple[
+        str, ...
+    ] = ()  # things that no picture shows, asked in training so that a prompt can be answered with no
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -95,8 +98,8 @@ class ClassTable:
         return tuple(Query(one.wordings[0], one.name) for one in self.classes)
 
     def phrase(self, rng: np.random.Generator, name: str) -> Query:
-        """A random wording of a class: two in five are the plain prompt, the others any synonym in any template."""
-        wordings = self.by_name[name].wordings
+        """A random wording of a class or an absent thing: in two of five the plain prompt, else any synonym in any template."""
+        wordings = self.by_name[name].wordings if name in self.by_name else (name,)
         if rng.random() < 0.4:
             return Query(wordings[0], name)
         return Query(str(rng.choice(self.templates)).format(str(rng.choice(wordings))), name)
@@ -136,6 +139,7 @@ def parse_classes(body: Any, source: str) -> ClassTable:
         _colours(body.get("ignore_colour", []), source, '"ignore_colour"'),
         _colours(body.get("background_colour", []), source, '"background_colour"'),
         _texts(body.get("templates", list(TEMPLATES)), source, '"templates"'), masks, own_ids,
+        _texts(body.get("absent", []), source, '"absent"'),
     )  # fmt: skip
     _check(table)
     return table
@@ -192,7 +196,7 @@ def _check(table: ClassTable) -> None:
     """Raises InputError for names, ids or colours used twice, and classes without a mark."""
     source = table.source
     marks: dict[str, list[Any]] = {
-        "name": list(table.names),
+        "name": [*table.names, *table.absent],
         "id": [*(i for one in table.classes for i in one.ids), *table.ignore, *table.background],
         "colour": [
             *(c for one in table.classes for c in one.colours),
@@ -208,11 +212,11 @@ def _check(table: ClassTable) -> None:
     without = [one.name for one in table.classes if not one.ids]
     if without:
         raise InputError(
-            f'{source}: class {without[0]!r} has no "id" but others have; give ids to all classes or to none'
+            f'{source}: class {without[0]!r} has no "id" though others have; give ids to all classes or to none'
         )
     if table.by_colour and (plain := [one.name for one in table.classes if not one.colours]):
         raise InputError(
-            f'{source}: class {plain[0]!r} has no "colour" but others have; give colours to all or to none'
+            f'{source}: class {plain[0]!r} has no "colour" though colours are in use; give colours to all or to none'
         )
     bad = [one for one in table.templates if one.count("{}") != 1 or one.replace("{}", "").count("{")]
     if bad or not table.templates:

@@ -101,7 +101,7 @@ def report(c: Checkpoint, teacher: object, config: DistillConfig, folder: Path, 
     results = []
     for name, steps, predict in rows:
         began = time.perf_counter()
-        scores = [evaluate(predict, samples).miou() for samples in sets]
+        scores = [evaluate(predict, samples).together.miou() for samples in sets]
         seconds = time.perf_counter() - began
         results.append({"model": name, "steps": steps, "miou": sum(scores) / len(scores), "seconds": round(seconds, 2)})
     body = {"pictures_per_set": len(sets[0]), "sets": [samples.name for samples in sets], "rows": results}

@@ -45,7 +45,8 @@ class FolderBatches:
     """Batches from a data set; batch number `step` is a pure function of (seed, step) and the files."""
 
     def __init__(self, dataset: Dataset, load: CropLoader, encode: Encode, seed: int) -> None:
-        self.dataset, self.names, self.load, self.encode, self.seed = dataset, dataset.names, load, encode, seed
+        self.dataset, self.load, self.encode, self.seed = dataset, load, encode, seed
+        self.names = dataset.names + dataset.table.absent  # numbers past the classes occur in no picture
 
     def batch(self, step: int, size: int, prompts: int) -> Batch:
         """Batch number `step`: crops of `size` pictures and `prompts` prompts, a fifth of them from all names."""

@@ -135,8 +135,9 @@ def _by_colour(image: Image.Image, table: ClassTable, path: Path) -> Ids:
 def _matlab(path: Path) -> NDArray[np.int64]:
     """`LabelMap` of a Pascal Context .mat file."""
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     try:
         return np.asarray(loadmat(path)["LabelMap"]).astype(np.int64)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (MatReadError, OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
         raise InputError(f"{path} cannot be read: {error}; expected a MATLAB file with LabelMap") from error

@@ -119,7 +119,8 @@ class Batches(Protocol):
 
 def choose_names(rng: np.random.Generator, present: list[str], names: tuple[str, ...], count: int) -> list[str]:
     """`count` of `names`: mostly those present in a batch, a fifth from anywhere (absent ones have an empty mask)."""
-    strangers = rng.choice(names, min(max(1, count // 5), len(names)), replace=False).tolist()
+    others = max(1, count // 5) if count > 1 else int(rng.random() < 0.2)
+    strangers = rng.choice(names, min(others, len(names)), replace=False).tolist()
     known = rng.permutation(present).tolist()[: count - len(strangers)]
     chosen = list(dict.fromkeys(known + strangers))
     spare = [name for name in rng.permutation(names).tolist() if name not in chosen]

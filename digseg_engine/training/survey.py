@@ -105,7 +105,9 @@ def contact_sheet(dataset: Dataset, numbers: list[int]) -> Image.Image:
 def _cell(item: Item, names: tuple[str, ...]) -> Image.Image:
     present = [int(k) for k in np.unique(item.ids) if k >= 0]
     picture = Image.fromarray(_tinted(item, present))
-    picture.thumbnail((CELL, CELL), Image.Resampling.BILINEAR)
+    scale = CELL / max(picture.size)
+    smooth = Image.Resampling.BILINEAR if scale < 1 else Image.Resampling.NEAREST
+    picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), smooth)
     cell = Image.new("RGB", (CELL, CELL + LINE * (1 + len(present))), "white")
     cell.paste(picture, (0, LINE))
     draw, font = ImageDraw.Draw(cell), ImageFont.load_default(11)

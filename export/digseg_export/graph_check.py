@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from digseg_engine.errors import VerificationError
 
 MAX_OPSET = 20
+MAX_OPSET_BF16 = 22  # Conv takes bf16 from opset 22 on
 FORBIDDEN = {"GroupNormalization", "Attention"}  # unknown to TensorRT 10.3, or wrong in some later versions
 
 
@@ -34,8 +35,10 @@ def check_graph(path: Path) -> dict[str, Any]:
         raise VerificationError(
             f"{path.name} uses operators outside the standard domain ({sorted(domains)}); expected none"
         )
-    if opset > MAX_OPSET:
-        raise VerificationError(f"{path.name} has opset {opset}, expected at most {MAX_OPSET}")
+    half = any(tensor.data_type == TensorProto.BFLOAT16 for tensor in model.graph.initializer)
+    allowed = MAX_OPSET_BF16 if half else MAX_OPSET
+    if opset > allowed:
+        raise VerificationError(f"{path.name} has opset {opset}, expected at most {allowed}")
     if bad := sorted(FORBIDDEN & set(operators)):
         raise VerificationError(f"{path.name} holds {', '.join(bad)}, which TensorRT 10.3 cannot read; expected none")
     return {
@@ -53,8 +56,6 @@ def weights_by_type(model: onnx.ModelProto) -> dict[str, int]:
         count = 1
         for dim in tensor.dims:
             count *= dim
-        width = 2 if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16) else 4
-        sizes[TensorProto.DataType.Name(tensor.data_type)] += count * (
-            8 if tensor.data_type == TensorProto.INT64 else width
-        )
+        width = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        sizes[TensorProto.DataType.Name(tensor.data_type)] += count * width
     return dict(sizes.most_common())

@@ -18,7 +18,7 @@ from digseg_engine.errors import UsageError
 
 FLOAT = TensorProto.FLOAT
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 ISLANDS = {
     "Softmax": "exponentials and their sum lose small attention weights in half precision",
     "InstanceNormalization": "group-norm statistics: squares of activations above 256 overflow fp16",
@@ -45,12 +45,13 @@ MOVES = {
     "Gather",
 }
 SENTINEL, HALF_MAX = 1e38, 65504.0
+BF16_OPSET = 22  # the first in which Conv takes bf16; for our operators 21 and 22 only add types
 FLOAT_ONLY_INPUTS = {"Resize": (1, 2)}  # roi and scales are float32 by the operator's definition
 
 
 @dataclass
 class Policy:
-    """What stays in float32 and why: op kinds, and single nodes by name."""
+    """What stays in float32 and why: op kinds, and single nodes by name (measured ranges, bisect, last layer)."""
 
     precision: str
     kinds: dict[str, str] = field(default_factory=lambda: dict(ISLANDS))
@@ -71,11 +72,11 @@ def to_precision(model: onnx.ModelProto, policy: Policy, io: dict[str, str]) -> 
     """Rewrite a float32 model; the input is left alone.
 
     io: dtype of each graph border from the contract ("float32", "graph", ...). Returns the new model and a report
-    {name, islands: {op kind: {count, reason}}, casts}.
+    {name, islands: {op kind: {count, reason}}, nodes: {node: reason}, casts}.
     """
     if policy.precision == "fp32":
-        return model, {"name": "fp32", "islands": {}, "casts": 0}
-    rewrite = _Rewrite(model, policy, io)
+        return model, {"name": "fp32", "islands": {}, "nodes": {}, "casts": 0}
+    rewrite = Rewrite(model, policy, io)
     return rewrite.run(), rewrite.report()
 
 
@@ -91,7 +92,7 @@ def last_layer(model: onnx.ModelProto) -> dict[str, str]:
     return found
 
 
-class _Rewrite:
+class Rewrite:
     """One pass over the nodes in order; `where` says in which float type each tensor exists."""
 
     def __init__(self, model: onnx.ModelProto, policy: Policy, io: dict[str, str]) -> None:
@@ -109,6 +110,7 @@ class _Rewrite:
         self.nodes: list[NodeProto] = []
         self.extra: dict[str, TensorProto] = {}
         self.islands: Counter[str] = Counter()
+        self.named: dict[str, str] = {}
         self.casts = 0
 
     def run(self) -> onnx.ModelProto:
@@ -120,14 +122,16 @@ class _Rewrite:
         del graph.node[:], graph.initializer[:], graph.value_info[:]
         graph.node.extend(self.nodes)
         graph.initializer.extend(self._used_constants())
+        if self.low == TensorProto.BFLOAT16:
+            self.model.opset_import[0].version = max(self.model.opset_import[0].version, BF16_OPSET)
         return self.model
 
     def report(self) -> dict[str, Any]:
         kinds = {
-            kind: {"count": n, "reason": self.policy.kinds.get(kind, LOGITS)}
+            kind: {"count": n, "reason": self.policy.kinds.get(kind, "single nodes, see `nodes`")}
             for kind, n in sorted(self.islands.items())
         }
-        return {"name": self.policy.precision, "islands": kinds, "casts": self.casts}
+        return {"name": self.policy.precision, "islands": kinds, "nodes": self.named, "casts": self.casts}
 
     def _inputs(self) -> None:
         for value in self.model.graph.input:
@@ -150,6 +154,8 @@ class _Rewrite:
         kind = FLOAT if island else self.low
         if island:
             self.islands[node.op_type] += 1
+            if node.name in self.policy.nodes:
+                self.named[node.name] = self.policy.nodes[node.name]
         for i, name in enumerate(node.input):
             if name in self.floats:
                 fixed = i in FLOAT_ONLY_INPUTS.get(node.op_type, ())

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import platform
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +14,39 @@ from safetensors.numpy import save_file
 
 import digseg_engine
 from digseg_engine.bundle import check_target, finish, writing
-from digseg_engine.contract import BUNDLE_FORMAT, SEGMENTER, TEXT_ENCODER, GraphSpec, contract_json
+from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
+from digseg_engine.errors import VerificationError
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
-from digseg_engine.runtime.backends.ort_backend import wide_name
+from digseg_engine.runtime.profile import Profile
+from digseg_export.calibration import check_folder
+from digseg_export.clock import Clock, Progress
 from digseg_export.graph_check import check_graph
-from digseg_export.precision import Policy, check_precision, last_layer, to_precision, widen
+from digseg_export.manifest import manifest_of
+from digseg_export.plan import Plan, Traced, fix_shapes
+from digseg_export.precision import TYPES, check_precision
 from digseg_export.to_onnx import example_inputs, export_segmenter, export_text_encoder, stages
-from digseg_export.verify import LIMITS, Check, Limits, Sample, report, samples, verify
+from digseg_export.verify import LIMITS, Check, CheckError, Limits, Sample, report, samples, verify
 
-Progress = Callable[[str], None]
+
+@dataclass(frozen=True)
+class Options:
+    """What can be asked beside model, precision and limits.
+
+    shapes: makes the shape profile once the checkpoint's size and stride are known; None leaves all axes dynamic.
+    calibration: folder of pictures and prompts.txt; None takes training scenes. auto_islands: apply the bisect's cure.
+    measured_islands: keep nodes in float32 whose calibration range does not fit fp16.
+    """
+
+    shapes: Callable[[Checkpoint], Profile] | None = None
+    calibration: Path | None = None
+    auto_islands: bool = False
+    measured_islands: bool = True
+    extra: Callable[[Checkpoint, Profile | None], dict[str, bytes]] | None = None  # more files for the bundle
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export did: where, what was checked, sizes in bytes and seconds per step."""
+    """What an export did: where, what was checked, sizes in bytes, seconds per step, and the precision policy."""
 
     folder: Path
     precision: str
@@ -39,6 +54,7 @@ class Exported:
     limits: Limits
     sizes: dict[str, int]
     seconds: dict[str, float]
+    policy: dict[str, Any]
 
 
 def default_output(model: Path | None, precision: str) -> Path:
@@ -48,39 +64,29 @@ def default_output(model: Path | None, precision: str) -> Path:
 
 def export_bundle(
     model: Path | None = None, precision: str = "fp16", output: Path | None = None,
-    limits: Limits | None = None, progress: Progress = lambda step: None,
+    limits: Limits | None = None, progress: Progress = lambda step: None, options: Options | None = None,
 ) -> Exported:  # fmt: skip
     """Export a checkpoint directory (None: the bundled one) and return what was done.
 
     Raises UsageError for a precision or output that cannot be used, CheckpointError for a broken checkpoint and
     VerificationError when the graphs do not reproduce PyTorch; in every case nothing is left behind.
     """
+    options = options or Options()
     target = output or default_output(model, check_precision(precision))
     limits = limits or LIMITS[check_precision(precision)]
     check_target(target)
-    clock = _Clock(progress)
+    if options.calibration:
+        check_folder(options.calibration)
+    clock = Clock(progress)
     clock.start("load checkpoint")
     checkpoint = load_checkpoint(model)
-    with writing(target) as room:
-        precision_report = _write_graphs(room, checkpoint, precision, clock)
-        clock.start("check graphs")
-        names = [path.name for path in sorted(room.glob("*.onnx"))]
-        graphs = {name: check_graph(room / name) for name in names}
-        clock.start("answer test scenes in PyTorch")
-        data = samples(checkpoint)
-        clock.start("verify")
-        checks = verify(room, data, precision, limits, clock.detail)
-        clock.start("write bundle")
-        (room / "tokenizer.json").write_bytes(((model or BUNDLED) / "tokenizer" / "tokenizer.json").read_bytes())
-        _write_golden(room, data[0])
-        manifest = _manifest(checkpoint, precision_report, graphs, report(checks, limits))
-        finish(room, manifest)
-        sizes = {path.name: path.stat().st_size for path in sorted(room.iterdir())}
-    clock.stop()
-    return Exported(target, precision, checks, limits, sizes, clock.seconds)
+    traced = trace(checkpoint, clock)
+    tokenizer = ((model or BUNDLED) / "tokenizer" / "tokenizer.json").read_bytes()
+    return publish(checkpoint, traced, tokenizer, target, precision, limits, clock, options)
 
 
-def _write_graphs(room: Path, checkpoint: Checkpoint, precision: str, clock: _Clock) -> dict[str, Any]:
+def trace(checkpoint: Checkpoint, clock: Clock) -> Traced:
+    """Both graphs of a checkpoint in float32, and the folded PyTorch modules they were traced from."""
     clock.start("fold constants")
     parts = stages(checkpoint)
     inputs = example_inputs(checkpoint, 2 * checkpoint.stride)
@@ -88,29 +94,68 @@ def _write_graphs(room: Path, checkpoint: Checkpoint, precision: str, clock: _Cl
     text = export_text_encoder(parts, inputs)
     clock.start("trace segmenter")
     segmenter = export_segmenter(parts, inputs, checkpoint.stride)
-    clock.start(f"convert to {precision}")
-    islands = {}
-    for spec, model in ((TEXT_ENCODER, text), (SEGMENTER, segmenter)):
-        islands[spec.file] = _write_graph(room, spec, model, precision)
-    return {"name": precision, "graphs": islands}
+    for made in (text, segmenter):
+        strip(made)
+    return Traced(parts, {TEXT_ENCODER.file: text, SEGMENTER.file: segmenter})
 
 
-def _write_graph(room: Path, spec: GraphSpec, model: onnx.ModelProto, precision: str) -> dict[str, Any]:
-    """Save a graph in its precision with one external weights file, and its float32 twin over the same file."""
-    _strip(model)
-    io = {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
-    policy = Policy(precision, nodes=last_layer(model) if spec is SEGMENTER else {})
-    converted, islands = to_precision(model, policy, io)
-    data = spec.file.replace(".onnx", ".data")
-    options: dict[str, Any] = {"all_tensors_to_one_file": True, "location": data, "size_threshold": 1024}
-    onnx.save_model(converted, str(room / spec.file), save_as_external_data=True, **options)
-    if precision != "fp32":
-        stored = onnx.load(str(room / spec.file), load_external_data=False)
-        onnx.save_model(widen(model, stored, precision), str(room / wide_name(spec)))
-    return islands
+def publish(
+    checkpoint: Checkpoint, traced: Traced, tokenizer: bytes, target: Path, precision: str, limits: Limits,
+    clock: Clock, options: Options,
+) -> Exported:  # fmt: skip
+    """Traced graphs -> precision -> checks -> bundle at `target`, all or nothing."""
+    profile = options.shapes(checkpoint) if options.shapes else None
+    if profile:
+        traced = Traced(traced.parts, fix_shapes(traced.models, profile))
+    clock.start("calibrate")
+    plan = Plan.measure(checkpoint, traced.models, precision, options, clock.detail)
+    with writing(target) as room:
+        clock.start("answer test scenes in PyTorch")
+        data = samples(checkpoint)
+        plan, checks = _convert_and_verify(room, traced, plan, data, limits, clock, options)
+        clock.start("check graphs")
+        graphs = {path.name: check_graph(path) for path in sorted(room.glob("*.onnx"))}
+        clock.start("write bundle")
+        (room / "tokenizer.json").write_bytes(tokenizer)
+        _write_golden(room, data[0])
+        for name, body in (options.extra(checkpoint, profile) if options.extra else {}).items():
+            (room / name).write_bytes(body)
+        policy = {"format": "digseg.precision/1", **plan.report()}
+        (room / "precision.json").write_text(json.dumps(policy, indent=2, sort_keys=True) + "\n")
+        finish(room, manifest_of(checkpoint, plan.report(), graphs, report(checks, limits), profile))
+        sizes = {path.name: path.stat().st_size for path in sorted(room.iterdir())}
+    clock.stop()
+    return Exported(target, precision, checks, limits, sizes, clock.seconds, plan.report())
 
 
-def _strip(model: onnx.ModelProto) -> None:
+def _convert_and_verify(
+    room: Path, traced: Traced, plan: Plan, data: list[Sample], limits: Limits, clock: Clock, options: Options
+) -> tuple[Plan, list[Check]]:
+    """Write the graphs and judge them; over the limits, bisect, and with --auto-islands apply the cure and try again."""
+    while True:
+        clock.start(f"convert to {plan.precision}")
+        forms = plan.write(room, traced)
+        clock.start("verify")
+        try:
+            return plan, verify(forms, data, limits, clock.detail)
+        except CheckError as failure:
+            if plan.precision not in TYPES:
+                hint = "try --precision fp16" if plan.precision in ("int8", "fp8") else "raise the limits"
+                raise VerificationError(f"{failure}; {hint}") from failure
+            clock.start("bisect")
+            file = TEXT_ENCODER.file if failure.check.stage == "text encoder" else SEGMENTER.file
+            cure = plan.cure(traced, file, data, limits, clock.detail)
+            words = "; ".join(map(str, cure.culprits)) or "no single node: the error is spread over the graph"
+            if not cure.complete or not cure.culprits:
+                other = "bf16 or fp32" if plan.precision == "fp16" else "fp32"
+                raise VerificationError(f"{failure}; bad nodes: {words}; try --precision {other}") from failure
+            if not options.auto_islands:
+                raise VerificationError(f"{failure}; first bad node: {cure.culprits[0]}; float32 islands that cure it: "
+                                        f"{', '.join(cure.islands)}; apply them with --auto-islands") from failure  # fmt: skip
+            plan = plan.with_islands(file, cure.islands)
+
+
+def strip(model: onnx.ModelProto) -> None:
     """Drop what would differ between two exports or grow the file: stack traces, notes, inferred shapes."""
     model.producer_name, model.producer_version, model.doc_string = "digseg-export", digseg_engine.__version__, ""
     del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
@@ -132,55 +177,3 @@ def _write_golden(room: Path, sample: Sample) -> None:
         "logits": np.ascontiguousarray(sample.logits[:1, :3]).astype(np.float32),
     }
     save_file(arrays, str(room / "golden.safetensors"), metadata={"prompts": json.dumps(sample.prompts[:3])})
-
-
-def _manifest(
-    checkpoint: Checkpoint, precision: dict[str, Any], graphs: dict[str, Any], verified: dict[str, Any]
-) -> dict[str, Any]:
-    student = checkpoint.config.student
-    tools = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
-    return {
-        "format": BUNDLE_FORMAT,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "contract": contract_json(),
-        "model": {
-            "name": checkpoint.config.name,
-            "image_size": checkpoint.config.image_size,
-            "stride": checkpoint.stride,
-            "scales": len(checkpoint.student.injections),
-            "student": asdict(student),
-        },
-        "precision": precision,
-        "shapes": {"B": "dynamic", "K": "dynamic", "L": "dynamic", "H": "dynamic", "W": "dynamic"},
-        "graphs": graphs,
-        "verification": verified,
-        "tools": {
-            "digseg-engine": digseg_engine.__version__,
-            "python": platform.python_version(),
-            **{t: version(t) for t in tools},
-        },
-        "licence": {"code": "Apache-2.0", "weights": _licence(checkpoint)},
-    }
-
-
-def _licence(checkpoint: Checkpoint) -> str:
-    known = {"tiny": "Apache-2.0 (trained on generated scenes and on photographs shipped with scikit-image)"}
-    return known.get(checkpoint.config.name, "that of the weights it was trained from")
-
-
-class _Clock:
-    def __init__(self, progress: Progress) -> None:
-        self.seconds: dict[str, float] = {}
-        self._progress, self._name, self._began = progress, "", time.perf_counter()
-
-    def start(self, name: str) -> None:
-        self.stop()
-        self._name, self._began = name, time.perf_counter()
-        self._progress(name)
-
-    def detail(self, text: str) -> None:
-        self._progress(f"{self._name}: {text}")
-
-    def stop(self) -> None:
-        if self._name:
-            self.seconds[self._name] = time.perf_counter() - self._began

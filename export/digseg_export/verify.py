@@ -1,4 +1,4 @@
-"""Verification: the exported graphs against PyTorch in float32, stage by stage, on real pictures and prompts.
+"""Verification: PyTorch float32 -> PyTorch in the precision -> graphs, stage by stage, on real pictures and prompts.
 
 Numbers and masks are compared: a graph that is close in norm but flips masks is wrong, and so is the reverse. Over the
 limit means VerificationError and nothing is published.
@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
 from digseg_engine.errors import VerificationError
 from digseg_engine.images import fit
 from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.model.pretrained import Checkpoint
-from digseg_engine.runtime.backends.ort_backend import PROVIDER, wide_name
 from digseg_engine.training.scenes import CLASSES, DOMAINS, scene
+from digseg_export.ranges import session
+from digseg_export.to_onnx import Stages
 
 Array = NDArray[Any]
 SCENES_PER_DOMAIN = 4
@@ -35,9 +33,16 @@ class Limits:
 
     relative: float
     iou: float
+    absolute: float | None = None  # largest error of any number; None: not judged
 
 
-LIMITS = {"fp32": Limits(1e-3, 0.999), "fp16": Limits(2e-2, 0.99)}
+LIMITS = {
+    "fp32": Limits(1e-3, 0.999),
+    "fp16": Limits(2e-2, 0.99),
+    "bf16": Limits(5e-2, 0.97),
+    "int8": Limits(2e-1, 0.90),
+    "fp8": Limits(2e-1, 0.90),
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Check:
     iou: float | None = None
     worst_iou: float | None = None
     pairs: int = 0
+    label_agreement: float | None = None  # share of pixels whose best prompt (or background) is the same
 
 
 @torch.no_grad()
@@ -90,17 +96,32 @@ def _sample(checkpoint: Checkpoint, domain: str) -> Sample:
     return Sample(domain, image, ids, mask, keys, values, logits.numpy(), prompts)
 
 
-class Graphs:
-    """The two graphs of a bundle under test on ONNX Runtime's CPU provider; wide=True takes the float32 twins."""
+class CheckError(VerificationError):
+    """A check over its limits; carries the check, so that the bisect knows which stage to search."""
 
-    def __init__(self, room: Path, wide: bool) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        names = [wide_name(spec) if wide else spec.file for spec in (TEXT_ENCODER, SEGMENTER)]
-        self.text, self.segmenter = (
-            onnxruntime.InferenceSession(str(room / name), options, providers=[PROVIDER]) for name in names
-        )
-        self.names = names
+    def __init__(self, message: str, check: Check) -> None:
+        super().__init__(message)
+        self.check = check
+
+
+class Form(Protocol):
+    """One way to compute the two stages."""
+
+    names: tuple[str, str]  # what to call the text encoder and the segmenter in the report
+    judged: bool  # False: reported as a yardstick, held to no limit
+
+    def encode(self, s: Sample) -> tuple[Array, Array]: ...
+
+    def segment(self, s: Sample, keys: Array, values: Array) -> Array: ...
+
+
+class Graphs:
+    """Two graphs (files or models in memory) on ONNX Runtime's CPU provider."""
+
+    judged = True
+
+    def __init__(self, text: Any, segmenter: Any, names: tuple[str, str]) -> None:
+        self.text, self.segmenter, self.names = session(text), session(segmenter), names
         kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         self.dtype = kinds[next(i.type for i in self.segmenter.get_inputs() if i.name == "text_keys")]
 
@@ -114,27 +135,50 @@ class Graphs:
         return np.asarray(logits)
 
 
-def verify(
-    room: Path, data: list[Sample], precision: str, limits: Limits, progress: Callable[[str], None]
-) -> list[Check]:
-    """All checks of a bundle being written. Raises VerificationError with the table's worst row."""
+class Torch:
+    """The same two stages in PyTorch under autocast to fp16 or bf16: what the precision costs without any export.
+
+    A yardstick: autocast knows nothing of our islands, so it may overflow where the graph does not.
+    """
+
+    judged = False
+
+    def __init__(self, parts: Stages, precision: str) -> None:
+        self.parts, self.names = parts, (f"PyTorch autocast {precision}",) * 2
+        self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+    @torch.no_grad()
+    def encode(self, s: Sample) -> tuple[Array, Array]:
+        with torch.autocast("cpu", self.dtype):
+            keys, values = self.parts.text_encoder(torch.from_numpy(s.token_ids), torch.from_numpy(s.token_mask))
+        return keys.float().numpy(), values.float().numpy()
+
+    @torch.no_grad()
+    def segment(self, s: Sample, keys: Array, values: Array) -> Array:
+        tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in (s.image, keys, values, s.token_mask)]
+        with torch.autocast("cpu", self.dtype):
+            return self.parts.segmenter(*tensors).float().numpy()
+
+
+def verify(forms: list[Form], data: list[Sample], limits: Limits, progress: Callable[[str], None]) -> list[Check]:
+    """Every form on every sample, stage by stage, then end to end. Raises CheckError at the first check over its limits."""
     checks = []
-    for wide in (False, True) if precision != "fp32" else (False,):
-        graphs = Graphs(room, wide)
+    for form in forms:
         texts, alone, whole = [], [], []
         for s in data:
-            progress(f"{graphs.names[1]} on {s.domain}")
-            keys, values = graphs.encode(s)
+            progress(f"{form.names[1]} on {s.domain}")
+            keys, values = form.encode(s)
             texts.append(
                 (np.concatenate([s.keys.ravel(), s.values.ravel()]), np.concatenate([keys.ravel(), values.ravel()]))
             )
-            alone.append((s.logits, graphs.segment(s, s.keys, s.values)))
-            whole.append((s.logits, graphs.segment(s, keys, values)))
-        checks.append(compare("text encoder", graphs.names[0], texts, masks=False))
-        checks.append(compare("segmenter", graphs.names[1], alone))
-        checks.append(compare("end to end", " + ".join(graphs.names), whole))
-    for check in checks:
-        judge(check, limits)
+            alone.append((s.logits, form.segment(s, s.keys, s.values)))
+            whole.append((s.logits, form.segment(s, keys, values)))
+        joined = " + ".join(dict.fromkeys(form.names))
+        found = [compare("text encoder", form.names[0], texts, masks=False), compare("segmenter", form.names[1], alone),
+                 compare("end to end", joined, whole)]  # fmt: skip
+        for check in found if form.judged else ():
+            judge(check, limits)
+        checks += found
     return checks
 
 
@@ -148,7 +192,13 @@ def compare(stage: str, graph: str, pairs: list[tuple[Array, Array]], masks: boo
     if not masks:
         return Check(*numbers)
     ious = np.concatenate([pair_iou(a > 0, b > 0) for a, b in pairs])
-    return Check(*numbers, float(ious.mean()), float(ious.min()), len(ious))
+    same = float(np.concatenate([(labels(a) == labels(b)).ravel() for a, b in pairs]).mean())
+    return Check(*numbers, float(ious.mean()), float(ious.min()), len(ious), same)
+
+
+def labels(logits: Array) -> NDArray[np.int64]:
+    """logits [B, K, h, w] -> 1 + the index of the best prompt where any is positive, else 0; [B, h, w]."""
+    return np.where((logits > 0).any(1), logits.argmax(1) + 1, 0)
 
 
 def pair_iou(want: NDArray[np.bool_], got: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -159,16 +209,19 @@ def pair_iou(want: NDArray[np.bool_], got: NDArray[np.bool_]) -> NDArray[np.floa
 
 
 def judge(check: Check, limits: Limits) -> None:
-    """Raises VerificationError when a check is over its limits (or not finite)."""
+    """Raises CheckError when a check is over its limits (or not finite)."""
+    where, end = f"{check.stage} ({check.graph})", "nothing was published"
     if not np.isfinite(check.relative):
-        raise VerificationError(f"{check.stage} ({check.graph}) gives NaN or infinity; expected finite numbers; nothing was "
-                                "published; try --precision fp32")  # fmt: skip
+        raise CheckError(f"{where} gives NaN or infinity; expected finite numbers; {end}", check)
     if check.relative > limits.relative:
-        raise VerificationError(f"{check.stage} ({check.graph}) differs from PyTorch by {check.relative:.2e} relative, at most "
-                                f"{limits.relative:.0e} allowed; nothing was published; try --precision fp32")  # fmt: skip
+        raise CheckError(f"{where} differs from PyTorch by {check.relative:.2e} relative, at most "
+                      f"{limits.relative:g} allowed (--rtol); {end}", check)  # fmt: skip
+    if limits.absolute is not None and check.max_error > limits.absolute:
+        raise CheckError(f"{where} differs from PyTorch by {check.max_error:.2e} at one place, at most "
+                      f"{limits.absolute:g} allowed (--atol); {end}", check)  # fmt: skip
     if check.iou is not None and check.iou < limits.iou:
-        raise VerificationError(f"{check.stage} ({check.graph}) has mask IoU {check.iou:.4f} with PyTorch, at least "
-                                f"{limits.iou} expected; nothing was published; try --precision fp32")  # fmt: skip
+        raise CheckError(f"{where} has mask IoU {check.iou:.4f} with PyTorch, at least "
+                      f"{limits.iou} expected (--min-iou); {end}", check)  # fmt: skip
 
 
 def report(checks: list[Check], limits: Limits) -> dict[str, Any]:
@@ -177,5 +230,10 @@ def report(checks: list[Check], limits: Limits) -> dict[str, Any]:
         "reference": f"PyTorch {torch.__version__} float32",
         "data": f"{SCENES_PER_DOMAIN} test scenes of each of {', '.join(DOMAINS)}, {PROMPTS} prompts each",
         "limits": asdict(limits),
-        "checks": [asdict(check) for check in checks],
+        "checks": [_plain(asdict(check)) for check in checks],
     }
+
+
+def _plain(check: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN: a number that is not finite becomes null."""
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in check.items()}

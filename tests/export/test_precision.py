@@ -109,8 +109,8 @@ def test_the_wide_twin_shares_the_weights_file(tmp_path):
 
 
 def test_unknown_precisions_are_refused():
-    with pytest.raises(UsageError, match="unknown precision 'fp8'; expected one of fp32, fp16"):
-        check_precision("fp8")
+    with pytest.raises(UsageError, match="unknown precision 'fp7'; expected one of fp32, fp16, bf16, int8, fp8"):
+        check_precision("fp7")
 
 
 def save(model, path):

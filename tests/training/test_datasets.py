@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from dataset_trees import SIZE, TREES, label_map, own, palette, picture, voc_colour
+from dataset_trees import SIZE, TREES, grey, label_map, own, palette, picture, voc_colour
 
 from digseg_engine.errors import InputError, UsageError
 from digseg_engine.training.classes import TEMPLATES
@@ -87,6 +87,16 @@ def test_the_usual_folder_around_a_data_set_may_be_given(tmp_path):
         assert open_dataset(tmp_path / name).root == tmp_path / name / inside
 
 
+def test_voc_with_the_additional_masks(tmp_path):
+    """SegmentationClassAug: grey PNGs of the same ids for more pictures (Hariharan et al. 2011)."""
+    TREES["voc2012"](tmp_path)
+    grey(tmp_path / "SegmentationClassAug/2007_000005.png", label_map([0, 15]))
+    (tmp_path / "ImageSets/Segmentation/trainaug.txt").write_text("2007_000005\n")
+    assert dataset_splits(tmp_path) == ("train", "val", "trainaug")
+    ids = open_dataset(tmp_path, split="trainaug")[0].ids
+    assert np.array_equal(ids, np.where(label_map([0, 15]) == 15, 14, BACKGROUND))
+
+
 def test_coco_stuff_in_its_other_places(tmp_path):
     TREES["coco-stuff"](tmp_path)
     (tmp_path / "annotations").rename(tmp_path / "stuffthingmaps")
@@ -150,7 +160,7 @@ def test_templates_default_and_own(tmp_path):
     assert all(template.count("{}") == 1 for template in TEMPLATES)
 
 
-def test_voc_colours_of_the_helper_are_voc_colours():
+def test_generated_palettes_have_vocs_colours():
     assert [voc_colour(i) for i in (1, 15, 20, 255)] == [(128, 0, 0), (192, 128, 128), (0, 64, 128), (224, 224, 192)]
 
 

@@ -1,0 +1,204 @@
+"""TensorRT engines of a bundle, 10.3 to 11.x, with nothing but TensorRT's Python bindings and the CUDA driver.
+
+Not run by us yet. The names used here exist in the published bindings of 10.3, 10.16 and 11.1 (a test holds this). Results:
+None or False from TensorRT is turned into BackendError with the last lines of its log.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digseg_engine.bundle import Bundle
+from digseg_engine.contract import GRAPHS, SEGMENTER, TEXT_ENCODER, GraphSpec
+from digseg_engine.errors import BackendError
+from digseg_engine.runtime.backends import Array, Usable
+from digseg_engine.runtime.cuda_driver import Driver, zeros
+from digseg_engine.runtime.engine_store import EngineKey, engine_path, graph_hash, load_plan
+from digseg_engine.runtime.profile import Profile, make_profile
+
+INSTALL = 'pip install "digseg-engine[tensorrt]"'
+OLDEST = (10, 3)
+KNOWN_BAD = {
+    (11, 1): "wrong results in float32 on transformer graphs (NVIDIA/TensorRT#4813)",
+    (11, 2): "miscompiled fusions (rerun-io/examples-monorepo#87)",
+}
+
+
+def check_version(text: str) -> tuple[int, int]:
+    """(major, minor) of a TensorRT version. Raises BackendError for one too old or known to give wrong results."""
+    major, minor = (int(part) for part in text.split(".")[:2])
+    if (major, minor) < OLDEST:
+        raise BackendError(f"TensorRT {text} is too old; expected 10.3 or newer (JetPack 6.1); {INSTALL}")
+    if reason := KNOWN_BAD.get((major, minor)):
+        raise BackendError(f"TensorRT {text} is refused: {reason}; install another 10.x or 11.x release")
+    return major, minor
+
+
+def import_tensorrt() -> Any:
+    """The tensorrt module, of a version that can be used. Raises BackendError otherwise."""
+    try:
+        import tensorrt
+    except ImportError as error:
+        raise BackendError(f"backend tensorrt cannot run here: {error}; install it with {INSTALL}") from error
+    check_version(tensorrt.__version__)
+    return tensorrt
+
+
+def make_logger(trt: Any, keep: int = 20) -> Any:
+    """A logger that keeps the last warnings and errors in `lines`; it must live as long as what was made with it."""
+
+    class Keeper(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: deque[str] = deque(maxlen=keep)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.WARNING:
+                self.lines.append(message)
+
+    return Keeper()
+
+
+def failure(what: str, logger: Any, next_step: str) -> BackendError:
+    """A TensorRT call that returned None or False, as one error with the end of its log."""
+    said = " | ".join(list(logger.lines)[-3:]) or "TensorRT gave no reason"
+    return BackendError(f"{what}: {said}; {next_step}")
+
+
+def bundle_profile(bundle: Bundle) -> Profile:
+    """The profile of the manifest; for a dynamic bundle 1 picture of the model's own size and up to 16 prompts."""
+    model = bundle.manifest["model"]
+    found = Profile.from_json(bundle.manifest["shapes"])
+    return found or make_profile({}, {}, {}, int(model["image_size"]), int(model["stride"]))
+
+
+def model_sizes(bundle: Bundle) -> dict[str, int]:
+    """The axes of the contract that the model itself fixes."""
+    model = bundle.manifest["model"]
+    student = model["student"]
+    return {"S": model["scales"], "heads": student["heads"], "d": student["width"] // student["heads"],
+            "Co": student["head_width"]}  # fmt: skip
+
+
+def engine_key(bundle: Bundle, spec: GraphSpec, version: str, driver: Driver) -> EngineKey:
+    """The key of this graph's engine on this machine."""
+    device = driver.describe()
+    profile = repr(sorted((axis, r["min"], r["opt"], r["max"]) for axis, r in bundle_profile(bundle).to_json().items()))
+    precision = str(bundle.manifest["precision"]["name"])
+    return EngineKey(
+        graph_hash(bundle, spec), version, device.cuda, device.name, device.compute_capability, profile, precision
+    )
+
+
+def probe() -> Usable:
+    """TensorRT of a usable version and a GPU that answers."""
+    try:
+        trt = import_tensorrt()
+        device = Driver().describe()
+    except BackendError as error:
+        return Usable("tensorrt", False, "", str(error), INSTALL)
+    return Usable("tensorrt", True, f"tensorrt {trt.__version__} on {device.name}, not run by us yet")
+
+
+class _Graph:
+    """One deserialised engine with its context, buffers and stream; used under a lock."""
+
+    def __init__(
+        self, trt: Any, runtime: Any, logger: Any, driver: Driver, path: Path, plan: bytes, spec: GraphSpec
+    ) -> None:
+        self._logger, self._driver, self._spec = logger, driver, spec
+        self._engine = runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise failure(f"{path} could not be deserialised", logger, "build it again on this machine")
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise failure(f"{path} got no execution context", logger, "free GPU memory, or use a smaller profile")
+        names = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
+        if wanted := {t.name for t in (*spec.inputs, *spec.outputs)} - names:
+            raise BackendError(f"{path} lacks the tensors {', '.join(sorted(wanted))}; build it again")
+        self._stream, self._buffers = driver.stream(), {}  # type: int, dict[str, tuple[int, int]]
+        self._lock = Lock()
+
+    def _buffer(self, name: str, size: int) -> int:
+        pointer, held = self._buffers.get(name, (0, 0))
+        if held < size:
+            if pointer:
+                self._driver.free(pointer)
+            pointer = self._driver.allocate(size)
+            self._buffers[name] = (pointer, size)
+        return pointer
+
+    def run(self, feeds: dict[str, Array], kinds: dict[str, str]) -> list[Array]:
+        """feeds by name -> outputs in contract order; `kinds` is each output's host type."""
+        with self._lock:
+            self._driver.make_current()
+            alive = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+            for name, array in alive.items():
+                if not self._context.set_input_shape(name, tuple(array.shape)):
+                    raise failure(
+                        f"{self._spec.file} refuses {name} of shape {array.shape}", self._logger, "see the profile"
+                    )
+                pointer = self._buffer(name, array.nbytes)
+                self._driver.upload(pointer, array, self._stream)
+                self._context.set_tensor_address(name, pointer)
+            if missing := self._context.infer_shapes():
+                raise failure(f"{self._spec.file} still lacks {', '.join(missing)}", self._logger, "build it again")
+            outputs = []
+            for tensor in self._spec.outputs:
+                host = zeros(tuple(self._context.get_tensor_shape(tensor.name)), kinds[tensor.name])
+                self._context.set_tensor_address(tensor.name, self._buffer(tensor.name, host.nbytes))
+                outputs.append(host)
+            if not self._context.execute_async_v3(self._stream):
+                raise failure(f"{self._spec.file} failed to run", self._logger, "try --backend onnxruntime")
+            for tensor, host in zip(self._spec.outputs, outputs):
+                self._driver.download(host, self._buffers[tensor.name][0], self._stream)
+            self._driver.wait(self._stream)
+            return outputs
+
+
+class TensorrtBackend:
+    """Both graphs of a bundle as engines built on this machine. Thread-safe: one lock per graph."""
+
+    name = "tensorrt"
+    fixed_shapes = False
+
+    def __init__(self, bundle: Bundle, trt: Any = None, driver: Driver | None = None) -> None:
+        trt = trt or import_tensorrt()
+        driver = driver or Driver()
+        self._logger = make_logger(trt)
+        self._runtime = trt.Runtime(self._logger)
+        self.profile = bundle_profile(bundle)
+        precision = str(bundle.manifest["precision"]["name"])
+        half = precision if precision in ("fp16", "bf16") else "float32"
+        self._kinds = {
+            t.name: half if t.dtype == "graph" else t.dtype for s in GRAPHS.values() for t in (*s.inputs, *s.outputs)
+        }
+        self._bits = {"fp16": np.float16, "bf16": np.uint16}.get(half, np.float32)
+        self._text, self._segmenter = (self._load(trt, driver, bundle, spec) for spec in (TEXT_ENCODER, SEGMENTER))
+        self.detail = f"tensorrt {trt.__version__}, {driver.describe().name}, {precision}"
+
+    def _load(self, trt: Any, driver: Driver, bundle: Bundle, spec: GraphSpec) -> _Graph:
+        key = engine_key(bundle, spec, trt.__version__, driver)
+        path = engine_path(bundle, key, spec)
+        return _Graph(trt, self._runtime, self._logger, driver, path, load_plan(path, key), spec)
+
+    def encode_text(self, token_ids: NDArray[np.int64], token_mask: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """token_ids [K, L], token_mask [K, L] -> text_keys, text_values; bf16 travels as its 16 bits."""
+        self.profile.check({"L": token_ids.shape[1]})
+        keys, values = self._text.run({"token_ids": token_ids, "token_mask": token_mask}, self._kinds)
+        return keys, values
+
+    def segment(self, image: Array, keys: Array, values: Array, token_mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """image [B, 3, H, W] and folded text of K prompts -> logits [B, K, h', w']; refused outside the profile."""
+        b, _, h, w = image.shape
+        self.profile.check({"B": b, "K": keys.shape[0], "L": token_mask.shape[1], "H": h, "W": w})
+        feeds = {"image": image, "text_keys": keys.astype(self._bits, copy=False),
+                 "text_values": values.astype(self._bits, copy=False), "token_mask": token_mask}  # fmt: skip
+        (logits,) = self._segmenter.run(feeds, self._kinds)
+        return logits

@@ -1,0 +1,84 @@
+"""Calibration data: pictures and prompts. The generated training scenes, or a folder of the user's own.
+
+A folder holds pictures (any format Pillow reads) and `prompts.txt`, one prompt a line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digseg_engine.errors import DigsegError, InputError
+from digseg_engine.images import as_rgb, fit
+from digseg_engine.model.pretrained import Checkpoint
+from digseg_engine.training.scenes import DOMAINS, scene
+
+SCENES_PER_DOMAIN = 8
+PROMPTS_PER_BATCH = 8
+MAX_PICTURES = 256
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """One batch: pictures [B, 3, H, W] in -1..1 and the tokens of the prompts asked about them [K, L]."""
+
+    image: NDArray[np.float32]
+    token_ids: NDArray[np.int64]
+    token_mask: NDArray[np.bool_]
+
+    def text_feeds(self) -> dict[str, Any]:
+        return {"token_ids": self.token_ids, "token_mask": self.token_mask}
+
+
+def calibration(checkpoint: Checkpoint, folder: Path | None) -> tuple[list[Calibration], str]:
+    """Batches of one picture or domain each, and words on where they come from.
+
+    Raises InputError for a folder without pictures or prompts, or a picture that cannot be read.
+    """
+    if folder is None:
+        return [_domain(checkpoint, domain) for domain in DOMAINS], (
+            f"{SCENES_PER_DOMAIN} training scenes of each of {', '.join(DOMAINS)}, with their prompts"
+        )
+    pictures, prompts = check_folder(folder)
+    batches = []
+    for i, path in enumerate(pictures):
+        some = [prompts[(i + j) % len(prompts)] for j in range(min(PROMPTS_PER_BATCH, len(prompts)))]
+        try:
+            rgb = as_rgb(path)
+        except DigsegError as error:
+            raise InputError(f"calibration picture {error}") from error
+        batches.append(_batch(checkpoint, [rgb], some))
+    return batches, f"{len(pictures)} pictures and {len(prompts)} prompts of {folder.name}"
+
+
+def check_folder(folder: Path) -> tuple[list[Path], list[str]]:
+    """The pictures (sorted, at most 256) and prompts of a calibration folder. Raises InputError when one lacks."""
+    if not folder.is_dir():
+        raise InputError(f"calibration folder {folder} not found; expected pictures and prompts.txt")
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    listed = folder / "prompts.txt"
+    lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not pictures or not prompts:
+        raise InputError(
+            f"calibration folder {folder} has {len(pictures)} pictures and {len(prompts)} prompts; expected at least "
+            "one of each (prompts.txt: one prompt a line)"
+        )
+    return pictures[:MAX_PICTURES], prompts
+
+
+def _domain(checkpoint: Checkpoint, domain: str) -> Calibration:
+    scenes = [scene(70_000 + i, domain, checkpoint.config.image_size, "train") for i in range(SCENES_PER_DOMAIN)]
+    present = list(dict.fromkeys(name for one in scenes for name in one.names()))
+    return _batch(checkpoint, [one.image for one in scenes], [*present[: PROMPTS_PER_BATCH - 1], "zebra"])
+
+
+def _batch(checkpoint: Checkpoint, pictures: list[NDArray[np.uint8]], prompts: list[str]) -> Calibration:
+    size = checkpoint.config.image_size
+    image = np.concatenate([fit(rgb, size, checkpoint.stride).pixels for rgb in pictures])
+    return Calibration(image, *checkpoint.tokenizer.encode(tuple(prompts)))

@@ -1,0 +1,50 @@
+"""The manifest of a bundle: what was exported, from what, with which tools, checked how."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import digseg_engine
+from digseg_engine.contract import BUNDLE_FORMAT, contract_json
+from digseg_engine.model.pretrained import Checkpoint
+from digseg_engine.runtime.profile import AXES, Profile
+
+
+def manifest_of(
+    checkpoint: Checkpoint, precision: dict[str, Any], graphs: dict[str, Any], verified: dict[str, Any],
+    profile: Profile | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything `manifest.json` says but the file list. What differs between two equal exports: `created` alone."""
+    student = checkpoint.config.student
+    tools = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
+    return {
+        "format": BUNDLE_FORMAT,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "contract": contract_json(),
+        "model": {
+            "name": checkpoint.config.name,
+            "image_size": checkpoint.config.image_size,
+            "stride": checkpoint.stride,
+            "scales": len(checkpoint.student.injections),
+            "student": asdict(student),
+        },
+        "precision": precision,
+        "shapes": profile.to_json() if profile else dict.fromkeys(AXES, "dynamic"),
+        "graphs": graphs,
+        "verification": verified,
+        "tools": {
+            "digseg-engine": digseg_engine.__version__,
+            "python": platform.python_version(),
+            **{t: version(t) for t in tools},
+        },
+        "licence": {"code": "Apache-2.0", "weights": _licence(checkpoint)},
+    }
+
+
+def _licence(checkpoint: Checkpoint) -> str:
+    known = {"tiny": "Apache-2.0 (trained on generated scenes and on photographs shipped with scikit-image)"}
+    return known.get(checkpoint.config.name, "that of the weights it was trained from")

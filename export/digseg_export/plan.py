@@ -1,0 +1,165 @@
+"""The precision plan of an export: one policy per graph, measured on calibration data, and how to write and run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from digseg_engine.contract import SEGMENTER, TEXT_ENCODER, GraphSpec
+from digseg_engine.model.pretrained import Checkpoint
+from digseg_engine.runtime.backends.ort_backend import wide_name
+from digseg_engine.runtime.profile import AXES, Profile
+from digseg_export.bisect_islands import Cure, find_cure
+from digseg_export.calibration import calibration
+from digseg_export.emulate import emulate
+from digseg_export.precision import TYPES, Policy, last_layer, to_precision, widen
+from digseg_export.quantize import quantise
+from digseg_export.ranges import Feeds, range_islands, session, tensor_ranges
+from digseg_export.to_onnx import Stages
+from digseg_export.verify import Form, Graphs, Limits, Sample, Torch
+
+SPECS = (TEXT_ENCODER, SEGMENTER)
+Models = dict[str, onnx.ModelProto]
+WIDE = {
+    "fp32": "nothing: float32 needs no calibration",
+    "bf16": "nothing: bf16 has float32's range, no tensor can overflow",
+}
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The folded PyTorch modules and the float32 graphs made from them, by file name."""
+
+    parts: Stages
+    models: Models
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each graph becomes: policies by file name, int8/fp8 graphs where made, and the words of the report."""
+
+    precision: str
+    policies: dict[str, Policy]
+    quantised: dict[str, tuple[onnx.ModelProto, dict[str, Any]]] = field(default_factory=dict)
+    calibrated_on: str = ""
+    written: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def measure(
+        cls, checkpoint: Checkpoint, models: Models, precision: str, options: Any, progress: Callable[[str], None]
+    ) -> Plan:
+        """Decide islands by kind, by measured range, and (int8, fp8) the layers that are left out."""
+        policies = {spec.file: Policy(precision) for spec in SPECS}
+        policies[SEGMENTER.file].nodes.update(last_layer(models[SEGMENTER.file]))
+        if precision in WIDE or (precision == "fp16" and not options.measured_islands):
+            return cls(precision, policies, calibrated_on=WIDE.get(precision, "nothing: islands by kind alone"))
+        batches, words = calibration(checkpoint, options.calibration)
+        texts = [batch.text_feeds() for batch in batches]
+        encoder = session(models[TEXT_ENCODER.file])
+        pictures = [
+            {"image": b.image, "text_keys": k, "text_values": v, "token_mask": b.token_mask}
+            for b, (k, v) in ((b, encoder.run(None, t)) for b, t in zip(batches, texts))
+        ]
+        quantised = {}
+        for spec, feeds in ((TEXT_ENCODER, texts), (SEGMENTER, pictures)):
+            progress(f"ranges of {spec.file}")
+            ranges = tensor_ranges(models[spec.file], feeds)
+            if precision == "fp16":
+                policies[spec.file].nodes.update(range_islands(models[spec.file], ranges))
+            elif precision in ("int8", "fp8"):
+                progress(f"{precision} of {spec.file}")
+                keep = policies[spec.file].nodes
+                made = quantise(models[spec.file], precision, ranges, feeds, keep)
+                quantised[spec.file] = (made.model, made.report)
+        return cls(precision, policies, quantised, words)
+
+    def with_islands(self, file: str, islands: dict[str, str]) -> Plan:
+        """The same plan with more float32 islands in one graph."""
+        old = self.policies[file]
+        return replace(self, policies={**self.policies, file: replace(old, nodes={**old.nodes, **islands})})
+
+    def report(self) -> dict[str, Any]:
+        """The policy as written into the bundle: every island and every layer left out, with its reason."""
+        return {"name": self.precision, "calibrated_on": self.calibrated_on, "graphs": self.written}
+
+    def write(self, room: Path, traced: Traced) -> list[Form]:
+        """Save both graphs (and their float32 twins) into `room`; returns every way to verify them."""
+        for spec in SPECS:
+            self.written[spec.file] = self._write(room, spec, traced.models[spec.file])
+        text, segmenter = (str(room / spec.file) for spec in SPECS)
+        names = (TEXT_ENCODER.file, SEGMENTER.file)
+        if self.precision not in TYPES:
+            return [Graphs(text, segmenter, names)]
+        wide_text, wide_segmenter = (str(room / wide_name(spec)) for spec in SPECS)
+        rounded_text, rounded_segmenter = (
+            emulate(traced.models[s.file], self.policies[s.file], _borders(s)) for s in SPECS
+        )
+        forms: list[Form] = [
+            Torch(traced.parts, self.precision),
+            Graphs(rounded_text, rounded_segmenter, (f"{names[0]} rounded", f"{names[1]} rounded")),
+            Graphs(wide_text, wide_segmenter, (wide_name(TEXT_ENCODER), wide_name(SEGMENTER))),
+        ]
+        # ONNX Runtime's CPU provider has no bf16 kernels: that graph itself is checked for form, not run.
+        return forms if self.precision == "bf16" else [*forms, Graphs(text, segmenter, names)]
+
+    def _write(self, room: Path, spec: GraphSpec, model: onnx.ModelProto) -> dict[str, Any]:
+        """Save a graph with one external weights file, and its float32 twin over the same file."""
+        if spec.file in self.quantised:
+            converted, words = self.quantised[spec.file]
+            copy = onnx.ModelProto()
+            copy.CopyFrom(converted)
+            converted = copy
+        else:
+            converted, words = to_precision(model, self.policies[spec.file], _borders(spec))
+            if converted is model:
+                converted = onnx.ModelProto()
+                converted.CopyFrom(model)
+        save(converted, room / spec.file)
+        if self.precision in TYPES:
+            stored = onnx.load(str(room / spec.file), load_external_data=False)
+            onnx.save_model(widen(model, stored, self.precision), str(room / wide_name(spec)))
+        return words
+
+    def cure(
+        self, traced: Traced, file: str, data: list[Sample], limits: Limits, progress: Callable[[str], None]
+    ) -> Cure:
+        """Bisect one graph on the sample with the most prompts asked of real pictures."""
+        spec = next(s for s in SPECS if s.file == file)
+        s = data[0]
+        feed: Feeds = {"token_ids": s.token_ids, "token_mask": s.token_mask}
+        if spec is SEGMENTER:
+            feed = {"image": s.image, "text_keys": s.keys, "text_values": s.values, "token_mask": s.token_mask}
+        model, policy = traced.models[file], self.policies[file]
+        return find_cure(model, policy, _borders(spec), feed, limits.relative, progress)
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Save with every large constant in one external file beside the graph; no file is left over from an earlier try."""
+    data = path.with_suffix(".data")
+    data.unlink(missing_ok=True)
+    options: dict[str, Any] = {"all_tensors_to_one_file": True, "location": data.name, "size_threshold": 1024}
+    onnx.save_model(model, str(path), save_as_external_data=True, **options)
+
+
+def fix_shapes(models: Models, profile: Profile) -> Models:
+    """The graphs with every axis of the segmenter that the profile holds static written as a number.
+
+    The text encoder keeps its dynamic axes: prompts are encoded one by one and cached.
+    """
+    static = {axis: span.max for axis, span in profile.ranges.items() if span.static and axis in AXES}
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(models[SEGMENTER.file])
+    for value, spec in zip(fixed.graph.input, SEGMENTER.inputs):
+        for dim, axis in zip(value.type.tensor_type.shape.dim, spec.axes):
+            if axis in static:
+                dim.Clear()
+                dim.dim_value = static[str(axis)]
+    return {**models, SEGMENTER.file: fixed}
+
+
+def _borders(spec: GraphSpec) -> dict[str, str]:
+    return {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}

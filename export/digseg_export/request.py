@@ -1,0 +1,147 @@
+"""What the command line asked for, checked before anything is loaded: arguments that do not apply are refused."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from digseg_engine.errors import UsageError
+from digseg_engine.runtime.profile import Profile, make_profile, parse_shapes
+from digseg_export.precision import check_precision
+from digseg_export.targets import build_script, find_target, memory_plan
+
+FORMATS = ("onnx", "tensorrt", "all")
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `digseg-export` as typed; None means not given."""
+
+    precision: str = "fp16"
+    format: str = "onnx"
+    target: str | None = None
+    imgsz: str | None = None
+    batch: int | None = None
+    prompts: int | None = None
+    min_shapes: str | None = None
+    opt_shapes: str | None = None
+    max_shapes: str | None = None
+    calibration: Path | None = None
+    auto_islands: bool = False
+    islands: str = "measured"
+    atol: float | None = None
+    rtol: float | None = None
+    min_iou: float | None = None
+    workspace: int | None = None
+    timing_cache: Path | None = None
+    builder_level: int | None = None
+
+    def check(self) -> None:
+        """Raises UsageError for the first argument that is unknown or does not apply, with the reason."""
+        check_precision(self.precision)
+        if self.format not in FORMATS:
+            raise UsageError(f"unknown format {self.format!r}; expected one of {', '.join(FORMATS)}")
+        if self.target:
+            find_target(self.target, self.precision)
+        self._check_shapes()
+        for given, option, applies, reason in self._conditions():
+            if given and not applies:
+                raise UsageError(f"{option} does not apply: {reason}")
+        if self.islands not in ("measured", "kinds"):
+            raise UsageError(f"unknown --islands {self.islands!r}; expected measured or kinds")
+        for value, option in ((self.atol, "--atol"), (self.rtol, "--rtol")):
+            if value is not None and value < 0:
+                raise UsageError(f"{option} is {value}; expected 0 or more")
+        if self.min_iou is not None and not 0 <= self.min_iou <= 1:
+            raise UsageError(f"--min-iou is {self.min_iou}; expected 0 to 1")
+        if self.builder_level is not None and not 0 <= self.builder_level <= 5:
+            raise UsageError(f"--builder-optimization-level is {self.builder_level}; expected 0 to 5")
+
+    def _conditions(self) -> list[tuple[Any, str, bool, str]]:
+        p, half = self.precision, self.precision in ("fp16", "bf16")
+        builds = self.format != "onnx" or self.target is not None
+        engine = "it is for building an engine; add --format all or --target"
+        return [
+            (self.calibration, "--calibration", p != "fp32" and p != "bf16", f"{p} measures nothing; use fp16, int8 or fp8"),
+            (self.auto_islands, "--auto-islands", half, f"{p} has no float32 islands; use fp16 or bf16"),
+            (self.islands != "measured", "--islands", p == "fp16", f"ranges are measured for fp16 only, not for {p}"),
+            (self.workspace, "--workspace", builds, engine),
+            (self.timing_cache, "--timing-cache", self.format != "onnx", "no engine is built; add --format all"),
+            (self.builder_level is not None, "--builder-optimization-level", builds, engine),
+            (self.target, "--target", self.format == "onnx", "the script builds on the device; --format builds here"),
+        ]  # fmt: skip
+
+    def _check_shapes(self) -> None:
+        short = [o for v, o in ((self.imgsz, "--imgsz"), (self.batch, "--batch"), (self.prompts, "--prompts")) if v]
+        if short and (self.min_shapes or self.opt_shapes or self.max_shapes):
+            raise UsageError(f"{', '.join(short)} and --min/opt/maxShapes both set shapes; give one kind")
+        self.sizes()
+
+    def sizes(self) -> tuple[dict[str, int], dict[str, int], dict[str, int]] | None:
+        """(min, opt, max) sizes by axis, or None when no shape option was given."""
+        spelled = [(self.min_shapes, "--minShapes"), (self.opt_shapes, "--optShapes"), (self.max_shapes, "--maxShapes")]
+        if any(text for text, _ in spelled):
+            low, usual, high = (parse_shapes(text, option) if text else {} for text, option in spelled)
+            return low, usual, high
+        fixed: dict[str, int] = {}
+        if self.imgsz:
+            sides = self.imgsz.lower().split("x")
+            if len(sides) > 2 or not all(side.isdigit() for side in sides):
+                raise UsageError(f"--imgsz is {self.imgsz!r}; expected pixels such as 512, or HEIGHTxWIDTH")
+            fixed = {"H": int(sides[0]), "W": int(sides[-1])}
+        for axis, value in (("B", self.batch), ("K", self.prompts)):
+            if value is not None:
+                if value < 1:
+                    raise UsageError(f"{'--batch' if axis == 'B' else '--prompts'} is {value}; expected 1 or more")
+                fixed[axis] = value
+        return (fixed, fixed, fixed) if fixed else None
+
+    def profile(self, size: int, stride: int) -> Profile | None:
+        """The shape profile for a model of this picture size and stride; None leaves every axis dynamic."""
+        sizes = self.sizes()
+        return make_profile(*sizes, size, stride) if sizes else None
+
+    def limits(self) -> Any:
+        """The precision's limits with --atol, --rtol and --min-iou applied."""
+        from digseg_export.verify import LIMITS
+
+        found = LIMITS[self.precision]
+        if self.rtol is not None:
+            found = replace(found, relative=self.rtol)
+        if self.min_iou is not None:
+            found = replace(found, iou=self.min_iou)
+        return replace(found, absolute=self.atol)
+
+    def options(self) -> Any:
+        """What `export_bundle` needs beside model, precision and limits."""
+        from digseg_export.publish import Options
+
+        def shapes(checkpoint: Any) -> Any:
+            return self.profile(checkpoint.config.image_size, checkpoint.stride)
+
+        return Options(shapes if self.sizes() else None, self.calibration, self.auto_islands,
+                       self.islands == "measured", self._script if self.target else None)  # fmt: skip
+
+    def _script(self, checkpoint: Any, profile: Profile | None) -> dict[str, bytes]:
+        target = find_target(str(self.target), self.precision)
+        parameters = sum(
+            p.numel() for m in (checkpoint.student, checkpoint.vae, checkpoint.text_encoder) for p in m.parameters()
+        )
+        width = {"fp32": 4, "fp16": 2, "bf16": 2}.get(self.precision, 1)
+        plan = memory_plan(target, parameters * width >> 20, self.workspace, self.builder_level)
+        return {f"build-{target.name}.sh": build_script(target, plan, profile, self.precision).encode()}
+
+    def plan(self, output: Path) -> dict[str, Any]:
+        """The --dry-run answer: what would be written where, with which limits."""
+        sizes = self.sizes()
+        files = ["manifest.json", "precision.json", "text_encoder.onnx", "text_encoder.data", "segmenter.onnx",
+                 "segmenter.data", "tokenizer.json", "golden.safetensors"]  # fmt: skip
+        if self.precision in ("fp16", "bf16"):
+            files += ["text_encoder.fp32.onnx", "segmenter.fp32.onnx"]
+        if self.target:
+            files.append(f"build-{self.target}.sh")
+        return {"output": os.fspath(output), "precision": self.precision, "format": self.format, "files": files,
+                "shapes": "dynamic" if not sizes else {"min": sizes[0], "opt": sizes[1], "max": sizes[2]},
+                "limits": vars(self.limits())}  # fmt: skip

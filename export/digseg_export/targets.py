@@ -1,0 +1,95 @@
+"""Devices an engine is built on, and the script that builds it there with a memory plan.
+
+An engine is built on the machine that runs it, never here. Figures of the devices are NVIDIA's; nothing of this file's
+output has been run on a device by us yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from digseg_engine.errors import UsageError
+from digseg_engine.runtime.profile import Profile
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device family: its smallest memory in GB, whether CPU and GPU share it, and what its tensor cores compute."""
+
+    name: str
+    memory_gb: int
+    shared: bool
+    tensorrt: str
+    precisions: tuple[str, ...]
+    note: str
+
+
+TARGETS = {
+    t.name: t
+    for t in (
+        Target("jetson-orin", 32, True, "10.3 (JetPack 6) or 10.16 (JetPack 7.2)", ("fp32", "fp16", "bf16", "int8"),
+               "AGX Orin, 32 or 64 GB"),
+        Target("jetson-orin-nano", 8, True, "10.3 (JetPack 6)", ("fp32", "fp16", "bf16", "int8"), "Orin Nano and NX, 8 GB"),
+        Target("jetson-thor", 128, True, "10.16 (JetPack 7.2)", ("fp32", "fp16", "bf16", "int8", "fp8"), "Thor, 128 GB"),
+        Target("desktop", 8, False, "10.3 to 11.x", ("fp32", "fp16", "bf16", "int8", "fp8"), "a GPU with 8 GB or more"),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What the build may use: workspace in MiB, builder level, free memory wanted before it starts in MiB."""
+
+    workspace_mib: int
+    builder_level: int
+    free_mib: int
+
+
+def find_target(name: str, precision: str) -> Target:
+    """The target called `name`. Raises UsageError for an unknown one or a precision it cannot compute."""
+    if name not in TARGETS:
+        raise UsageError(f"unknown target {name!r}; expected one of {', '.join(TARGETS)}")
+    target = TARGETS[name]
+    if precision not in target.precisions:
+        raise UsageError(
+            f"--precision {precision} does not apply to --target {name}: its tensor cores have no {precision}; "
+            f"expected one of {', '.join(target.precisions)}"
+        )
+    return target
+
+
+def memory_plan(target: Target, weights_mib: int, workspace_mib: int | None, level: int | None) -> MemoryPlan:
+    """A quarter of the memory for tactics (an eighth where CPU and GPU share it), between 256 MiB and 4 GiB.
+
+    The build holds the weights about three times (file, network, plan) beside the workspace; 1 GiB more is for CUDA.
+    """
+    share = target.memory_gb * 1024 // (8 if target.shared else 4)
+    workspace = workspace_mib or max(256, min(share, 4096))
+    chosen = (2 if target.memory_gb <= 8 and target.shared else 3) if level is None else level
+    return MemoryPlan(workspace, chosen, workspace + 3 * weights_mib + 1024)
+
+
+def build_script(target: Target, plan: MemoryPlan, profile: Profile | None, precision: str) -> str:
+    """The shell script that goes into the bundle; it refuses to start when the memory it needs is not free."""
+    shapes = (
+        "Shapes: the builder's defaults"
+        if profile is None
+        else "Shapes: " + ", ".join(f"{a} {r.min}..{r.max}" for a, r in profile.ranges.items())
+    )
+    return f"""#!/usr/bin/env bash
+# Builds the TensorRT engines of this bundle on {target.note}. Run it on the device that will run them:
+#     bash build-{target.name}.sh
+# Needs TensorRT {target.tensorrt} with its Python bindings, and `pip install digseg-engine`.
+# Precision {precision} is in the graphs; no builder flag sets it. {shapes}.
+# Written from the documentation of TensorRT; not run by us yet.
+set -euo pipefail
+bundle="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
+free_mib=$(awk '/MemAvailable/ {{print int($2 / 1024)}}' /proc/meminfo)
+if [ "$free_mib" -lt {plan.free_mib} ]; then
+  echo "the build needs about {plan.free_mib} MiB free (workspace {plan.workspace_mib}), found $free_mib;" >&2
+  echo "stop the desktop (sudo systemctl isolate multi-user), add swap, or export with a smaller --workspace" >&2
+  exit 1
+fi
+exec python3 -m digseg_export.to_tensorrt "$bundle" --workspace {plan.workspace_mib} \\
+  --builder-optimization-level {plan.builder_level} "$@"
+"""

@@ -1,0 +1,52 @@
+// Ways to run the two graphs of a bundle. A backend is thread-safe.
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bundle.hpp"
+#include "tensor.hpp"
+
+namespace digseg {
+
+struct FoldedText {
+  Floats keys;    // [K, S, heads, d, L]
+  Floats values;  // [K, S, heads, L, Co]
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual FoldedText encode_text(const Ints& token_ids, const Flags& token_mask) = 0;  // [K, L] both
+  // image [B, 3, H, W], folded text of K prompts, token_mask [K, L] -> logits [B, K, h', w']
+  virtual Floats segment(const Floats& image, const Floats& keys, const Floats& values, const Flags& token_mask) = 0;
+  virtual const std::string& detail() const = 0;  // what really runs, for people
+};
+
+struct BackendSettings {
+  std::string onnxruntime_library;
+  int threads = 0, device = 0;
+};
+
+using Log = std::function<void(int level, const std::string& text)>;
+
+// Creates one backend by name. Error(DIGSEG_UNAVAILABLE) when it cannot run here, INCOMPATIBLE for a too-old runtime.
+std::unique_ptr<Backend> create_onnxruntime(const Bundle& bundle, const BackendSettings& settings, bool cuda);
+std::unique_ptr<Backend> create_tensorrt(const Bundle& bundle, const BackendSettings& settings);
+
+// The names a caller may ask for, "auto" left out, in order of preference when speeds are equal.
+const std::vector<std::string>& backend_names();
+std::unique_ptr<Backend> create_backend(const std::string& name, const Bundle& bundle, const BackendSettings& settings);
+
+struct Verdict {
+  double max_error, relative, iou;
+  bool passed;
+};
+Verdict verify(Backend& backend, const Bundle& bundle);
+
+// Every backend that is present is created, checked against the golden sample, and, when several are right, timed; the
+// fastest right one is returned. Error(DIGSEG_UNAVAILABLE) lists why each was refused.
+std::unique_ptr<Backend> choose_backend(const Bundle& bundle, const BackendSettings& settings, const Log& log);
+
+}  // namespace digseg

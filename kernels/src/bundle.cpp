@@ -1,0 +1,146 @@
+#include "bundle.hpp"
+
+#include <cstring>
+
+#include "error.hpp"
+#include "file.hpp"
+#include "sha256.hpp"
+
+namespace digseg {
+namespace {
+
+constexpr uint64_t kManifestLimit = 64ull << 20;
+const char* const kAgain = "; copy or export the bundle again";
+
+bool plain_name(const std::string& name) {
+  if (name.empty() || name[0] == '.' || name[0] == '-') return false;
+  for (const char c : name) {
+    const bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+    if (!letter && c != '_' && c != '.' && c != '-') return false;
+  }
+  return true;
+}
+
+void expect_names(const GraphBorder& graph, const std::vector<const char*>& inputs, const std::vector<const char*>& outputs,
+                  const std::string& where) {
+  const auto same = [](const std::vector<TensorBorder>& have, const std::vector<const char*>& want) {
+    if (have.size() != want.size()) return false;
+    for (size_t i = 0; i < want.size(); ++i)
+      if (have[i].name != want[i]) return false;
+    return true;
+  };
+  if (!same(graph.inputs, inputs) || !same(graph.outputs, outputs))
+    fail(DIGSEG_INCOMPATIBLE, where + ": graph " + graph.file + " has other inputs or outputs than contract version " +
+                                  std::to_string(kContractVersion) + "; export the bundle again with this release");
+}
+
+}  // namespace
+
+Bundle::Bundle(const std::string& folder) : folder(folder), manifest_path_(folder + "/manifest.json") {
+  if (!is_directory(folder))
+    fail(DIGSEG_NOT_FOUND, "bundle " + folder + " not found; expected a directory written by `digseg-export`");
+  read_manifest();
+}
+
+void Bundle::read_manifest() {
+  if (plain_file_size(manifest_path_) < 0)
+    fail(DIGSEG_CORRUPT, folder + " is not a complete bundle: manifest.json is missing" + kAgain);
+  const std::vector<char> body = read_file(manifest_path_, kManifestLimit);
+  const Json manifest = parse_json(body.data(), body.size(), manifest_path_);
+  const std::string& format = manifest.string_at("format", manifest_path_);
+  if (format != kBundleFormat)
+    fail(DIGSEG_INCOMPATIBLE, folder + " has format " + quoted(format) + ", this library reads '" + kBundleFormat +
+                                  "'; use the release that wrote it, or export it again");
+  read_contract(manifest.at("contract", Json::Object, manifest_path_));
+  const Json& model = manifest.at("model", Json::Object, manifest_path_);
+  model_name = model.string_at("name", manifest_path_);
+  stride = static_cast<int>(model.integer_at("stride", 1, 1024, manifest_path_));
+  image_size = static_cast<int>(model.integer_at("image_size", 1, 4096, manifest_path_));
+  precision = manifest.at("precision", Json::Object, manifest_path_).string_at("name", manifest_path_);
+  const Json& verified = manifest.at("verification", Json::Object, manifest_path_);
+  const Json& limits = verified.at("limits", Json::Object, manifest_path_);
+  limit_relative = limits.number_at("relative", manifest_path_);
+  limit_iou = limits.number_at("iou", manifest_path_);
+  if (const Json* shapes = manifest.find("shapes")) {
+    prompts = read_range(*shapes, "K"), tokens = read_range(*shapes, "L");
+    rows = read_range(*shapes, "H"), columns = read_range(*shapes, "W");
+  }
+  const Json& files = manifest.at("files", Json::Object, manifest_path_);
+  for (size_t i = 0; i < files.keys.size(); ++i) check_file(files.keys[i], files.items[i]);
+}
+
+void Bundle::read_contract(const Json& contract) {
+  const long long version = contract.integer_at("version", 0, 1 << 20, manifest_path_);
+  if (version != kContractVersion)
+    fail(DIGSEG_INCOMPATIBLE, folder + " has contract version " + std::to_string(version) + ", this library reads " +
+                                  std::to_string(kContractVersion) + "; export the bundle again");
+  for (const Json& bucket : contract.at("token_buckets", Json::Array, manifest_path_).items) {
+    const size_t last = token_buckets.empty() ? 0 : token_buckets.back();
+    if (!bucket.is(Json::Number) || !(bucket.number > static_cast<double>(last) && bucket.number <= 4096))
+      fail(DIGSEG_CORRUPT, manifest_path_ + ": expected rising token_buckets up to 4096" + kAgain);
+    token_buckets.push_back(static_cast<size_t>(bucket.number));
+  }
+  if (token_buckets.empty()) fail(DIGSEG_CORRUPT, manifest_path_ + ": expected token_buckets" + kAgain);
+  const Json& graphs = contract.at("graphs", Json::Object, manifest_path_);
+  text_encoder = read_graph(graphs, "text_encoder");
+  segmenter = read_graph(graphs, "segmenter");
+  expect_names(text_encoder, {"token_ids", "token_mask"}, {"text_keys", "text_values"}, manifest_path_);
+  expect_names(segmenter, {"image", "text_keys", "text_values", "token_mask"}, {"logits"}, manifest_path_);
+}
+
+AxisRange Bundle::read_range(const Json& shapes, const char* axis) const {
+  const Json* range = shapes.find(axis);
+  if (range == nullptr || !range->is(Json::Object)) return {};  // "dynamic"
+  const AxisRange out{range->integer_at("min", 1, INT32_MAX, manifest_path_), range->integer_at("max", 1, INT32_MAX, manifest_path_)};
+  if (out.min > out.max) fail(DIGSEG_CORRUPT, manifest_path_ + ": the shapes of " + axis + " are out of order" + kAgain);
+  return out;
+}
+
+GraphBorder Bundle::read_graph(const Json& graphs, const std::string& name) const {
+  const Json& graph = graphs.at(name, Json::Object, manifest_path_);
+  const auto tensors = [&](const char* key) {
+    std::vector<TensorBorder> list;
+    for (const Json& item : graph.at(key, Json::Array, manifest_path_).items)
+      list.push_back({item.string_at("name", manifest_path_), item.string_at("dtype", manifest_path_)});
+    return list;
+  };
+  return {graph.string_at("file", manifest_path_), tensors("inputs"), tensors("outputs")};
+}
+
+void Bundle::check_file(const std::string& name, const Json& entry) {
+  if (!plain_name(name))
+    fail(DIGSEG_CORRUPT, manifest_path_ + " lists the file name " + quoted(name) + "; expected plain names only" + kAgain);
+  const std::string full = folder + "/" + name;
+  const long long wanted = entry.integer_at("size", 0, 1ll << 50, manifest_path_);
+  const std::string& hash = entry.string_at("sha256", manifest_path_);
+  const int64_t size = plain_file_size(full);
+  if (size < 0) fail(DIGSEG_CORRUPT, full + " is missing or a link; expected a plain file; copy the whole bundle again");
+  if (size != wanted)
+    fail(DIGSEG_CORRUPT, full + " is damaged: " + std::to_string(wanted) + " bytes expected, got " + std::to_string(size) + kAgain);
+  const std::string found = file_sha256(full);
+  if (found != hash)
+    fail(DIGSEG_CORRUPT, full + " is damaged: SHA-256 " + hash.substr(0, 12) + "... expected, got " + found.substr(0, 12) + "..." + kAgain);
+  files_[name] = hash;
+}
+
+std::string Bundle::path(const std::string& name) const {
+  if (!lists(name)) fail(DIGSEG_CORRUPT, folder + " lists no file " + quoted(name) + "; export it again with `digseg-export`");
+  return folder + "/" + name;
+}
+
+std::string Bundle::digest() const {
+  Sha256 all;
+  for (const auto& file : files_) {
+    const std::string line = file.first + ":" + file.second;
+    all.update(line.data(), line.size());
+  }
+  return all.hex();
+}
+
+size_t Bundle::token_bucket(size_t length) const {
+  for (const size_t bucket : token_buckets)
+    if (length <= bucket) return bucket;
+  return token_buckets.back();
+}
+
+}  // namespace digseg

@@ -1,0 +1,59 @@
+// A bundle directory, `digseg.bundle/1`: accepted only when the manifest is known and every file has its hash.
+// The same rules as digseg_engine/bundle.py and contract.py.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "json.hpp"
+
+namespace digseg {
+
+constexpr const char* kBundleFormat = "digseg.bundle/1";
+constexpr long long kContractVersion = 1;
+
+struct TensorBorder {
+  std::string name, dtype;
+};
+
+struct GraphBorder {
+  std::string file;
+  std::vector<TensorBorder> inputs, outputs;
+};
+
+// What a bundle was exported for: an axis without a profile is free.
+struct AxisRange {
+  int64_t min = 1, max = INT32_MAX;
+};
+
+class Bundle {
+ public:
+  // Reads and checks everything; Error names the first thing that is wrong.
+  explicit Bundle(const std::string& folder);
+
+  std::string folder, model_name, precision;
+  int image_size = 0, stride = 0;
+  double limit_relative = 0, limit_iou = 0;
+  GraphBorder text_encoder, segmenter;
+  std::vector<size_t> token_buckets;
+  AxisRange prompts, tokens, rows, columns;  // the profile's K, L, H, W
+
+  bool lists(const std::string& name) const { return files_.count(name) != 0; }
+  std::string path(const std::string& name) const;  // Error(DIGSEG_CORRUPT) when not listed
+  std::string file_hash(const std::string& name) const { return files_.at(name); }
+  std::string digest() const;                        // one hash over all files, as in Python
+  size_t token_bucket(size_t length) const;          // smallest bucket that holds `length`, else the last
+
+ private:
+  void read_manifest();
+  void read_contract(const Json& contract);
+  AxisRange read_range(const Json& shapes, const char* axis) const;
+  GraphBorder read_graph(const Json& graphs, const std::string& name) const;
+  void check_file(const std::string& name, const Json& entry);
+
+  std::string manifest_path_;
+  std::map<std::string, std::string> files_;  // name to SHA-256
+};
+
+}  // namespace digseg

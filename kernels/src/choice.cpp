@@ -1,0 +1,120 @@
+// Which backend runs: created for real, right on the golden sample, then the fastest.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "backend.hpp"
+#include "error.hpp"
+#include "safetensors.hpp"
+
+namespace digseg {
+namespace {
+
+constexpr int kTimedRuns = 5;
+
+struct Golden {
+  Floats image, logits;
+  Ints token_ids;
+  Flags token_mask;
+
+  explicit Golden(const Bundle& bundle) {
+    const Safetensors file(bundle.path("golden.safetensors"));
+    image = file.floats("image"), logits = file.floats("logits");
+    token_ids = file.ints("token_ids"), token_mask = file.flags("token_mask");
+    const bool fits = image.shape.size() == 4 && image.shape[1] == 3 && token_ids.shape.size() == 2 &&
+                      token_mask.shape == token_ids.shape && logits.shape.size() == 4 && !logits.data.empty() && !token_ids.data.empty();
+    if (!fits) fail(DIGSEG_CORRUPT, bundle.folder + "/golden.safetensors has tensors of other shapes; export the bundle again");
+  }
+};
+
+Floats run(Backend& backend, const Golden& golden) {
+  const FoldedText text = backend.encode_text(golden.token_ids, golden.token_mask);
+  return backend.segment(golden.image, text.keys, text.values, golden.token_mask);
+}
+
+double median_seconds(Backend& backend, const Golden& golden) {
+  const FoldedText text = backend.encode_text(golden.token_ids, golden.token_mask);
+  std::vector<double> seconds;
+  for (int i = 0; i < kTimedRuns + 1; ++i) {
+    const auto began = std::chrono::steady_clock::now();
+    backend.segment(golden.image, text.keys, text.values, golden.token_mask);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+    if (i > 0) seconds.push_back(took.count());  // the first run warms up
+  }
+  std::nth_element(seconds.begin(), seconds.begin() + kTimedRuns / 2, seconds.end());
+  return seconds[kTimedRuns / 2];
+}
+
+}  // namespace
+
+const std::vector<std::string>& backend_names() {
+  static const std::vector<std::string> names{"tensorrt", "onnxruntime-cuda", "onnxruntime"};
+  return names;
+}
+
+std::unique_ptr<Backend> create_backend(const std::string& name, const Bundle& bundle, const BackendSettings& settings) {
+  if (name == "onnxruntime") return create_onnxruntime(bundle, settings, false);
+  if (name == "onnxruntime-cuda") return create_onnxruntime(bundle, settings, true);
+  if (name == "tensorrt") return create_tensorrt(bundle, settings);
+  fail(DIGSEG_INVALID_ARGUMENT, "unknown backend " + quoted(name) + "; expected auto, onnxruntime, onnxruntime-cuda or tensorrt");
+}
+
+Verdict verify(Backend& backend, const Bundle& bundle) {
+  const Golden golden(bundle);
+  const Floats got = run(backend, golden);
+  if (got.shape != golden.logits.shape)
+    fail(DIGSEG_RUNTIME, "the golden sample gave logits of another shape than expected; export the bundle again");
+  double largest = 0, difference = 0, norm = 0, ious = 0;
+  const size_t plane = static_cast<size_t>(got.shape[2] * got.shape[3]), planes = got.data.size() / plane;
+  for (size_t p = 0; p < planes; ++p) {
+    size_t both = 0, either = 0;
+    for (size_t i = p * plane; i < (p + 1) * plane; ++i) {
+      const double want = golden.logits.data[i], have = got.data[i];
+      const double error = std::isfinite(have) ? std::fabs(have - want) : INFINITY;
+      largest = std::max(largest, error);
+      difference += error * error;
+      norm += want * want;
+      both += want > 0 && have > 0;
+      either += want > 0 || have > 0;
+    }
+    ious += either ? static_cast<double>(both) / static_cast<double>(either) : 1.0;
+  }
+  Verdict verdict{largest, std::sqrt(difference / std::max(norm, 1e-24)), ious / static_cast<double>(planes), false};
+  verdict.passed = verdict.relative <= bundle.limit_relative && verdict.iou >= bundle.limit_iou;
+  return verdict;
+}
+
+std::unique_ptr<Backend> choose_backend(const Bundle& bundle, const BackendSettings& settings, const Log& log) {
+  struct Right {
+    std::string name;
+    std::unique_ptr<Backend> backend;
+    double seconds = 0;
+  };
+  std::vector<Right> right;
+  std::string refusals;
+  digseg_status worst = DIGSEG_UNAVAILABLE;
+  for (const std::string& name : backend_names()) {
+    try {
+      std::unique_ptr<Backend> backend = create_backend(name, bundle, settings);
+      const Verdict verdict = verify(*backend, bundle);
+      if (!verdict.passed)
+        fail(DIGSEG_RUNTIME, "wrong on the golden sample (relative error " + std::to_string(verdict.relative) + ", mask IoU " + std::to_string(verdict.iou) + ")");
+      right.push_back({name, std::move(backend), 0});
+    } catch (const Error& error) {
+      if (error.status != DIGSEG_UNAVAILABLE) worst = error.status;
+      refusals += (refusals.empty() ? "" : " | ") + name + ": " + error.what();
+      log(DIGSEG_LOG_DEBUG, name + " is out: " + error.what());
+    }
+  }
+  if (right.empty()) fail(worst, "no backend can run here (" + refusals + ")");
+  if (right.size() > 1) {
+    const Golden golden(bundle);
+    for (Right& one : right) one.seconds = median_seconds(*one.backend, golden);
+    std::stable_sort(right.begin(), right.end(), [](const Right& a, const Right& b) { return a.seconds < b.seconds; });
+    for (const Right& one : right) log(DIGSEG_LOG_INFO, one.name + ": " + std::to_string(1e3 * one.seconds) + " ms on the golden sample");
+  }
+  log(DIGSEG_LOG_INFO, "backend " + right.front().backend->detail());
+  return std::move(right.front().backend);
+}
+
+}  // namespace digseg

@@ -1,0 +1,73 @@
+// The engine: a checked bundle, a backend, a prompt cache, and one function of numbered stages. Used by many threads.
+#pragma once
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "backend.hpp"
+#include "digseg/digseg.h"
+#include "tokenizer.hpp"
+
+namespace digseg {
+
+// Folded text of one prompt: keys [S, heads, d, L], values [S, heads, L, Co]; the first `tokens` of L are real.
+struct PromptText {
+  Floats keys, values;
+  size_t tokens = 0;
+};
+
+struct Result {
+  int count = 0, width = 0, height = 0, logits_width = 0, logits_height = 0, content_width = 0, content_height = 0;
+  std::vector<uint8_t> masks;
+  std::vector<int32_t> label_map;
+  std::vector<float> scores;
+  Floats logits;
+  std::string backend;
+  double seconds_fit = 0, seconds_text = 0, seconds_model = 0, seconds_masks = 0;
+};
+
+class Engine {
+ public:
+  Engine(const std::string& folder, const digseg_options& options);
+
+  Result segment(const digseg_image& image, const std::vector<std::string>& prompts, const digseg_run_options& options);
+  std::vector<int64_t> tokenize(const std::string& text, size_t max_tokens);
+  void prepare(const std::vector<std::string>& prompts);
+  void save_vocabulary(const std::vector<std::string>& prompts, const std::string& path);
+  Verdict verify() { return digseg::verify(*backend_, bundle_); }
+  const std::string& info() const { return info_; }
+
+ private:
+  using Known = std::shared_ptr<const PromptText>;
+  using Asked = std::function<void()>;  // throws when the caller wants to stop
+
+  Known prompt(const std::string& text, bool truncate);
+  Known remember(const std::string& key, Known known);
+  Floats run_model(const Floats& pixels, const std::vector<Known>& parts, size_t longest, const Asked& go_on);
+  void load_vocabulary(const std::string& path);
+  const Tokenizer& tokenizer();
+  void log(int level, const std::string& text) const;
+  Asked cancel_check(const digseg_run_options* options) const;
+
+  digseg_log_fn log_;
+  digseg_cancel_fn cancel_;
+  void* user_;
+  int log_level_;
+  Bundle bundle_;
+  std::unique_ptr<Backend> backend_;
+  std::string info_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::once_flag tokenizer_opened_;
+
+  std::mutex lock_;  // guards the prompt cache: most recent first, and where each prompt stands
+  size_t capacity_;
+  std::list<std::pair<std::string, Known>> recent_;
+  std::unordered_map<std::string, std::list<std::pair<std::string, Known>>::iterator> places_;
+  std::unordered_map<std::string, Known> vocabulary_;  // never changes after creation
+};
+
+}  // namespace digseg

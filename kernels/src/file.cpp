@@ -1,0 +1,113 @@
+#include "file.hpp"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+
+#include "error.hpp"
+#include "sha256.hpp"
+
+namespace digseg {
+namespace {
+
+class Descriptor {
+ public:
+  explicit Descriptor(int number) : number(number) {}
+  ~Descriptor() {
+    if (number >= 0) close(number);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int number;
+};
+
+ssize_t read_some(int file, char* to, size_t size, const std::string& path) {
+  for (;;) {
+    const ssize_t got = read(file, to, size);
+    if (got >= 0) return got;
+    if (errno != EINTR) fail(DIGSEG_CORRUPT, path + " cannot be read: " + std::strerror(errno) + "; check the disk");
+  }
+}
+
+int open_to_read(const std::string& path) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) fail(DIGSEG_NOT_FOUND, path + " cannot be opened: " + std::strerror(errno) + "; check the path");
+  return file;
+}
+
+}  // namespace
+
+bool is_directory(const std::string& path) {
+  struct stat info;
+  return stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+int64_t plain_file_size(const std::string& path) {
+  struct stat info;
+  if (lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode)) return -1;
+  return static_cast<int64_t>(info.st_size);
+}
+
+std::vector<char> read_file(const std::string& path, uint64_t limit) {
+  const Descriptor file(open_to_read(path));
+  struct stat info;
+  if (fstat(file.number, &info) != 0 || !S_ISREG(info.st_mode)) fail(DIGSEG_NOT_FOUND, path + " is not a plain file");
+  const uint64_t size = static_cast<uint64_t>(info.st_size);
+  if (size > limit)
+    fail(DIGSEG_CORRUPT, path + " has " + std::to_string(size) + " bytes, at most " + std::to_string(limit) +
+                             " are expected; export the bundle again");
+  std::vector<char> data(size);
+  size_t have = 0;
+  while (have < data.size()) {
+    const ssize_t got = read_some(file.number, data.data() + have, data.size() - have, path);
+    if (got == 0) break;
+    have += static_cast<size_t>(got);
+  }
+  data.resize(have);
+  return data;
+}
+
+std::string file_sha256(const std::string& path) {
+  const Descriptor file(open_to_read(path));
+  Sha256 digest;
+  std::vector<char> chunk(1 << 20);
+  while (const ssize_t got = read_some(file.number, chunk.data(), chunk.size(), path))
+    digest.update(chunk.data(), static_cast<size_t>(got));
+  return digest.hex();
+}
+
+void write_file(const std::string& path, const std::vector<char>& data) {
+  std::string room = path + ".tmp-XXXXXX";
+  const Descriptor file(mkstemp(&room[0]));
+  const auto stop = [&](const char* what) {
+    const std::string reason = std::strerror(errno);
+    if (file.number >= 0) unlink(room.c_str());
+    fail(DIGSEG_NOT_FOUND, path + " cannot be " + what + ": " + reason + "; choose another path");
+  };
+  if (file.number < 0) stop("created");
+  for (size_t done = 0; done < data.size();) {
+    const ssize_t wrote = write(file.number, data.data() + done, data.size() - done);
+    if (wrote < 0 && errno != EINTR) stop("written");
+    if (wrote > 0) done += static_cast<size_t>(wrote);
+  }
+  if (fchmod(file.number, 0644) != 0 || fsync(file.number) != 0 || rename(room.c_str(), path.c_str()) != 0) stop("written");
+}
+
+void* open_library(const std::string& name, std::string& why) {
+  void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) {
+    const char* text = dlerror();
+    why = text ? text : "unknown reason";
+  }
+  return library;
+}
+
+void* library_symbol(void* library, const char* name) { return dlsym(library, name); }
+
+}  // namespace digseg

@@ -1,0 +1,297 @@
+// TensorRT, loaded with dlopen, over plans built on this machine. Written against the headers of TensorRT 10.3 and 11 and
+// compiled against both; not run by us yet.
+//
+// A plan is executable code. It is looked for in the bundle's engines/<key>/ folders only, with the sidecar JSON that the
+// Python builder writes (`digseg.engine/1`): its key must name this bundle's graph and precision, this TensorRT, driver and
+// GPU, and its SHA-256 must fit before the plan is deserialised.
+#include "backend.hpp"
+#include "error.hpp"
+
+#ifndef DIGSEG_WITH_TENSORRT
+
+namespace digseg {
+
+std::unique_ptr<Backend> create_tensorrt(const Bundle&, const BackendSettings&) {
+  fail(DIGSEG_UNAVAILABLE, "this library was built without its TensorRT part; build it with -DDIGSEG_TENSORRT_INCLUDE=FOLDER");
+}
+
+}  // namespace digseg
+
+#else
+
+#include <NvInferRuntime.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <mutex>
+
+#include "file.hpp"
+#include "half.hpp"
+#include "sha256.hpp"
+
+namespace digseg {
+namespace {
+
+template <typename Function>
+Function symbol(void* library, const char* name) {
+  void* found = library_symbol(library, name);
+  if (found == nullptr) fail(DIGSEG_UNAVAILABLE, std::string("a library lacks ") + name + "; install TensorRT and CUDA of one release");
+  return reinterpret_cast<Function>(found);
+}
+
+void* first_library(const std::vector<std::string>& names) {
+  std::string why;
+  for (const std::string& name : names)
+    if (void* library = open_library(name, why)) return library;
+  fail(DIGSEG_UNAVAILABLE, names.front() + " cannot be loaded (" + why + "); install TensorRT and CUDA");
+}
+
+// The few functions of the CUDA runtime that move memory.
+struct Cuda {
+  void* library = first_library({"libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so"});
+  int (*set_device)(int) = symbol<int (*)(int)>(library, "cudaSetDevice");
+  int (*attribute)(int*, int, int) = symbol<int (*)(int*, int, int)>(library, "cudaDeviceGetAttribute");
+  int (*allocate)(void**, size_t) = symbol<int (*)(void**, size_t)>(library, "cudaMalloc");
+  int (*release)(void*) = symbol<int (*)(void*)>(library, "cudaFree");
+  int (*copy)(void*, const void*, size_t, int, cudaStream_t) = symbol<int (*)(void*, const void*, size_t, int, cudaStream_t)>(library, "cudaMemcpyAsync");
+  int (*stream_create)(cudaStream_t*) = symbol<int (*)(cudaStream_t*)>(library, "cudaStreamCreate");
+  int (*stream_destroy)(cudaStream_t) = symbol<int (*)(cudaStream_t)>(library, "cudaStreamDestroy");
+  int (*stream_wait)(cudaStream_t) = symbol<int (*)(cudaStream_t)>(library, "cudaStreamSynchronize");
+  const char* (*text)(int) = symbol<const char* (*)(int)>(library, "cudaGetErrorString");
+
+  void check(int status, const char* what) const {
+    if (status != 0) fail(DIGSEG_RUNTIME, std::string("CUDA, ") + what + ": " + text(status));
+  }
+
+  // What a plan's key says about the GPU.
+  struct Device {
+    std::string name, capability, cuda;
+  };
+  Device describe(int device) const {
+    char name[128] = "";
+    int major = 0, minor = 0, version = 0;
+    void* driver = first_library({"libcuda.so.1"});
+    const auto device_name = symbol<int (*)(char*, int, int)>(driver, "cuDeviceGetName");
+    const auto driver_version = symbol<int (*)(int*)>(driver, "cuDriverGetVersion");
+    if (set_device(device) != 0 || attribute(&major, 75, device) != 0 || attribute(&minor, 76, device) != 0 ||
+        device_name(name, sizeof name, device) != 0 || driver_version(&version) != 0)
+      fail(DIGSEG_UNAVAILABLE, "no CUDA device " + std::to_string(device) + "; check nvidia-smi");
+    return {name, std::to_string(major) + "." + std::to_string(minor), std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10)};
+  }
+};
+
+// Keeps the last error for the exception text. TensorRT may log from several threads.
+class Logger : public nvinfer1::ILogger {
+ public:
+  void log(Severity severity, nvinfer1::AsciiChar const* message) noexcept override {
+    if (severity > Severity::kERROR) return;
+    try {
+      const std::lock_guard<std::mutex> guard(lock_);
+      last_ = message;
+    } catch (...) {
+    }
+  }
+  std::string last() {
+    const std::lock_guard<std::mutex> guard(lock_);
+    return last_.empty() ? "no reason given" : last_;
+  }
+
+ private:
+  std::mutex lock_;
+  std::string last_;
+};
+
+// Device memory that grows and is reused.
+class Room {
+ public:
+  explicit Room(const Cuda& cuda) : cuda_(&cuda) {}
+  ~Room() {
+    if (data_ != nullptr) cuda_->release(data_);
+  }
+  Room(const Room&) = delete;
+  Room& operator=(const Room&) = delete;
+  void* of(size_t bytes) {
+    if (bytes > size_) {
+      if (data_ != nullptr) cuda_->release(data_);
+      data_ = nullptr, size_ = 0;
+      cuda_->check(cuda_->allocate(&data_, bytes), "allocate");
+      size_ = bytes;
+    }
+    return data_;
+  }
+
+ private:
+  const Cuda* cuda_;
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+struct Fed {
+  const char* name;
+  const Shape* shape;
+  const void* data;
+  size_t bytes;
+};
+
+// One plan with one execution context; calls take turns, because a context serves one stream at a time.
+class Plan {
+ public:
+  Plan(const Cuda& cuda, nvinfer1::IRuntime& runtime, Logger& logger, const std::vector<char>& bytes) : cuda_(cuda), logger_(logger) {
+    engine_.reset(runtime.deserializeCudaEngine(bytes.data(), bytes.size()));
+    if (!engine_) fail(DIGSEG_RUNTIME, "TensorRT cannot read a plan: " + logger.last() + "; build it again on this machine");
+    context_.reset(engine_->createExecutionContext());
+    if (!context_) fail(DIGSEG_OUT_OF_MEMORY, "TensorRT cannot create a context: " + logger.last() + "; free GPU memory");
+    cuda_.check(cuda_.stream_create(&stream_), "create a stream");
+    for (int32_t i = 0; i < engine_->getNbIOTensors(); ++i) rooms_.push_back(std::make_unique<Room>(cuda_));
+  }
+  ~Plan() {
+    if (stream_ != nullptr) cuda_.stream_destroy(stream_);
+  }
+
+  bool is_half(const char* name) const { return engine_->getTensorDataType(name) == nvinfer1::DataType::kHALF; }
+
+  std::vector<Floats> run(const std::vector<Fed>& inputs, const std::vector<const char*>& outputs) {
+    const std::lock_guard<std::mutex> guard(lock_);
+    size_t room = 0;
+    for (const Fed& input : inputs) {
+      nvinfer1::Dims dims{};
+      dims.nbDims = static_cast<int32_t>(input.shape->size());
+      std::copy(input.shape->begin(), input.shape->end(), dims.d);
+      void* device = rooms_.at(room++)->of(std::max<size_t>(input.bytes, 1));
+      cuda_.check(cuda_.copy(device, input.data, input.bytes, 1, stream_), "copy in");
+      if (!context_->setInputShape(input.name, dims) || !context_->setTensorAddress(input.name, device))
+        fail(DIGSEG_RUNTIME, std::string("TensorRT refuses the shape of ") + input.name + ": " + logger_.last() + "; build the plan with a wider shape profile");
+    }
+    std::vector<Floats> out;
+    std::vector<std::vector<uint16_t>> narrow(outputs.size());
+    std::vector<void*> devices;
+    for (const char* name : outputs) {
+      const nvinfer1::Dims dims = context_->getTensorShape(name);
+      if (dims.nbDims < 1) fail(DIGSEG_RUNTIME, std::string("TensorRT does not know the shape of ") + name + "; build the plan again");
+      out.emplace_back(Shape(dims.d, dims.d + dims.nbDims));
+      devices.push_back(rooms_.at(room++)->of(out.back().data.size() * (is_half(name) ? 2 : 4)));
+      if (!context_->setTensorAddress(name, devices.back())) fail(DIGSEG_RUNTIME, "TensorRT refuses an output: " + logger_.last());
+    }
+    if (!context_->enqueueV3(stream_)) fail(DIGSEG_RUNTIME, "TensorRT failed while running: " + logger_.last());
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      const bool half = is_half(outputs[i]);
+      narrow[i].resize(half ? out[i].data.size() : 0);
+      void* host = half ? static_cast<void*>(narrow[i].data()) : out[i].data.data();
+      cuda_.check(cuda_.copy(host, devices[i], out[i].data.size() * (half ? 2 : 4), 2, stream_), "copy out");
+    }
+    cuda_.check(cuda_.stream_wait(stream_), "wait");
+    for (size_t i = 0; i < outputs.size(); ++i)
+      if (!narrow[i].empty()) std::transform(narrow[i].begin(), narrow[i].end(), out[i].data.begin(), half_to_float);
+    return out;
+  }
+
+ private:
+  const Cuda& cuda_;
+  Logger& logger_;
+  std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+  std::unique_ptr<nvinfer1::IExecutionContext> context_;
+  cudaStream_t stream_ = nullptr;
+  std::vector<std::unique_ptr<Room>> rooms_;
+  std::mutex lock_;
+};
+
+std::string version_text(int32_t version) {  // 10.3.0 is 100300; 8.6.1 was 8601
+  return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." + std::to_string(version % 100);
+}
+
+class TensorRtBackend : public Backend {
+ public:
+  TensorRtBackend(const Bundle& bundle, const BackendSettings& settings) : device_(cuda_.describe(settings.device)), number_(settings.device) {
+    void* library = first_library({"libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR), "libnvinfer.so"});
+    const int32_t version = symbol<int32_t (*)()>(library, "getInferLibVersion")();
+    if (version / 10000 != NV_TENSORRT_MAJOR)
+      fail(DIGSEG_INCOMPATIBLE, "TensorRT " + version_text(version) + " found; this library was built for " + std::to_string(NV_TENSORRT_MAJOR) + ".x");
+    version_ = version_text(version);
+    const auto create = symbol<void* (*)(void*, int32_t)>(library, "createInferRuntime_INTERNAL");
+    runtime_.reset(static_cast<nvinfer1::IRuntime*>(create(&logger_, NV_TENSORRT_VERSION)));
+    if (!runtime_) fail(DIGSEG_UNAVAILABLE, "TensorRT " + version_ + " does not start: " + logger_.last());
+    segmenter_ = open(bundle, bundle.segmenter.file);
+    text_ = open(bundle, bundle.text_encoder.file);
+    detail_ = "tensorrt " + version_ + " on " + device_.name + ", " + bundle.precision;
+  }
+
+  FoldedText encode_text(const Ints& ids, const Flags& mask) override {
+    cuda_.check(cuda_.set_device(number_), "choose the device");  // a thread starts on device 0
+    std::vector<Floats> out = text_->run({{"token_ids", &ids.shape, ids.data.data(), ids.data.size() * 8}, {"token_mask", &mask.shape, mask.data.data(), mask.data.size()}},
+                                         {"text_keys", "text_values"});
+    return {std::move(out[0]), std::move(out[1])};
+  }
+
+  Floats segment(const Floats& image, const Floats& keys, const Floats& values, const Flags& mask) override {
+    cuda_.check(cuda_.set_device(number_), "choose the device");
+    std::vector<uint16_t> rooms[2];
+    const auto text = [&](const char* name, const Floats& wide, std::vector<uint16_t>& narrow) -> Fed {
+      if (!segmenter_->is_half(name)) return {name, &wide.shape, wide.data.data(), wide.data.size() * 4};
+      narrow.resize(wide.data.size());
+      std::transform(wide.data.begin(), wide.data.end(), narrow.begin(), float_to_half);
+      return {name, &wide.shape, narrow.data(), narrow.size() * 2};
+    };
+    const Fed fed_keys = text("text_keys", keys, rooms[0]), fed_values = text("text_values", values, rooms[1]);
+    const Fed fed_image{"image", &image.shape, image.data.data(), image.data.size() * 4};
+    return std::move(segmenter_->run({fed_image, fed_keys, fed_values, {"token_mask", &mask.shape, mask.data.data(), mask.data.size()}}, {"logits"})[0]);
+  }
+
+  const std::string& detail() const override { return detail_; }
+
+ private:
+  // The stored plan whose key fits this graph and this machine.
+  std::unique_ptr<Plan> open(const Bundle& bundle, const std::string& graph) {
+    const std::string stem = graph.substr(0, graph.rfind(".onnx"));
+    std::error_code ignored;
+    std::string missed = "none is stored";
+    for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(bundle.folder) / "engines", ignored)) {
+      const std::string note = (entry.path() / (stem + ".json")).string(), path = (entry.path() / (stem + ".plan")).string();
+      if (plain_file_size(note) < 0) continue;
+      const std::vector<char> body = read_file(note, 1 << 20);
+      const Json json = parse_json(body.data(), body.size(), note);
+      missed = difference(bundle, graph, json, note);
+      if (!missed.empty()) continue;
+      if (plain_file_size(path) < 0 || file_sha256(path) != json.string_at("sha256", note))
+        fail(DIGSEG_CORRUPT, path + " is missing, a link or changed; build it again on this machine");
+      return std::make_unique<Plan>(cuda_, *runtime_, logger_, read_file(path, 16ull << 30));
+    }
+    fail(DIGSEG_UNAVAILABLE, bundle.folder + " holds no plan of " + graph + " for this machine (" + missed + "); build it here with `python -m digseg_export.to_tensorrt`");
+  }
+
+  // The first field of a plan's key that does not fit, "" when all do.
+  std::string difference(const Bundle& bundle, const std::string& graph, const Json& json, const std::string& note) const {
+    if (json.string_at("format", note) != "digseg.engine/1") return "another sidecar format";
+    const Json& key = json.at("key", Json::Object, note);
+    const std::string data = graph.substr(0, graph.rfind(".onnx")) + ".data";
+    std::string files = graph + ":" + bundle.file_hash(graph);
+    if (bundle.lists(data)) files += "|" + data + ":" + bundle.file_hash(data);
+    Sha256 digest;
+    digest.update(files.data(), files.size());
+    const std::string built = key.string_at("tensorrt", note);
+    if (key.string_at("graph", note) != digest.hex()) return "built from another graph";
+    if (built != version_ && built.compare(0, version_.size() + 1, version_ + ".") != 0) return "built by TensorRT " + built + ", here " + version_;
+    for (const auto& field : {std::make_pair("gpu", device_.name), std::make_pair("compute_capability", device_.capability),
+                              std::make_pair("cuda", device_.cuda), std::make_pair("precision", bundle.precision)})
+      if (key.string_at(field.first, note) != field.second) return std::string(field.first) + " " + key.string_at(field.first, note) + ", here " + field.second;
+    return "";
+  }
+
+  Cuda cuda_;
+  Logger logger_;  // outlives the runtime, which outlives the plans
+  Cuda::Device device_;
+  int number_;
+  std::string version_, detail_;
+  std::unique_ptr<nvinfer1::IRuntime> runtime_;
+  std::unique_ptr<Plan> text_, segmenter_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> create_tensorrt(const Bundle& bundle, const BackendSettings& settings) {
+  return std::make_unique<TensorRtBackend>(bundle, settings);
+}
+
+}  // namespace digseg
+
+#endif

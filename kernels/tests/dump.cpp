@@ -1,0 +1,77 @@
+// dump BUNDLE PICTURES_FOLDER FILE: logits and masks of every PNG in a folder for three prompts, as one file of numbers.
+// dump compare FILE FILE: largest difference of logits over the largest logit, and mask IoU; fails over 1e-4 or under 0.999.
+#include <digseg/digseg.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+
+#include "../examples/pictures.h"
+
+namespace fs = std::filesystem;
+
+namespace {
+
+int dump(const char* bundle, const char* folder, const char* file) {
+  digseg_api::Engine engine(bundle);
+  std::vector<fs::path> paths;
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (entry.path().extension() == ".png") paths.push_back(entry.path());
+  std::sort(paths.begin(), paths.end());
+  std::ofstream out(file, std::ios::binary);
+  for (const fs::path& path : paths) {
+    int width = 0, height = 0;
+    const char* why = "";
+    const std::unique_ptr<unsigned char, void (*)(void*)> pixels(read_png(path.c_str(), &width, &height, &why), std::free);
+    if (!pixels) return std::fprintf(stderr, "%s: %s\n", path.c_str(), why), 1;
+    const digseg_api::Result result = engine.segment(digseg_api::Image(pixels.get(), width, height), {"road", "nucleus", "something red"});
+    const digseg_view& v = result.view();
+    const int64_t logits = int64_t{v.count} * v.logits_width * v.logits_height, masks = int64_t{v.count} * width * height;
+    out.write(reinterpret_cast<const char*>(&logits), 8).write(reinterpret_cast<const char*>(v.logits), 4 * logits);
+    out.write(reinterpret_cast<const char*>(&masks), 8).write(reinterpret_cast<const char*>(v.masks), masks);
+  }
+  std::printf("%zu pictures on %s\n", paths.size(), engine.info().c_str());
+  return paths.empty();
+}
+
+template <typename T>
+std::vector<T> block(std::ifstream& file) {
+  int64_t count = 0;
+  file.read(reinterpret_cast<char*>(&count), 8);
+  std::vector<T> out(file ? static_cast<size_t>(count) : 0);
+  file.read(reinterpret_cast<char*>(out.data()), static_cast<std::streamsize>(out.size() * sizeof(T)));
+  return out;
+}
+
+int compare(const char* left, const char* right) {
+  std::ifstream a(left, std::ios::binary), b(right, std::ios::binary);
+  double difference = 0, largest = 1e-30;
+  long both = 0, either = 0, pictures = 0;
+  while (a.peek() != EOF && b.peek() != EOF) {
+    const std::vector<float> x = block<float>(a), y = block<float>(b);
+    const std::vector<unsigned char> m = block<unsigned char>(a), n = block<unsigned char>(b);
+    if (x.size() != y.size() || m.size() != n.size()) return std::fprintf(stderr, "the files hold other pictures\n"), 1;
+    for (size_t i = 0; i < x.size(); ++i) {
+      difference = std::max(difference, std::fabs(static_cast<double>(x[i]) - y[i]));
+      largest = std::max(largest, std::fabs(static_cast<double>(x[i])));
+    }
+    for (size_t i = 0; i < m.size(); ++i) both += m[i] && n[i], either += m[i] || n[i];
+    ++pictures;
+  }
+  const double iou = either ? static_cast<double>(both) / static_cast<double>(either) : 1.0;
+  std::printf("%ld pictures: largest difference of a logit %.3g (largest logit %.3g), mask IoU %.6f\n", pictures, difference, largest, iou);
+  return !(pictures > 0 && difference <= 1e-4 * largest && iou >= 0.999);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  if (argc != 4) return std::fprintf(stderr, "usage: %s BUNDLE FOLDER FILE | compare FILE FILE\n", argv[0]), 2;
+  return std::string(argv[1]) == "compare" ? compare(argv[2], argv[3]) : dump(argv[1], argv[2], argv[3]);
+} catch (const std::exception& error) {
+  return std::fprintf(stderr, "dump: %s\n", error.what()), 1;
+}

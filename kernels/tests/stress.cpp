@@ -1,0 +1,344 @@
+// stress MODE BUNDLE COUNT [THREADS|SEED]: what must hold under load and abuse. Exit code 0 when it does.
+//   threads  COUNT runs on each of THREADS threads on one engine: all results identical to the first
+//   create   COUNT times create and destroy: memory after the first tenth does not grow
+//   hostile  COUNT calls with one thing wrong: no crash, and every failure has a status and a text
+#include <digseg/digseg.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace fs = std::filesystem;
+
+namespace {
+
+int stop(const std::string& text) {
+  std::fprintf(stderr, "stress: %s\n", text.c_str());
+  std::exit(1);
+}
+
+void expect_ok(digseg_status status, const char* what) {
+  if (status != DIGSEG_OK) stop(std::string(what) + ": " + digseg_last_error());
+}
+
+digseg_options settings() {
+  digseg_options options;
+  expect_ok(digseg_options_init(&options, sizeof options), "options");
+  options.backend = "onnxruntime";
+  options.threads = 1;
+  return options;
+}
+
+digseg_engine* create(const char* bundle) {
+  const digseg_options options = settings();
+  digseg_engine* engine = nullptr;
+  expect_ok(digseg_engine_create(bundle, &options, &engine), "create");
+  return engine;
+}
+
+std::vector<unsigned char> ramp(int width, int height) {
+  std::vector<unsigned char> pixels(static_cast<size_t>(width) * height * 3);
+  for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = static_cast<unsigned char>(i * 7 + i / 97);
+  return pixels;
+}
+
+digseg_image picture(const std::vector<unsigned char>& pixels, int width, int height) {
+  digseg_image image;
+  expect_ok(digseg_image_init(&image, sizeof image), "image");
+  image.data = pixels.data();
+  image.width = width, image.height = height;
+  return image;
+}
+
+long resident_kib() {
+  std::ifstream file("/proc/self/statm");
+  long total = 0, resident = 0;
+  file >> total >> resident;
+  return resident * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+uint64_t fingerprint(const digseg_result* result) {
+  digseg_view view;
+  expect_ok(digseg_view_init(&view, sizeof view), "view");
+  expect_ok(digseg_result_view(result, &view), "view");
+  uint64_t hash = 1469598103934665603ull;
+  const auto mix = [&](const void* data, size_t size) {
+    const unsigned char* bytes = static_cast<const unsigned char*>(data);
+    for (size_t i = 0; i < size; ++i) hash = (hash ^ bytes[i]) * 1099511628211ull;
+  };
+  const size_t pixels = static_cast<size_t>(view.width) * static_cast<size_t>(view.height), k = static_cast<size_t>(view.count);
+  mix(view.masks, k * pixels);
+  mix(view.label_map, 4 * pixels);
+  mix(view.logits, 4 * k * static_cast<size_t>(view.logits_width) * static_cast<size_t>(view.logits_height));
+  return hash;
+}
+
+int threads(const char* bundle, int count, int workers) {
+  digseg_engine* engine = create(bundle);
+  const std::vector<unsigned char> pixels = ramp(48, 40);
+  const digseg_image image = picture(pixels, 48, 40);
+  const char* const prompts[] = {"road", "red circle"};
+  digseg_run_options run;
+  expect_ok(digseg_run_options_init(&run, sizeof run), "run options");
+  run.size = 32;
+  const auto once = [&] {
+    digseg_result* result = nullptr;
+    expect_ok(digseg_segment(engine, &image, prompts, 2, &run, &result), "segment");
+    const uint64_t hash = fingerprint(result);
+    digseg_result_free(result);
+    return hash;
+  };
+  const uint64_t wanted = once();
+  std::atomic<int> different{0};
+  std::vector<std::thread> pool;
+  for (int t = 0; t < workers; ++t)
+    pool.emplace_back([&] {
+      for (int i = 0; i < count; ++i) different += once() != wanted;
+    });
+  for (std::thread& worker : pool) worker.join();
+  digseg_engine_destroy(engine);
+  std::printf("%d threads x %d runs: %d differ\n", workers, count, different.load());
+  return different != 0;
+}
+
+int create_destroy(const char* bundle, int count) {
+  long early = 0;
+  for (int i = 0; i < count; ++i) {
+    digseg_engine_destroy(create(bundle));
+    if (i == count / 10) early = resident_kib();
+  }
+  const long late = resident_kib(), grown = late - early;
+  std::printf("%d x create and destroy: resident %ld KiB after a tenth, %ld KiB at the end\n", count, early, late);
+  // An engine of the bundled model holds over 10 MiB: were one in ten left behind, this would be passed many times over.
+  return grown > 8 * 1024 + count * 4;
+}
+
+// One engine, one good call, and ways to spoil it.
+class Hostile {
+ public:
+  Hostile(const char* bundle, unsigned seed) : bundle_(bundle), random_(seed), engine_(create(bundle)), pixels_(ramp(64, 64)) {
+    std::string room = (fs::temp_directory_path() / "digseg-stress-XXXXXX").string();
+    if (mkdtemp(&room[0]) == nullptr) stop("no temporary folder");
+    copy_ = room;
+    for (const auto& entry : fs::directory_iterator(bundle)) {
+      fs::copy_file(entry.path(), copy_ / entry.path().filename());
+      files_.push_back(entry.path().filename().string());
+    }
+  }
+  ~Hostile() {
+    digseg_engine_destroy(engine_);
+    fs::remove_all(copy_);
+  }
+
+  void call(int number) {
+    switch (number % 100 == 0 ? 0 : 1 + pick(7)) {
+      case 0: return damaged_bundle();
+      case 1: case 2: return bad_image();
+      case 3: return bad_prompts();
+      case 4: return bad_run();
+      case 5: return bad_struct_sizes();
+      case 6: return bad_text();
+      default: return nulls();
+    }
+  }
+
+  long refused = 0, accepted = 0;
+
+ private:
+  int pick(int n) { return static_cast<int>(random_() % static_cast<unsigned>(n)); }
+  int32_t wild() {
+    static const int32_t values[] = {0, 1, -1, 2, 5, 7, 100, -100, INT32_MAX, INT32_MIN, 65536, 4097};
+    return pick(3) ? values[pick(12)] : static_cast<int32_t>(random_());
+  }
+  // What reaches C from a script's NaN.
+  int64_t wild_stride() {
+    static const double values[] = {std::numeric_limits<double>::quiet_NaN(), -1.0, 1.0, 1e300, -1e300, 191.0};
+    const double value = values[pick(6)];
+    return std::isnan(value) ? INT64_MIN : value > 9e18 ? INT64_MAX : value < -9e18 ? INT64_MIN : static_cast<int64_t>(value);
+  }
+
+  void judge(digseg_status status) {
+    const char* text = digseg_last_error();
+    if (status == DIGSEG_OK) {
+      ++accepted;
+      return;
+    }
+    ++refused;
+    if (text == nullptr || std::strlen(text) < 10) stop("a failure without a text");
+    if (status == DIGSEG_INTERNAL) stop(std::string("an internal error: ") + text);
+    if (std::strcmp(digseg_status_string(status), "unknown status") == 0) stop("an unknown status");
+  }
+
+  void segment(const digseg_image* image, const char* const* prompts, size_t count, const digseg_run_options* run) {
+    digseg_result* result = nullptr;
+    const digseg_status status = digseg_segment(engine_, image, prompts, count, run, &result);
+    judge(status);
+    if ((status == DIGSEG_OK) != (result != nullptr)) stop("status and result disagree");
+    digseg_result_free(result);
+  }
+
+  digseg_image good() const { return picture(pixels_, 64, 64); }
+
+  void bad_image() {
+    digseg_image image = good();
+    const char* const prompts[] = {"road"};
+    switch (pick(9)) {
+      case 0: image.data = nullptr; break;
+      case 1: image.width = wild() > 64 ? INT32_MAX : -1; break;
+      case 2: image.height = pick(2) ? 0 : INT32_MIN; break;
+      case 3: image.format = 5 + std::abs(wild() % 1000); break;
+      case 4: image.memory = 1 + 2 * pick(1000); break;
+      case 5: image.stride = wild_stride(); image.stride = image.stride >= 192 ? INT64_MAX : image.stride; break;
+      case 6: image.matrix = wild(); break;
+      case 7: image.format = DIGSEG_NV12; image.width = 63; break;
+      default: {
+        std::vector<float> floats(64 * 64 * 3, 0.5f);
+        floats[static_cast<size_t>(pick(12288))] = pick(2) ? std::numeric_limits<float>::quiet_NaN() : -3.f;
+        image.data = floats.data(), image.format = DIGSEG_F32;
+        return segment(&image, prompts, 1, nullptr);
+      }
+    }
+    segment(&image, prompts, 1, nullptr);
+  }
+
+  void bad_prompts() {
+    const digseg_image image = good();
+    std::string longest(static_cast<size_t>(1 + pick(100000)), pick(2) ? 'a' : '.');
+    std::string bytes;
+    for (int i = pick(40); i >= 0; --i) bytes += static_cast<char>(1 + pick(255));
+    const std::string many = "red " + std::string(400, '7');
+    const char* const prompts[] = {pick(2) ? "" : " \t\n", nullptr, bytes.c_str(), "\xC3\x28", longest.c_str(), many.c_str(), "\xED\xA0\x80"};
+    static const size_t counts[] = {0, SIZE_MAX, 1025};
+    if (pick(8) == 0) segment(&image, pick(2) ? nullptr : prompts, counts[pick(3)], nullptr);
+    else segment(&image, prompts + pick(7), 1, nullptr);
+  }
+
+  void bad_run() {
+    const digseg_image image = good();
+    const char* const prompts[] = {"road"};
+    digseg_run_options run;
+    expect_ok(digseg_run_options_init(&run, sizeof run), "run options");
+    switch (pick(4)) {
+      case 0: run.size = pick(2) ? -wild() % 31 - 1 : 4097 + pick(1000000); break;
+      case 1: run.flags = 2 << pick(28); break;
+      case 2: run.threshold = pick(2) ? std::numeric_limits<float>::quiet_NaN() : INFINITY; break;
+      default: run.cancel = [](void*) -> int32_t { return 1; };
+    }
+    segment(&image, prompts, 1, &run);
+  }
+
+  void bad_struct_sizes() {
+    static const size_t sizes[] = {0, 1, 7, SIZE_MAX, 4097, 1u << 20};
+    const size_t size = sizes[pick(6)];
+    digseg_image image = good();
+    const char* const prompts[] = {"road"};
+    digseg_view view;
+    digseg_verification verification{};
+    digseg_options options = settings();
+    digseg_engine* engine = nullptr;
+    switch (pick(5)) {
+      case 0: image.struct_size = pick(2) ? size : 8 + static_cast<size_t>(pick(32)); return segment(&image, prompts, 1, nullptr);
+      case 1: return judge(digseg_view_init(&view, size));
+      case 2: options.struct_size = size; judge(digseg_engine_create(bundle_, &options, &engine)); return digseg_engine_destroy(engine);
+      case 3: verification.struct_size = size; return judge(digseg_engine_verify(engine_, &verification));
+      default: return judge(digseg_image_init(&image, size == 7 ? 0 : size));
+    }
+  }
+
+  void bad_text() {
+    int64_t ids[8];
+    size_t count = 0;
+    std::string bytes;
+    for (int i = pick(200); i >= 0; --i) bytes += static_cast<char>(1 + pick(255));
+    judge(digseg_engine_tokenize(engine_, pick(10) ? bytes.c_str() : nullptr, static_cast<size_t>(pick(100)), pick(10) ? ids : nullptr, static_cast<size_t>(pick(9)), pick(10) ? &count : nullptr));
+  }
+
+  void nulls() {
+    const digseg_image image = good();
+    const char* const prompts[] = {"road"};
+    digseg_result* result = nullptr;
+    digseg_view view;
+    digseg_engine* engine = nullptr;
+    expect_ok(digseg_view_init(&view, sizeof view), "view");
+    switch (pick(9)) {
+      case 0: return judge(digseg_segment(nullptr, &image, prompts, 1, nullptr, &result));
+      case 1: return judge(digseg_segment(engine_, nullptr, prompts, 1, nullptr, &result));
+      case 2: return judge(digseg_segment(engine_, &image, prompts, 1, nullptr, nullptr));
+      case 3: return judge(digseg_result_view(nullptr, &view));
+      case 4: return judge(digseg_engine_create(nullptr, nullptr, &engine));
+      case 5: return judge(digseg_engine_create(bundle_, nullptr, nullptr));
+      case 6: return judge(digseg_engine_create("/nowhere/at/all", nullptr, &engine));
+      case 7: digseg_engine_destroy(nullptr); digseg_result_free(nullptr); return judge(digseg_options_init(nullptr, sizeof(digseg_options)));
+      default: {
+        digseg_options options = settings();
+        options.backend = pick(2) ? "no such backend" : "onnxruntime";
+        options.onnxruntime_library = pick(2) ? "/nowhere/libonnxruntime.so" : "libm.so.6";
+        judge(digseg_engine_create(bundle_, &options, &engine));
+        if (engine != nullptr) stop("an engine from a library that is none");
+      }
+    }
+  }
+
+  // Cuts, flips or removes one file of a copy; the engine must refuse it; then the file is put back.
+  void damaged_bundle() {
+    const std::string& name = files_[static_cast<size_t>(pick(static_cast<int>(files_.size())))];
+    const fs::path file = copy_ / name;
+    const auto size = fs::file_size(file);
+    switch (pick(3)) {
+      case 0: fs::resize_file(file, random_() % size); break;
+      case 1: fs::remove(file); break;
+      default: {
+        std::fstream bytes(file, std::ios::in | std::ios::out | std::ios::binary);
+        const auto at = static_cast<std::streamoff>(random_() % size);
+        bytes.seekg(at);
+        const char old = static_cast<char>(bytes.get());
+        bytes.seekp(at);
+        bytes.put(static_cast<char>(old ^ (1 << pick(8))));
+      }
+    }
+    const digseg_options options = settings();
+    digseg_engine* engine = nullptr;
+    const digseg_status status = digseg_engine_create(copy_.c_str(), &options, &engine);
+    judge(status);
+    // A flipped bit of the manifest may fall on a note that nothing depends on; every other file is covered by its hash.
+    if (status == DIGSEG_OK && name != "manifest.json") stop("damaged " + name + " was accepted");
+    digseg_engine_destroy(engine);
+    fs::copy_file(fs::path(bundle_) / name, file, fs::copy_options::overwrite_existing);
+  }
+
+  const char* bundle_;
+  std::mt19937 random_;
+  digseg_engine* engine_;
+  std::vector<unsigned char> pixels_;
+  fs::path copy_;
+  std::vector<std::string> files_;
+};
+
+int hostile(const char* bundle, int count, unsigned seed) {
+  Hostile calls(bundle, seed);
+  for (int i = 0; i < count; ++i) calls.call(i);
+  std::printf("%d hostile calls: %ld refused with a status and a text, %ld harmless and accepted\n", count, calls.refused, calls.accepted);
+  return calls.refused < count / 2;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 4) return std::fprintf(stderr, "usage: %s threads|create|hostile BUNDLE COUNT [THREADS|SEED]\n", argv[0]), 2;
+  const std::string mode = argv[1];
+  const int count = std::atoi(argv[3]), extra = argc > 4 ? std::atoi(argv[4]) : 4;
+  if (mode == "threads") return threads(argv[2], count, extra);
+  if (mode == "create") return create_destroy(argv[2], count);
+  if (mode == "hostile") return hostile(argv[2], count, static_cast<unsigned>(extra));
+  return std::fprintf(stderr, "stress: unknown mode %s\n", argv[1]), 2;
+}

@@ -1,0 +1,136 @@
+"""The whole export on a nano model with a planted overflow, and the promises that need a real model: same bytes twice."""
+
+import dataclasses
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from digseg_engine.bundle import open_bundle
+from digseg_engine.errors import InputError, VerificationError
+from digseg_engine.runtime.backends.ort_backend import OrtBackend
+from digseg_engine.runtime.source import open_source
+from digseg_export import calibration, verify
+from digseg_export.clock import Clock
+from digseg_export.publish import Options, publish, trace
+from digseg_export.verify import LIMITS
+
+PLANTED = "a convolution of the trunk, scaled so that its output leaves fp16; the norm behind it takes the scale away"
+
+
+@pytest.fixture(scope="module")
+def planted(nano_preset, raw_tokenizer):
+    """A nano checkpoint whose float32 masks are as good as any, with one activation near 1e6; traced once."""
+    from digseg_engine.model.pretrained import build
+    from digseg_engine.text import PromptTokenizer
+
+    torch.manual_seed(0)
+    checkpoint = build(nano_preset, PromptTokenizer(raw_tokenizer))
+    for module in (checkpoint.vae, checkpoint.text_encoder, checkpoint.reference, checkpoint.student):
+        module.eval().requires_grad_(False)
+    with torch.no_grad():
+        checkpoint.student.neutral.normal_()
+        block = checkpoint.student.unet.down_blocks[0].resnets[0]
+        block.conv1.weight *= 2e5
+        block.conv1.bias *= 2e5
+    return checkpoint, trace(checkpoint, Clock(lambda step: None)), raw_tokenizer.to_str().encode()
+
+
+@pytest.fixture
+def export(planted, tmp_path, monkeypatch):
+    """export(precision, name, **options) with two scenes per domain."""
+    monkeypatch.setattr(verify, "SCENES_PER_DOMAIN", 2)
+    monkeypatch.setattr(calibration, "SCENES_PER_DOMAIN", 2)
+
+    def run(precision, name="b", limits=None, **options):
+        checkpoint, traced, tokenizer = planted
+        return publish(checkpoint, traced, tokenizer, tmp_path / name, precision, limits or LIMITS[precision],
+                       Clock(lambda step: None), Options(**options))  # fmt: skip
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_planted_overflow_is_named_and_nothing_is_published(export, tmp_path):
+    with pytest.raises(VerificationError) as caught:
+        export("fp16", measured_islands=False)
+    message = str(caught.value)
+    assert "segmenter" in message and "first bad node: " in message and "nothing was published" in message
+    assert "in fp16 the graph is not finite" in message and "--auto-islands" in message
+    assert list(tmp_path.iterdir()) == []
+    named = message.split("first bad node: ")[1].split(" ")[0]
+
+    done = export("fp16", measured_islands=False, auto_islands=True)
+    islands = done.policy["graphs"]["segmenter.onnx"]["nodes"]
+    assert named in islands and islands[named].startswith("bisect: its output reaches")
+    reached = float(islands[named].split("reaches ")[1].split(" ")[0])
+    assert reached > 65504 and min(c.iou for c in done.checks if c.iou is not None and "PyTorch" not in c.graph) > 0.99
+    assert json.loads((tmp_path / "b" / "precision.json").read_text())["graphs"]["segmenter.onnx"]["nodes"] == islands
+
+
+@pytest.mark.slow
+def test_measured_ranges_find_the_same_node_before_verification(export, tmp_path):
+    done = export("fp16")
+    reasons = done.policy["graphs"]["segmenter.onnx"]["nodes"].values()
+    assert any("on the calibration pictures; fp16 ends at 65504" in reason for reason in reasons)
+    assert "training scenes" in done.policy["calibrated_on"]
+    coarse = dataclasses.replace(LIMITS["bf16"], iou=0.9)  # random weights: logits crowd around 0
+    assert export("bf16", "w", coarse).policy["calibrated_on"].startswith("nothing: bf16")  # no overflow in bf16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_two_exports_give_the_same_bytes(export, tmp_path, precision):
+    for name in ("one", "two"):
+        export(precision, name)
+    first, second = (open_bundle(tmp_path / name).manifest for name in ("one", "two"))
+    assert first["files"] == second["files"]
+    first.pop("created"), second.pop("created")
+    assert first == second
+
+
+@pytest.mark.slow
+def test_int8_is_quantised_smaller_and_runs(export, tmp_path):
+    wide, done = export("fp32", "wide"), export("int8", "small")
+    report = done.policy["graphs"]["segmenter.onnx"]
+    assert report["quantised"] > len(report["left_out"]) and all(report["left_out"].values())
+    model = onnx.load(str(tmp_path / "small" / "segmenter.onnx"))
+    quantised = {t.name: t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8 and t.dims}
+    scales = {n.input[0]: n.input[1] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    held = {t.name: t for t in model.graph.initializer}
+    weights = [name for name in quantised if name in scales and len(quantised[name].dims) > 1]
+    assert weights and all(list(held[scales[name]].dims) for name in weights)  # one scale per output channel
+    zero = [onnx.numpy_helper.to_array(t) for name, t in quantised.items() if "zero_point" in name]
+    assert all(not values.any() for values in zero)  # symmetric, as TensorRT asks
+    ratio = done.sizes["segmenter.data"] / wide.sizes["segmenter.data"]
+    assert ratio < 0.6  # nano layers are so small that scales and biases weigh as much as they
+    backend = OrtBackend(open_source(tmp_path / "small"))
+    keys, values = backend.encode_text(np.zeros((2, 8), np.int64), np.ones((2, 8), bool))
+    assert backend.segment(np.zeros((1, 3, 64, 64), np.float32), keys, values, np.ones((2, 8), bool)).shape[:2] == (
+        1,
+        2,
+    )
+
+
+@pytest.mark.slow
+def test_limits_of_the_user_are_held(export, tmp_path):
+    tight = dataclasses.replace(LIMITS["fp32"], absolute=0.0)
+    with pytest.raises(VerificationError, match=r"--atol"):
+        export("fp32", limits=tight)
+    with pytest.raises(VerificationError, match=r"--rtol.*try --precision fp16"):
+        export("int8", limits=dataclasses.replace(LIMITS["int8"], relative=1e-6))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_calibration_folder_is_checked(tmp_path):
+    with pytest.raises(InputError, match="not found"):
+        calibration.check_folder(tmp_path / "none")
+    (tmp_path / "prompts.txt").write_text("red circle\n\n a square \n")
+    with pytest.raises(InputError, match="0 pictures and 2 prompts"):
+        calibration.check_folder(tmp_path)
+    (tmp_path / "b.png").touch()
+    (tmp_path / "a.JPG").touch()
+    pictures, prompts = calibration.check_folder(tmp_path)
+    assert [p.name for p in pictures] == ["a.JPG", "b.png"] and prompts == ["red circle", "a square"]

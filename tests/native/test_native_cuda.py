@@ -1,0 +1,39 @@
+"""The CUDA sources: their CPU twins agree with the library's resizing; they compile where nvcc is, and run where a GPU is."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from native_fixtures import slow
+
+KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+
+
+def run(*command):
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=1500)
+
+
+def test_the_twins_agree_with_the_library(tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ here")
+    built = run("g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-I", KERNELS / "cuda",
+                KERNELS / "cuda" / "check_twins.cpp", KERNELS / "src" / "resample.cpp", "-o", tmp_path / "check")  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    done = run(tmp_path / "check")
+    assert done.returncode == 0, done.stdout
+
+
+@slow
+@pytest.mark.slow
+def test_compiles_for_every_architecture_and_runs_where_there_is_a_gpu(tmp_path):
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc here")
+    codes = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in (75, 80, 86, 87, 89, 90, 100, 120)]
+    sources = [KERNELS / "cuda" / name for name in ("digseg_cuda.cu", "check_gpu.cu")]
+    built = run("nvcc", "-std=c++17", *codes, *sources, "-o", tmp_path / "check")
+    assert built.returncode == 0, built.stderr
+    done = run(tmp_path / "check")
+    if done.returncode == 77:
+        pytest.skip("compiled; no GPU to run on")
+    assert done.returncode == 0, done.stdout

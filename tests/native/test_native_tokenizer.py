@@ -1,0 +1,130 @@
+"""Token numbers of the C library equal those of `tokenizers`, for the bundled vocabulary and for CLIP's own."""
+
+import gzip
+import importlib.util
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from native_fixtures import *  # noqa: F403
+from tokenizers import Tokenizer
+
+from digseg_engine.bundle import sha256
+
+TEXT = """a the red blue circle road building water trees nucleus don't we'll it's I'm THE Straße naïve coöperate 12 3.14"""
+WORDS = TEXT.split()
+ODD_TEXT = """😀 👩‍👩‍👧‍👦 🇩🇪 🏳️‍🌈 𝒳 é ﬁ Å İ ǅ ß Σς 한국어 日本 العربية हिन्दी ไทย
+½ ² ٣ 'S ''s -- … «» </w> ꜩ Ω K <|startoftext|> <|endoftext|>
+<|endoftext e\u0301 A\u030a \u1112\u1161\u11ab \u0323\u0307 s\u0323\u0307 \u0e33 \u0344 \u200b \ufeff \x07"""
+ODD = ODD_TEXT.replace("\n", " ").split(" ")
+ODD += ["\u00a0", "\u2003", "\n"]
+
+
+def strings(count: int, seed: int) -> list[str]:
+    """Words, odd pieces and random code points from all planes, with random spacing."""
+    source = random.Random(seed)
+    points = [c for c in range(1, 0x30000) if not 0xD800 <= c < 0xE000]
+    out = []
+    for i in range(count):
+        pieces = []
+        for _ in range(source.randint(1, 8)):
+            kind = source.random()
+            if kind < 0.45:
+                pieces.append(source.choice(WORDS))
+            elif kind < 0.7:
+                pieces.append(source.choice(ODD))
+            elif kind < 0.85:
+                pieces.append("".join(chr(source.randint(33, 126)) for _ in range(source.randint(1, 9))))
+            else:
+                pieces.append("".join(chr(source.choice(points)) for _ in range(source.randint(1, 4))))
+        out.append(source.choice((" ", "", "  ", "\t", "\u3000")).join(pieces) * (1 if i % 50 else 12))
+    return out
+
+
+def compare(engine, tokenizer, texts):
+    tokenizer.no_padding()
+    for limit in (4096, 77):
+        tokenizer.enable_truncation(limit)
+        wanted = tokenizer.encode_batch(texts)
+        different = [text for text, row in zip(texts, wanted) if engine.tokenize(text, limit) != row.ids]
+        assert not different, f"{len(different)} of {len(texts)} differ, for example {different[:3]!r}"
+
+
+def test_bundled_vocabulary(native, native_bundle):
+    tokenizer = Tokenizer.from_file(str(native_bundle / "tokenizer.json"))
+    texts = strings(10_000, 1)
+    compare(native, tokenizer, texts)
+    assert sum(len(row) == 77 for row in (native.tokenize(text) for text in texts)) > 50  # truncation was met
+
+
+def test_every_character_alone_and_after_a_letter(native, native_bundle):
+    tokenizer = Tokenizer.from_file(str(native_bundle / "tokenizer.json"))
+    points = [c for c in range(1, 0x3400) if not 0xD800 <= c < 0xE000]
+    compare(native, tokenizer, [f"x{chr(c)}y {chr(c)}" for c in points])
+
+
+def clip_vocabulary() -> Path | None:
+    """CLIP's merges: DIGSEG_CLIP_VOCABULARY, or inside the open_clip_torch package."""
+    if given := os.environ.get("DIGSEG_CLIP_VOCABULARY"):
+        return Path(given)
+    spec = importlib.util.find_spec("open_clip")
+    path = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz" if spec and spec.origin else None
+    return path if path and path.is_file() else None
+
+
+def clip_tokenizer(merges_file: Path, like: dict) -> dict:
+    """tokenizer.json of CLIP from its list of merges, in the steps of the bundled one."""
+    lines = gzip.decompress(merges_file.read_bytes()).decode().split("\n")
+    merges = [line.split() for line in lines[1 : 49152 - 256 - 2 + 1]]
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    vocabulary = {token: number for number, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    start, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
+    ids = {"<|startoftext|>": start, "<|endoftext|>": end}
+    return {
+        **like,
+        "added_tokens": [{**token, "id": ids[token["content"]]} for token in like["added_tokens"]],
+        "model": {**like["model"], "vocab": vocabulary, "merges": merges},
+        "post_processor": {"type": "RobertaProcessing", "sep": ["<|endoftext|>", end], "cls": ["<|startoftext|>", start],
+                           "trim_offsets": False, "add_prefix_space": False},
+    }  # fmt: skip
+
+
+def test_clips_own_vocabulary(library, native_bundle, tmp_path):
+    from native_library import NativeEngine
+
+    merges = clip_vocabulary()
+    if merges is None:
+        pytest.skip("CLIP's vocabulary is not here: pip install open_clip_torch, or set DIGSEG_CLIP_VOCABULARY")
+    shutil.copytree(native_bundle, tmp_path / "clip")
+    path = tmp_path / "clip" / "tokenizer.json"
+    body = clip_tokenizer(merges, json.loads(path.read_text()))
+    assert len(body["model"]["vocab"]) == 49408
+    path.write_text(json.dumps(body))
+    manifest = json.loads((tmp_path / "clip" / "manifest.json").read_text())
+    manifest["files"]["tokenizer.json"] = {"size": path.stat().st_size, "sha256": sha256(path)}
+    (tmp_path / "clip" / "manifest.json").write_text(json.dumps(manifest))
+    with NativeEngine(library, tmp_path / "clip") as engine:
+        assert engine.tokenize("a photo of a cat") == [49406, 320, 1125, 539, 320, 2368, 49407]
+        compare(engine, Tokenizer.from_file(str(path)), strings(10_000, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"normalizer": {"type": "NFKC"}}, "normalizer 'NFKC'"), ({"model": {"type": "WordPiece"}}, "model 'WordPiece'")],
+)
+def test_other_tokenizers_are_refused_by_name(library, native_bundle, tmp_path, change, words):
+    from native_library import NativeEngine, NativeError
+
+    shutil.copytree(native_bundle, tmp_path / "b")
+    path = tmp_path / "b" / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    manifest["files"]["tokenizer.json"] = {"size": path.stat().st_size, "sha256": sha256(path)}
+    (tmp_path / "b" / "manifest.json").write_text(json.dumps(manifest))
+    with NativeEngine(library, tmp_path / "b") as engine, pytest.raises(NativeError, match=f"incompatible: .*{words}"):
+        engine.tokenize("red")
