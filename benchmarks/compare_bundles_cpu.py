@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from digseg_engine.bundle import open_bundle
 from digseg_engine.runtime.backends.ort_backend import OrtBackend
+from digseg_engine.runtime.source import Source
 
 ROUNDS = 15
 
@@ -28,7 +29,7 @@ def main(first: str, second: str) -> None:
     for folder in (first, second):
         bundle = open_bundle(folder)
         golden = load_file(str(Path(folder) / "golden.safetensors"))
-        backend = OrtBackend(bundle)
+        backend = OrtBackend(Source(bundle, None))
         text = backend.encode_text(golden["token_ids"], golden["token_mask"])
         backends.append((backend, golden["image"], *text, golden["token_mask"]))
         weights.append(sum(f["size"] for name, f in bundle.manifest["files"].items() if name.endswith(".data")))

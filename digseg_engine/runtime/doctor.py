@@ -17,7 +17,7 @@ PARTS = {
     "onnxruntime-gpu": ("onnxruntime-gpu", 'pip install "digseg-engine[gpu]" (NVIDIA GPU)'),
     "torch": ("torch", 'pip install "digseg-engine[train]" (training, evaluation)'),
     "onnx": ("onnx", 'pip install "digseg-engine[export]" (digseg-export)'),
-    "tensorrt": ("tensorrt", 'pip install "digseg-engine[tensorrt]" (NVIDIA GPU); the backend itself is not built yet'),
+    "tensorrt": ("tensorrt", 'pip install "digseg-engine[tensorrt]" (NVIDIA GPU)'),
     "triton": ("triton", "pip install triton (fused kernels, Linux with an NVIDIA GPU)"),
 }
 

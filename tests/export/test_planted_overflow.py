@@ -13,6 +13,7 @@ from digseg_engine.bundle import open_bundle
 from digseg_engine.errors import InputError, VerificationError
 from digseg_engine.runtime.backends.ort_backend import OrtBackend
 from digseg_engine.runtime.profile import make_profile
+from digseg_engine.runtime.source import open_source
 from digseg_export import calibration, verify
 from digseg_export.clock import Clock
 from digseg_export.publish import Options, publish, trace
@@ -107,7 +108,7 @@ def test_int8_is_quantised_smaller_and_runs(export, tmp_path):
     assert all(not values.any() for values in zero)  # symmetric, as TensorRT asks
     ratio = done.sizes["segmenter.data"] / wide.sizes["segmenter.data"]
     assert ratio < 0.6  # nano layers are so small that scales and biases weigh as much as they
-    backend = OrtBackend(open_bundle(tmp_path / "small"))
+    backend = OrtBackend(open_source(tmp_path / "small"))
     keys, values = backend.encode_text(np.zeros((2, 8), np.int64), np.ones((2, 8), bool))
     assert backend.segment(np.zeros((1, 3, 64, 64), np.float32), keys, values, np.ones((2, 8), bool)).shape[:2] == (
         1,

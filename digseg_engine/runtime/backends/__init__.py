@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | `onnxruntime` | bundle | CPU provider (float32 twins of a reduced-precision bundle) |
 | `onnxruntime-cuda`, `onnxruntime-tensorrt` | bundle | the graphs as stored, on an NVIDIA GPU |
+| `tensorrt` | bundle | engines built on this machine, on an NVIDIA GPU |
 | `torch`, `torch-compile` | checkpoint | float32, on the GPU with our Triton kernels when there is one, else on the CPU |
 """
 
@@ -82,12 +83,19 @@ def unregister(name: str) -> None:
 
 def kinds() -> dict[str, BackendKind]:
     """All known backends, built in and registered, in order of preference when speeds are equal."""
-    from digseg_engine.runtime.backends import ort_backend, torch_backend
+    from digseg_engine.runtime.backends import ort_backend, tensorrt_native, torch_backend
 
     listed = [
         BackendKind(name, partial(ort_backend.probe, name), partial(ort_backend.OrtBackend, name=name))
         for name in ort_backend.PROVIDERS
     ]
+    listed.append(
+        BackendKind(
+            "tensorrt",
+            tensorrt_native.probe,
+            lambda source: tensorrt_native.TensorrtBackend(source.need_bundle("tensorrt")),
+        )
+    )
     listed += [
         BackendKind(
             name, partial(torch_backend.probe, name), partial(torch_backend.TorchBackend, name=name), "checkpoint"

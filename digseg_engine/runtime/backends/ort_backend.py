@@ -71,7 +71,8 @@ class OrtBackend:
         self._runtime, self._provider = onnxruntime, PROVIDERS[name]
         bundle = source.need_bundle(name)
         precision = bundle.manifest["precision"]["name"]
-        self._wide = wide_name(SEGMENTER) in bundle.manifest["files"] and self._provider == PROVIDER
+        widened = wide_name(SEGMENTER) in bundle.manifest["files"]  # int8 and fp32 graphs run as they are
+        self._wide = widened and self._provider == PROVIDER
         self._text = self._session(bundle, TEXT_ENCODER)
         self._segmenter = self._session(bundle, SEGMENTER)
         stored = f"{precision} weights widened to fp32" if self._wide else precision

@@ -166,6 +166,7 @@ class TensorrtBackend:
     """Both graphs of a bundle as engines built on this machine. Thread-safe: one lock per graph."""
 
     name = "tensorrt"
+    fixed_shapes = False
 
     def __init__(self, bundle: Bundle, trt: Any = None, driver: Driver | None = None) -> None:
         trt = trt or import_tensorrt()
