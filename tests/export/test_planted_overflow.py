@@ -127,6 +127,10 @@ def test_fixed_shapes_are_written_into_the_segmenter_and_its_golden_sample(expor
     golden = load_file(str(tmp_path / "b" / "golden.safetensors"))
     assert golden["image"].shape == (1, 3, 64, 96) and golden["logits"].shape[:2] == (1, 4)
     assert open_bundle(tmp_path / "b").manifest["shapes"]["H"] == {"min": 64, "opt": 64, "max": 64}
+    backend = OrtBackend(open_source(tmp_path / "b"))
+    keys, values = backend.encode_text(np.zeros((4, 8), np.int64), np.ones((4, 8), bool))
+    with pytest.raises(InputError, match=r"rows of pixels.*exactly 64"):
+        backend.segment(np.zeros((1, 3, 96, 96), np.float32), keys, values, np.ones((4, 8), bool))
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from digseg_engine.contract import SEGMENTER, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.runtime.backends import Array, TokenMask, Tokens, Usable
+from digseg_engine.runtime.profile import Profile
 
 if TYPE_CHECKING:
     from digseg_engine.bundle import Bundle
@@ -73,6 +74,7 @@ class OrtBackend:
         precision = bundle.manifest["precision"]["name"]
         widened = wide_name(SEGMENTER) in bundle.manifest["files"]  # int8 and fp32 graphs run as they are
         self._wide = widened and self._provider == PROVIDER
+        self._profile = Profile.from_json(bundle.manifest["shapes"])  # None: free shapes
         self._text = self._session(bundle, TEXT_ENCODER)
         self._segmenter = self._session(bundle, SEGMENTER)
         stored = f"{precision} weights widened to fp32" if self._wide else precision
@@ -89,6 +91,9 @@ class OrtBackend:
         return keys, values
 
     def segment(self, image: Array, keys: Array, values: Array, token_mask: TokenMask) -> NDArray[np.float32]:
+        if self._profile is not None:
+            (b, _, h, w), (k, length) = image.shape, token_mask.shape
+            self._profile.check({"B": b, "K": k, "L": length, "H": h, "W": w})
         text = {"text_keys": keys.astype(self._text_dtype, copy=False),
                 "text_values": values.astype(self._text_dtype, copy=False)}  # fmt: skip
         (logits,) = self._run(self._segmenter, {"image": image, **text, "token_mask": token_mask})
