@@ -7,4 +7,4 @@ ruff check .
 ruff format --check .
 mypy
 export OMP_NUM_THREADS=1
-python -m pytest -n "${DIGSEG_TEST_WORKERS:-2}" --dist loadgroup "$@"
+python -m pytest -n "${DIGSEG_TEST_WORKERS:-2}" --dist loadgroup --durations 15 "$@"

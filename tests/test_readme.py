@@ -70,8 +70,10 @@ def test_figures_are_the_committed_ones():
 
     results = {name: json.loads((ROOT / "benchmarks" / "results" / f"eval-tiny-{name}.json").read_text())["figures"]
                for name in ("student", "bundle")}  # fmt: skip
-    for figures in results.values():
-        for figure, value in figures.items():
-            shown = f"{100 * value:.2f} %" if "false" in figure else f"{value:.3f}"
-            (row,) = [line for line in TEXT.splitlines() if line.startswith(f"| {figure} |")]
-            assert shown in row, (figure, shown)
+    rows = [line.strip("| ").split(" | ") for line in TEXT.splitlines() if re.match(r"\| [\w, ]+ \| 0\.\d{3} \|", line)]
+    assert len(rows) == 8
+    for name, student, bundle, alone in rows:
+        assert student == f"{results['student'][name]:.3f}" and bundle == f"{results['bundle'][name]:.3f}"
+        assert alone == f"{results['student'][f'{name}, each prompt alone']:.3f}"
+    for domain in ("objects", "textures", "microscopy", "aerial", "crops"):
+        assert f"{domain} {100 * results['student'][f'{domain}, false area, each prompt alone']:.2f} %" in TEXT

@@ -129,10 +129,10 @@ def test_scenes_and_version(room):
 
 
 def test_eval_prints_and_writes_the_same_figures(room, bundle):
-    done = run_command("digseg", "eval", "--model", str(bundle), "--domain", "aerial", "--count", "2", "--size", "64",
+    done = run_command("digseg", "eval", "--model", str(bundle), "--data", "scenes:aerial", "--count", "2", "--size", "64",
                        "--report", "r.json", cwd=room)  # fmt: skip
     assert done.returncode == 0, done.stderr
     figures = json.loads((room / "r.json").read_text())["figures"]
-    assert f"{figures['aerial']:.4f}" in done.stdout
-    done = run_command("digseg", "eval", "--domain", "space", cwd=room)
-    assert done.returncode == 2 and "unknown domain" in done.stderr
+    assert f"{figures['aerial']:.3f}" in done.stdout
+    done = run_command("digseg", "eval", "--data", "scenes:space", cwd=room)
+    assert done.returncode == 2 and "unknown scene domain" in done.stderr

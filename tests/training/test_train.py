@@ -147,9 +147,10 @@ def test_the_whole_run_trains_saves_and_loads(tmp_path, nano_preset, monkeypatch
 
 
 def test_presets_that_need_pretrained_weights_are_refused(tmp_path):
+    from digseg_engine.training.run import scaled
     from digseg_engine.training.train import TrainConfig, train
 
     with pytest.raises(UsageError, match="pretrained"):
         train("sd21", tmp_path / "x")
     with pytest.raises(UsageError, match="above 0"):
-        TrainConfig().scaled(0)
+        scaled(TrainConfig(), 0)
