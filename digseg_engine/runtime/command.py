@@ -13,6 +13,7 @@ from digseg_engine.arguments import check_output, complain, find_pictures, stems
 from digseg_engine.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
     from digseg_engine.runtime.choice import Verdict
@@ -105,16 +106,26 @@ def doctor(
     return 0 if verdict.chosen else 1  # raises with every reason when no backend was right
 
 
-def _choice(verdict: Verdict) -> Table:
+def _choice(verdict: Verdict) -> Group:
+    """One line of figures per backend, and below the table, at full width, what each one runs or why it does not."""
+    from rich.console import Group
+    from rich.text import Text
+
     task = verdict.task
     title = f"golden sample, and time at {task.size} px, {task.batch} picture(s), {task.prompts} prompt(s)"
-    rows = []
+    rows, notes = [], []
     for row in verdict.rows:
-        why = row.detail if row.right else f"{row.reason}; {row.install}".rstrip("; ")
         figures = [f"{row.error:.1e}" if row.error is not None else "", f"{row.iou:.5f}" if row.iou is not None else "",
                    f"{row.ms:.1f}" if row.ms is not None else ""]  # fmt: skip
-        rows.append([row.backend, "yes" if row.usable else "no", why, *figures, "<- chosen" if row.chosen else ""])
-    return _table(title, ("backend", "usable", "what runs, or why not", "error", "mask IoU", "ms", ""), rows)
+        rows.append([row.backend, "yes" if row.usable else "no", *figures, "<- chosen" if row.chosen else ""])
+        notes.append(f"{row.backend}: {row.detail if row.right else _why(row.reason, row.install)}")
+    columns = ("backend", "usable", "error", "mask IoU", "ms", "")
+    return Group(_table(title, columns, rows), *(Text(note) for note in notes))
+
+
+def _why(reason: str, install: str) -> str:
+    """A reason and what helps, each said once."""
+    return reason if not install or install in reason else f"{reason}; {install}"
 
 
 def _table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Table:
