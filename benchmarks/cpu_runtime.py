@@ -127,7 +127,7 @@ def main() -> None:
     from digseg_engine.runtime.machine import device_key
 
     figures: dict[str, Any] = {
-        "machine": {**device_key(), "system": platform.platform(), "load_before": os.getloadavg()[0]},
+        "machine": {**device_key(), "system": platform.system(), "load_before": os.getloadavg()[0]},
         "versions": {name: version(name) for name in ("onnxruntime", "numpy", "pillow", "tokenizers")},
         "model": {"fp16": options.fp16.name, "fp32": options.fp32.name},
     }
