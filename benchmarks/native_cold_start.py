@@ -19,6 +19,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from digseg_engine.runtime.machine import processor
+
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ("road", "building", "water")
 
@@ -63,13 +65,6 @@ def measure(program: Path, bundle: Path, picture: Path, runs: int) -> dict[str, 
     return taken
 
 
-def cpu_name() -> str:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return names[0] if names else platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", type=Path, required=True, help="the built examples/segment")
@@ -82,7 +77,7 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in taken.items()}
     report = {
         "what": "process start to masks, seconds, median",
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores, {platform.system()}",
+        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("onnxruntime", "numpy", "pillow")},

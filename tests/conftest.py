@@ -57,18 +57,9 @@ def raw_tokenizer():
 @pytest.fixture
 def nano(nano_preset, raw_tokenizer):
     """A seeded, untrained checkpoint in evaluation mode."""
-    import torch
+    from nano_models import build_nano
 
-    from digseg_engine.model.pretrained import build
-    from digseg_engine.text import PromptTokenizer
-
-    torch.manual_seed(0)
-    checkpoint = build(nano_preset, PromptTokenizer(raw_tokenizer))
-    for module in (checkpoint.vae, checkpoint.text_encoder, checkpoint.reference, checkpoint.student):
-        module.eval().requires_grad_(False)
-    with torch.no_grad():
-        checkpoint.student.neutral.normal_()
-    return checkpoint
+    return build_nano(nano_preset, raw_tokenizer)
 
 
 @pytest.fixture

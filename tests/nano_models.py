@@ -19,23 +19,32 @@ class NanoModels:
     fp16: Path
 
 
-def make_nano_models(folder: Path, preset, raw_tokenizer) -> NanoModels:
-    """A seeded, untrained nano model: its checkpoint and its fp32 and fp16 bundles."""
+def build_nano(preset, raw_tokenizer):
+    """A seeded, untrained nano checkpoint in evaluation mode."""
     import torch
 
-    from digseg_engine.model.pretrained import build, save_checkpoint
+    from digseg_engine.model.pretrained import build
     from digseg_engine.text import PromptTokenizer
-    from digseg_export.publish import export_bundle
-    from digseg_export.verify import Limits
 
     torch.manual_seed(0)
     checkpoint = build(preset, PromptTokenizer(raw_tokenizer))
-    with torch.no_grad():
-        checkpoint.student.neutral.normal_()
-        for inject in checkpoint.student.injections:  # an untrained model hardly hears its prompts: let it shout
-            inject.gate.fill_(20.0)
-        checkpoint.student.head.logits.weight.mul_(8)
-        checkpoint.student.head.logits.bias.zero_()
+    for module in (checkpoint.vae, checkpoint.text_encoder, checkpoint.reference, checkpoint.student):
+        module.eval().requires_grad_(False)
+    checkpoint.student.neutral.normal_()
+    return checkpoint
+
+
+def make_nano_models(folder: Path, preset, raw_tokenizer) -> NanoModels:
+    """The nano model that hears its prompts: its checkpoint and its fp32 and fp16 bundles."""
+    from digseg_engine.model.pretrained import save_checkpoint
+    from digseg_export.publish import export_bundle
+    from digseg_export.verify import Limits
+
+    checkpoint = build_nano(preset, raw_tokenizer)
+    for inject in checkpoint.student.injections:  # an untrained model hardly hears its prompts: let it shout
+        inject.gate.fill_(20.0)
+    checkpoint.student.head.logits.weight.mul_(8)
+    checkpoint.student.head.logits.bias.zero_()
     save_checkpoint(checkpoint, raw_tokenizer.to_str(), folder / "nano")
     export_bundle(folder / "nano", "fp32", folder / "fp32")
     export_bundle(folder / "nano", "fp16", folder / "fp16", Limits(0.05, 0.9))

@@ -132,13 +132,13 @@ def judge(backend: Backend, golden: Golden) -> tuple[float, float]:
     if logits.shape != golden.logits.shape or not np.isfinite(logits).all():
         return float("inf"), 0.0
     error = np.linalg.norm(logits - golden.logits) / max(float(np.linalg.norm(golden.logits)), 1e-12)
-    return float(error), mask_iou(logits > 0, golden.logits > 0)
+    return float(error), float(pair_iou(logits > 0, golden.logits > 0).mean())
 
 
-def mask_iou(got: Array, want: Array) -> float:
-    """Mean IoU over the (picture, prompt) pairs of [B, K, h, w] masks; two empty masks count 1."""
-    inter, union = (got & want).sum((-2, -1)), (got | want).sum((-2, -1))
-    return float(np.where(union == 0, 1.0, inter / np.maximum(union, 1)).mean())
+def pair_iou(got: Array, want: Array) -> Array:
+    """IoU of every (picture, prompt) pair of masks [B, K, h, w], [B * K]; 1 where both masks are empty."""
+    inter, union = (m.sum((-2, -1)).ravel() for m in (got & want, got | want))
+    return np.where(union == 0, 1.0, inter / np.maximum(union, 1))
 
 
 def verdict_of(error: float, iou: float, golden: Golden) -> tuple[bool, str]:

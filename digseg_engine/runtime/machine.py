@@ -26,12 +26,13 @@ def library_versions() -> dict[str, str]:
 def device_key() -> dict[str, str]:
     """Processor, cores, GPUs and driver, and the environment variables that change which of them is used."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    about = {"machine": platform.machine(), "processor": _processor(), "cores": str(cores), "gpus": _gpus(),
+    about = {"machine": platform.machine(), "processor": processor(), "cores": str(cores), "gpus": _gpus(),
              "driver": _first_line(Path("/proc/driver/nvidia/version"))}  # fmt: skip
     return {**about, **{name: os.environ[name] for name in WATCHED if name in os.environ}}
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of this machine's processor."""
     for line in _lines(Path("/proc/cpuinfo")):
         if line.startswith(("model name", "Hardware")):
             return line.split(":", 1)[-1].strip()

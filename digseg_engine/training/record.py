@@ -10,6 +10,8 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+from digseg_engine.runtime.machine import processor
+
 TOOLS = ("torch", "diffusers", "transformers", "accelerate", "numpy")
 
 
@@ -26,15 +28,8 @@ def record_run(run: Path, stages: list[str], checkpoint: Path) -> Path:
             seconds[stage] = float(list(csv.DictReader(file))[-1]["seconds"])
     made = {
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {"python": platform.python_version(), **{tool: version(tool) for tool in TOOLS}},
     }
     (folder / "made.json").write_text(json.dumps(made, indent=2) + "\n")
     return folder
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -18,6 +18,7 @@ from digseg_engine.errors import VerificationError
 from digseg_engine.images import fit
 from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.model.pretrained import Checkpoint
+from digseg_engine.runtime.choice import pair_iou
 from digseg_engine.runtime.profile import Profile
 from digseg_engine.training.scenes import CLASSES, DOMAINS, scene
 from digseg_export.ranges import session
@@ -218,13 +219,6 @@ def compare(stage: str, graph: str, pairs: list[tuple[Array, Array]], masks: boo
 def labels(logits: Array) -> NDArray[np.int64]:
     """logits [B, K, h, w] -> 1 + the index of the best prompt where any is positive, else 0; [B, h, w]."""
     return np.where((logits > 0).any(1), logits.argmax(1) + 1, 0)
-
-
-def pair_iou(want: NDArray[np.bool_], got: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """IoU of every (picture, prompt) pair, [B * K]; 1 where both masks are empty."""
-    inter = (want & got).sum((-2, -1)).ravel()
-    union = (want | got).sum((-2, -1)).ravel()
-    return np.where(union == 0, 1.0, inter / np.maximum(union, 1))
 
 
 def judge(check: Check, limits: Limits) -> None:

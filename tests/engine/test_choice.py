@@ -10,7 +10,7 @@ from nano_models import NotANumber, Shifted, Slow, kind
 from digseg_engine import Engine
 from digseg_engine.errors import BackendError
 from digseg_engine.runtime import backends, choice, machine
-from digseg_engine.runtime.choice import Task, choose, mask_iou, measure
+from digseg_engine.runtime.choice import Task, choose, measure, pair_iou
 from digseg_engine.runtime.source import open_source
 
 TASK = Task(64, prompts=2)
@@ -154,8 +154,8 @@ def test_a_bundle_of_another_model_exposes_itself(nano_models, tmp_path):
     assert row.usable and not row.right and "wrong" in row.reason
 
 
-def test_mask_iou_by_hand():
+def test_pair_iou_by_hand():
     a, b = np.zeros((1, 3, 2, 2), np.bool_), np.zeros((1, 3, 2, 2), np.bool_)
     a[0, 0, 0], b[0, 0, :, 0] = True, True  # one of three pixels in common
     a[0, 1] = b[0, 1] = True
-    assert mask_iou(a, b) == pytest.approx((1 / 3 + 1 + 1) / 3)
+    assert pair_iou(a, b) == pytest.approx([1 / 3, 1, 1])

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-import torch
+from nano_models import build_nano
 from safetensors.numpy import load_file
 
 from digseg_engine.bundle import open_bundle
@@ -25,18 +25,10 @@ PLANTED = "a convolution of the trunk, scaled so that its output leaves fp16; th
 @pytest.fixture(scope="module")
 def planted(nano_preset, raw_tokenizer):
     """A nano checkpoint whose float32 masks are as good as any, with one activation near 1e6; traced once."""
-    from digseg_engine.model.pretrained import build
-    from digseg_engine.text import PromptTokenizer
-
-    torch.manual_seed(0)
-    checkpoint = build(nano_preset, PromptTokenizer(raw_tokenizer))
-    for module in (checkpoint.vae, checkpoint.text_encoder, checkpoint.reference, checkpoint.student):
-        module.eval().requires_grad_(False)
-    with torch.no_grad():
-        checkpoint.student.neutral.normal_()
-        block = checkpoint.student.unet.down_blocks[0].resnets[0]
-        block.conv1.weight *= 2e5
-        block.conv1.bias *= 2e5
+    checkpoint = build_nano(nano_preset, raw_tokenizer)
+    block = checkpoint.student.unet.down_blocks[0].resnets[0]
+    block.conv1.weight *= 2e5
+    block.conv1.bias *= 2e5
     return checkpoint, trace(checkpoint, Clock(lambda step: None)), raw_tokenizer.to_str().encode()
 
 
