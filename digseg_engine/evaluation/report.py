@@ -78,7 +78,8 @@ def panel(sets: list[Samples], scores: Mapping[str, Scores], predict: Predict) -
 def tinted(image: NDArray[np.uint8], masks: NDArray[np.bool_], shown: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Masks [K, H, W] laid over the picture, the n-th shown one in the n-th colour."""
     canvas = image.astype(np.float32) * 0.55
-    for n, k in enumerate(shown):
+    for n in np.argsort(-masks[shown].sum((1, 2)), kind="stable"):  # small masks last, so that a large one hides none
+        k = shown[n]
         canvas[masks[k]] = 0.35 * image[masks[k]] + 0.65 * np.array(PALETTE[n % len(PALETTE)], np.float32)
     return canvas.astype(np.uint8)
 

@@ -51,7 +51,8 @@ class Segmentation:
     def overlay(self) -> Image.Image:
         """The picture with every mask tinted and outlined, and a legend below."""
         canvas = self.image.astype(np.float32)
-        for k, mask in enumerate(self.masks):
+        for k in np.argsort(-self.areas, kind="stable"):  # small masks last, so that a large one hides none
+            mask = self.masks[k]
             colour = np.array(PALETTE[k % len(PALETTE)], np.float32)
             canvas[mask] = 0.5 * canvas[mask] + 0.5 * colour
             canvas[_outline(mask)] = colour
