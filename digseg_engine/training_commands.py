@@ -20,6 +20,10 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="folder for logs, c
 Scale = Annotated[float, typer.Option(help="multiply steps and scenes, for a trial run")]
 Seed = Annotated[int, typer.Option(help="random seed")]
 Resume = Annotated[bool, typer.Option(help="continue the run in the output folder")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="STAGE.NAME=VALUE", help="change a setting, as student.steps=500; repeatable"),
+]
 
 
 def train(
@@ -43,6 +47,7 @@ def train(
         str | None, typer.Option(help="with --init: directory or hub id of a tiny autoencoder to use instead")
     ] = None,
     student_only: Annotated[bool, typer.Option(help="with --init: leave a trained reference as it is")] = False,
+    changes: Changes = None,
     scale: Scale = 1.0,
     seed: Seed = 0,
     resume: Resume = False,
@@ -59,15 +64,15 @@ def train(
                              "pretrained weights with --init")  # fmt: skip
     folder = folder_options(data, layout, split, cached_crops, workers)
     from digseg_engine.training.finetune import FinetuneConfig, finetune
-    from digseg_engine.training.run import scaled
+    from digseg_engine.training.run import scaled, with_settings
     from digseg_engine.training.train import TrainConfig
     from digseg_engine.training.train import train as from_nothing
 
     if init is None:
-        settings = TrainConfig(seed=seed)
+        settings = with_settings(TrainConfig(seed=seed), changes or [])
         written = from_nothing(config, output, settings if scale == 1 else scaled(settings, scale), resume, data)
     else:
-        tuned = FinetuneConfig(seed=seed, size=size, folder=folder)
+        tuned = with_settings(FinetuneConfig(seed=seed, size=size, folder=folder), changes or [])
         tuned = tuned if scale == 1 else scaled(tuned, scale)
         written = finetune(init, output, tuned, resume, data, slot, autoencoder, student_only)  # type: ignore[arg-type]
     print(f"checkpoint written to {written}; export it with: digseg-export {written}")
@@ -83,6 +88,7 @@ def distill(
     output: Output = Path("runs/distilled"),
     teacher_steps: Annotated[int, typer.Option(help="sampling steps of the teacher")] = 8,
     steps: Annotated[str, typer.Option(help="sampling steps to learn, comma-separated")] = "1,2,4",
+    changes: Changes = None,
     scale: Scale = 1.0,
     seed: Seed = 0,
     resume: Resume = False,
@@ -90,13 +96,14 @@ def distill(
     """Distil a reference to few steps and to the one-pass student; reports quality and cost at every number of steps."""
     from digseg_engine.training.distill import DistillConfig
     from digseg_engine.training.distill import distill as run
-    from digseg_engine.training.run import scaled
+    from digseg_engine.training.run import scaled, with_settings
 
     if not all(part.strip().isdigit() for part in steps.split(",")):
         raise UsageError(f"--steps must be whole numbers separated by commas, such as 1,2,4, got {steps!r}")
     grid = tuple(int(part) for part in steps.split(","))
     folder = folder_options(data, layout, split, cached_crops, workers)
     settings = DistillConfig(seed=seed, teacher_steps=teacher_steps, grid=grid, folder=folder)
+    settings = with_settings(settings, changes or [])
     written = run(model, output, settings if scale == 1 else scaled(settings, scale), resume, data)
     print(f"checkpoint written to {written}; quality and cost per number of steps in {written / 'distill.png'}")
 

@@ -59,10 +59,13 @@ class BackboneLoss:
         device = device_of(model)
         own = [i for i, name in enumerate(PRIMITIVES) if name in CLASSES[drawn.pool.domain]]
         logits = model(drawn.images.to(device), drawn.latents.to(device))
-        labels = torch.zeros_like(logits)
-        masks = drawn.pool.masks(drawn.index, [PRIMITIVES[i] for i in own]).to(device)
-        labels[:, own] = shrink(masks, logits.shape[-2:])
-        bce = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean((0, 2, 3)).sum()
-        p, y = logits[:, own].sigmoid(), labels[:, own]
+        labels, weight = torch.zeros_like(logits), torch.ones_like(logits)
+        names = [PRIMITIVES[i] for i in own]
+        labels[:, own] = shrink(drawn.pool.masks(drawn.index, names).to(device), logits.shape[-2:])
+        known = drawn.pool.known(drawn.index, names)
+        if known is not None:
+            weight[:, own] = shrink(known.to(device), logits.shape[-2:])
+        bce = (weight * F.binary_cross_entropy_with_logits(logits, labels, reduction="none")).mean((0, 2, 3)).sum()
+        p, y = logits[:, own].sigmoid() * weight[:, own], labels[:, own] * weight[:, own]
         dice = 1 - (2 * (p * y).sum((0, 2, 3)) + 1) / ((p + y).sum((0, 2, 3)) + 1)
         return 0.3 * bce + dice.mean(), {"bce": float(bce.detach()), "dice": float(dice.mean().detach())}

@@ -36,7 +36,7 @@ class Pairs:
     clean: Tensor  # mask latents [B, 4, h, w]
     text: Tensor  # [B, L, D]
     token_mask: Tensor  # [B, L]
-    valid: Tensor | None = None  # [B, H, W] in 0..1; None: all pixels count
+    valid: Tensor | None = None  # [B, 1, H, W] in 0..1; None: all pixels count
 
 
 class PairSource:
@@ -52,9 +52,9 @@ class PairSource:
         batch = self.batches.batch(step, self.config.batch, self.config.batch)
         seen = (batch.masks.sum((-2, -1)) > 0).float() * 11 + 1
         choice = torch.multinomial(seen, 1, generator=random)[:, 0]  # [B]
-        masks = batch.masks[torch.arange(len(choice)), choice].to(device)
+        masks, valid = batch.of(torch.arange(len(choice)), choice)
         text, token_mask = encode_text(self.text, self.tokenizer, [batch.queries[int(i)].text for i in choice])
-        valid = None if batch.valid is None else batch.valid.to(device)
+        masks, valid = masks.to(device), None if valid is None else valid.to(device)
         return Pairs(batch.latents.to(device), masks, encode_mask(self.vae, masks), text, token_mask, valid)
 
 

@@ -18,6 +18,7 @@ from digseg_engine.evaluation.predictors import Predict, reference_predictor, st
 from digseg_engine.evaluation.samples import Samples, TestScenes, open_samples
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.model.pretrained import Checkpoint
+from digseg_engine.model.stable_diffusion import find_directory
 from digseg_engine.training.denoising import FewStepLoss, PairSource
 from digseg_engine.training.finetune import FinetuneConfig, load_start, open_batches
 from digseg_engine.training.folder_batches import FolderOptions
@@ -52,7 +53,8 @@ def distill(
     """Distil the DiGSeg checkpoint `source` into `out`; returns the new checkpoint's directory."""
     config = config or DistillConfig()
     run = Run(out, resume, config.seed)
-    c, tokenizer_json, trained = load_start(source)
+    start = find_directory(source)
+    c, tokenizer_json, trained = load_start(start)
     if not trained:
         raise UsageError(
             f"{source} holds no trained reference to distil; train one first: digseg train --init {source}"
@@ -73,7 +75,7 @@ def distill(
     parts = (c.vae, c.text_encoder, c.tokenizer, teacher, c.schedule)
     imitate = DistillationLoss(batches, *parts, config.student, teacher_steps=config.teacher_steps)
     run.stage("student", c.student, imitate, config.student)
-    folder = run.finish(c, tokenizer_json)
+    folder = run.finish(c, tokenizer_json, start)
     if PartialState().is_main_process:
         report(c, teacher, config, folder, data)
     return folder

@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from digseg_engine.training.nameless import NAMELESS_SHAPES, nameless_colour
 from digseg_engine.training.painting import (
     SHAPES,
     Field,
@@ -26,6 +27,8 @@ from digseg_engine.training.painting import (
 
 Ids = NDArray[np.uint8]
 Names = list[tuple[str, ...]]
+# Outline, colour and names of a coloured shape.
+Look = tuple[Callable[[Field, Field, float], Field], tuple[float, float, float], tuple[str, ...]]
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.10, 0.12),
@@ -40,6 +43,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 UNSEEN_PAIRS = ("blue star", "red ring", "yellow cross", "green triangle", "purple square", "orange circle")
 ALL_PAIRS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 SEEN_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in UNSEEN_PAIRS)
+NAMELESS_SHAPE, NAMELESS_COLOUR = 0.22, 0.18  # shares of training's shapes of no named shape, of no named colour
 
 
 def _shade(rng: Rng, base: tuple[float, float, float], spread: float = 0.06) -> Field:
@@ -58,7 +62,10 @@ def _place(rng: Rng, size: int, margin: float = 0.08) -> tuple[float, float]:
 
 
 def objects(rng: Rng, size: int, image: Field, ids: Ids, split: str) -> Names:
-    """Coloured shapes on a noisy ground; later ones hide earlier ones. Training never draws an unseen pair."""
+    """Coloured shapes on a noisy ground; later ones hide earlier ones.
+
+    Training never draws an unseen pair, and draws some shapes or colours that have no name (see `nameless.py`).
+    """
     ground = rng.uniform(0.25, 0.8, 3).astype(np.float32)
     mean = ground.mean()
     ground = mean + (ground - mean) * rng.uniform(0.1, 0.75)
@@ -74,9 +81,24 @@ def objects(rng: Rng, size: int, image: Field, ids: Ids, split: str) -> Names:
         radius = size * rng.uniform(0.085, 0.23)
         u, v = local(size, _place(rng, size), rng.uniform(0, 2 * np.pi))
         light = 1 + 0.12 * smooth_noise(rng, size, 2)[..., None]
-        paint(image, ids, SHAPES[shape](u, v, radius), np.clip(_shade(rng, COLOURS[colour]) * light, 0, 1), number)
-        names.append((pair, colour, shape))
+        outline, tone, answers = _named(colour, shape) if split != "train" else _unname(rng, colour, shape, ground)
+        paint(image, ids, outline(u, v, radius), np.clip(_shade(rng, tone) * light, 0, 1), number)
+        names.append(answers)
     return names
+
+
+def _named(colour: str, shape: str) -> Look:
+    return SHAPES[shape], COLOURS[colour], (f"{colour} {shape}", colour, shape)
+
+
+def _unname(rng: Rng, colour: str, shape: str, ground: Field) -> Look:
+    """A training shape: the named one, or one whose shape or colour has no name."""
+    draw = rng.random()
+    if draw < NAMELESS_SHAPE:
+        return NAMELESS_SHAPES[int(rng.integers(len(NAMELESS_SHAPES)))], COLOURS[colour], (colour,)
+    if draw < NAMELESS_SHAPE + NAMELESS_COLOUR:
+        return SHAPES[shape], nameless_colour(rng, np.array(list(COLOURS.values()), np.float32), ground), (shape,)
+    return _named(colour, shape)
 
 
 @lru_cache(maxsize=3)

@@ -38,9 +38,8 @@ class FinetuneConfig:
     student: StageConfig = StageConfig(20000, 4, 1e-4, warmup=100, accumulate=4, ema=0.999, optimizer="adamw")
 
 
-def load_start(source: str, slot: Slot = "zero", autoencoder: str | None = None) -> tuple[Checkpoint, str, bool]:
-    """(checkpoint, tokenizer JSON, is it a trained DiGSeg) from a directory of either kind or a hub id."""
-    folder = find_directory(source)
+def load_start(folder: Path, slot: Slot = "zero", autoencoder: str | None = None) -> tuple[Checkpoint, str, bool]:
+    """(checkpoint, tokenizer JSON, is it a trained DiGSeg) from a directory of either kind."""
     if (folder / "digseg.json").is_file():
         if autoencoder:
             raise UsageError(f"--autoencoder replaces the autoencoder of a Stable Diffusion start; {folder} is a DiGSeg "
@@ -61,7 +60,8 @@ def finetune(
     """
     config = config or FinetuneConfig()
     run = Run(out, resume, config.seed)
-    c, tokenizer_json, trained = load_start(source, slot, autoencoder)
+    start = find_directory(source)
+    c, tokenizer_json, trained = load_start(start, slot, autoencoder)
     if student_only and not trained:
         raise UsageError(
             f"--student-only needs a DiGSeg checkpoint to start from; {source} is a Stable Diffusion model"
@@ -81,7 +81,7 @@ def finetune(
     c.student.requires_grad_(True)
     parts = (c.vae, c.text_encoder, c.tokenizer, c.reference, c.schedule)
     run.stage("student", c.student, DistillationLoss(batches, *parts, config.student), config.student)
-    return run.finish(c, tokenizer_json)
+    return run.finish(c, tokenizer_json, start if trained else None)
 
 
 def _train_reference(run: Run, c: Checkpoint, batches: Batches, config: FinetuneConfig) -> None:

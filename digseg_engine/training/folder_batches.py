@@ -57,7 +57,7 @@ class FolderBatches:
         chosen = np.array([self.names.index(query.name) for query in queries], crops.ids.dtype)
         masks = torch.from_numpy(crops.ids[:, None] == chosen[:, None, None]).float()
         unknown = crops.ids == IGNORE
-        valid = torch.from_numpy(~unknown).float() if unknown.any() else None
+        valid = torch.from_numpy(~unknown[:, None]).float() if unknown.any() else None
         return Batch(to_tensor(crops.images), self.encode(crops), queries, masks, valid)
 
     def phrase(self, rng: np.random.Generator, name: str) -> Query:

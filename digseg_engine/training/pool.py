@@ -23,6 +23,11 @@ from digseg_engine.training.scenes import CLASSES, UNSEEN_PAIRS, Query, phrase, 
 NAMES: tuple[str, ...] = tuple(name for names in CLASSES.values() for name in names)
 TRAIN_NAMES = tuple(name for name in NAMES if name not in UNSEEN_PAIRS)
 INDEX = {name: i for i, name in enumerate(NAMES)}
+# [names, names]: two words that never meet in training because their pair is kept unseen. What is red is then never a ring,
+# in every picture; a model that learns this cannot find a red ring, so such words say nothing about each other.
+UNTOLD = np.zeros((len(NAMES), len(NAMES)), bool)
+for _colour, _shape in (pair.split(" ") for pair in UNSEEN_PAIRS):
+    UNTOLD[INDEX[_colour], INDEX[_shape]] = UNTOLD[INDEX[_shape], INDEX[_colour]] = True
 MAX_REGIONS = 8
 
 
@@ -45,10 +50,23 @@ class Pool:
 
     def masks(self, index: NDArray[np.int64], names: list[str]) -> Tensor:
         """Masks of the named regions: [n, K, S, S] float."""
-        table = self.members[index][:, :, [INDEX[name] for name in names]]  # [n, R, K]
+        return self._paint(index, self.members[index][:, :, [INDEX[name] for name in names]])
+
+    def known(self, index: NDArray[np.int64], names: list[str]) -> Tensor | None:
+        """Where it is known whether a name holds: [n, K, S, S] float, 0 on regions of a word that says nothing about it.
+
+        None where everything is known.
+        """
+        untold = UNTOLD[:, [INDEX[name] for name in names]]  # [len(NAMES), K]
+        if not untold.any():
+            return None
+        return self._paint(index, np.asarray(~(self.members[index][..., None] & untold).any(2)))
+
+    def _paint(self, index: NDArray[np.int64], table: NDArray[np.bool_]) -> Tensor:
+        """What a table [n, R, K] says of every region, at every pixel: [n, K, S, S] float."""
         picked = np.take_along_axis(table, self.ids[index].reshape(len(index), -1, 1).astype(np.int64), axis=1)
         size = self.ids.shape[-1]
-        return torch.from_numpy(picked.transpose(0, 2, 1).reshape(len(index), len(names), size, size)).float()
+        return torch.from_numpy(picked.transpose(0, 2, 1).reshape(len(index), -1, size, size)).float()
 
 
 @dataclass
@@ -69,7 +87,13 @@ class Batch:
     latents: Tensor  # [B, 4, s, s]; [B, 0] before the autoencoder is trained
     queries: list[Query]
     masks: Tensor  # [B, K, S, S] in 0..1
-    valid: Tensor | None = None  # [B, S, S] in 0..1, 0 where nobody knows the label; None: all pixels count
+    valid: Tensor | None = None  # [B, K or 1, S, S] in 0..1, 0 where nobody knows the label; None: all pixels count
+
+    def of(self, pictures: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Masks [P, S, S] and valid pixels [P, 1, S, S] of P (picture, prompt) pairs."""
+        if self.valid is None:
+            return self.masks[pictures, prompts], None
+        return self.masks[pictures, prompts], self.valid.expand_as(self.masks)[pictures, prompts][:, None]
 
     def to(self, device: torch.device) -> Batch:
         valid = None if self.valid is None else self.valid.to(device)
@@ -154,7 +178,9 @@ class SceneBatches:
         rng, drawn = self.draw(step, size)
         present = [NAMES[i] for i in np.flatnonzero(drawn.pool.present(drawn.index).any(0))]
         queries = [phrase(rng, name) for name in choose_names(rng, present, self.names, prompts)]
-        return Batch(drawn.images, drawn.latents, queries, drawn.pool.masks(drawn.index, [q.name for q in queries]))
+        names = [query.name for query in queries]
+        masks, known = drawn.pool.masks(drawn.index, names), drawn.pool.known(drawn.index, names)
+        return Batch(drawn.images, drawn.latents, queries, masks, known)
 
     def phrase(self, rng: np.random.Generator, name: str) -> Query:
         return phrase(rng, name)

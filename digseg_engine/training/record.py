@@ -15,10 +15,15 @@ from digseg_engine.runtime.machine import processor
 TOOLS = ("torch", "diffusers", "transformers", "accelerate", "numpy")
 
 
-def record_run(run: Path, stages: list[str], checkpoint: Path) -> Path:
-    """Copy settings, logs and curves of a finished run into `checkpoint/training` and write `made.json` there."""
+def record_run(run: Path, stages: list[str], checkpoint: Path, start: Path | None = None) -> Path:
+    """Copy settings, logs and curves of a finished run into `checkpoint/training` and write `made.json` there.
+
+    start: the checkpoint that the run began with; its own record goes along as `training/start`.
+    """
     folder = checkpoint / "training"
     folder.mkdir(parents=True, exist_ok=True)
+    if start is not None and (start / "training").is_dir():
+        shutil.copytree(start / "training", folder / "start", dirs_exist_ok=True)
     shutil.copyfile(run / "train.json", folder / "train.json")
     seconds = {}
     for stage in stages:

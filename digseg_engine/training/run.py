@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,44 @@ def scaled(config: Config, factor: float) -> Config:
         name: replace(stage, steps=max(2, round(stage.steps * factor))) for name, stage in stages_of(config).items()
     }
     return replace(config, **short, scenes=max(32, round(config.scenes * factor)))  # type: ignore[type-var,attr-defined]
+
+
+def with_settings(config: Config, changes: Sequence[str]) -> Config:
+    """The same run with changes such as "student.steps=500" or "scenes=100" applied.
+
+    Raises UsageError for a name that the run does not have or a value of another kind.
+    """
+    for change in changes:
+        path, _, text = change.partition("=")
+        stage, _, name = path.rpartition(".")
+        owner: Any = config if not stage else stages_of(config).get(stage)
+        kinds = (
+            {} if owner is None else {k: v for k, v in vars(owner).items() if isinstance(v, (bool, int, float, str))}
+        )
+        if name not in kinds:
+            known = (
+                kinds
+                if owner is not None
+                else [f"{s}.{f.name}" for s in stages_of(config) for f in fields(StageConfig)]
+            )
+            raise UsageError(
+                f"--set {change!r}: {path!r} is no setting of this run; expected one of {', '.join(known)}"
+            )
+        value = _parse(text, kinds[name], change)
+        part = replace(owner, **{name: value})
+        config = part if not stage else replace(config, **{stage: part})  # type: ignore[type-var]
+    return config
+
+
+def _parse(text: str, old: Any, change: str) -> Any:
+    """`text` as a value of the kind of `old`."""
+    try:
+        if isinstance(old, bool):
+            return {"true": True, "false": False}[text.lower()]
+        return type(old)(text)
+    except (ValueError, KeyError) as error:
+        kind = "true or false" if isinstance(old, bool) else f"a {type(old).__name__}"
+        raise UsageError(f"--set {change!r}: expected {kind}, as the present value {old}, got {text!r}") from error
 
 
 @dataclass
@@ -68,12 +107,12 @@ class Run:
         module.eval()
         self.done.append(name)
 
-    def finish(self, checkpoint: Checkpoint, tokenizer_json: str) -> Path:
-        """Write the checkpoint and how it was made; returns its directory."""
+    def finish(self, checkpoint: Checkpoint, tokenizer_json: str, start: Path | None = None) -> Path:
+        """Write the checkpoint and how it was made (and how the checkpoint `start` was); returns its directory."""
         folder = self.out / "checkpoint"
         if PartialState().is_main_process:
             save_checkpoint(checkpoint, tokenizer_json, folder)
-            record_run(self.out, self.done, folder)
+            record_run(self.out, self.done, folder, start)
         PartialState().wait_for_everyone()
         return folder
 

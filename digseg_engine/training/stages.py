@@ -100,17 +100,21 @@ class AlignmentLoss:
         ids, mask = pad_tokens([self.tokenizer.ids(q.text) for q in batch.queries])
         device = device_of(model)
         logits = model(described, torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
-        loss = F.binary_cross_entropy_with_logits(logits, covered.float(), reduction="none").sum(1).mean()
+        error = F.binary_cross_entropy_with_logits(logits, covered.float(), reduction="none")
+        if batch.valid is not None:  # what nobody knows of a region teaches nothing
+            untold = torch.einsum("rkhw,rhw->rk", 1 - batch.valid[picture], regions) > 0
+            error = error.masked_fill(untold, 0.0)
+        loss = error.sum(1).mean()
         missed = (logits[covered] <= 0).float().mean()
         return loss, {"align": float(loss.detach()), "missed": float(missed)}
 
 
 class DistillationLoss:
-    """Student logits against ground truth, and on every eighth step also against the reference's N-step masks."""
+    """Student logits against ground truth, and on every 16th step also against the reference's N-step masks."""
 
     def __init__(
         self, batches: Batches, vae: Autoencoder, text: CLIPTextModel, tokenizer: PromptTokenizer,
-        reference: Reference, schedule: Schedule, config: StageConfig, teacher_steps: int = 4, every: int = 8,
+        reference: Reference, schedule: Schedule, config: StageConfig, teacher_steps: int = 4, every: int = 16,
     ) -> None:  # fmt: skip
         self.batches, self.vae, self.text, self.tokenizer = batches, vae, text, tokenizer
         self.reference, self.schedule, self.config = reference, schedule, config
@@ -142,9 +146,9 @@ class DistillationLoss:
                 lambda both, t: self.reference(both, t, text[k], mask[k]), z, self.schedule, self.teacher_steps, noise
             )
             soft = shrink(decode_mask(self.vae, m).sigmoid()[:, None], logits.shape[-2:])[:, 0]
-            valid = None if batch.valid is None else batch.valid[b]
-            masks, weight = shrink_labels(batch.masks[b, k][:, None], valid, logits.shape[-2:])
-            weight = torch.ones_like(soft) if weight is None else weight
+            masks, valid = batch.of(b, k)
+            masks, weight = shrink_labels(masks[:, None], valid, logits.shape[-2:])
+            weight = torch.ones_like(soft) if weight is None else weight[:, 0]
             truth, judged = masks[:, 0] * weight, soft * weight
             trust = 2 * (judged * truth).sum((-2, -1)) / (judged.sum((-2, -1)) + truth.sum((-2, -1)) + 1)  # soft Dice
         error = F.binary_cross_entropy_with_logits(logits[b, k], soft, reduction="none")

@@ -23,6 +23,32 @@ def test_pairs_are_left_to_language():
     assert {"red", "star", "gravel", "crop row"} <= set(PRIMITIVES)
 
 
+def test_words_that_never_meet_say_nothing_about_each_other(batches):
+    pool = batches.pools["objects"]
+    index = np.arange(len(pool))
+    known = pool.known(index, ["ring", "star", "red star", "green star"])
+    red, blue, ring = (pool.masks(index, [name])[:, 0] for name in ("red", "blue", "ring"))
+    assert red.any() and blue.any() and ring.any()
+    assert torch.equal(known[:, 0], 1 - red) and torch.equal(
+        known[:, 1], 1 - blue
+    )  # red ring and blue star are unseen pairs
+    assert known[:, 2:].all()  # of a pair everything is known
+    assert torch.equal(pool.known(index, ["red"])[:, 0], 1 - ring)
+    assert pool.known(index, ["red star", "white"]) is None
+
+
+def test_what_nobody_knows_costs_nothing(batches):
+    _, drawn = batches.draw(3, 4)
+    column = PRIMITIVES.index("ring")
+    loss = BackboneLoss(batches, StageConfig(1, 4, 1e-3))
+    answer = torch.zeros(4, len(PRIMITIVES), 64, 64)
+    changed = answer.clone()
+    red = drawn.pool.masks(drawn.index, ["red"])[:, 0]
+    changed[:, column] += 5 * red
+    assert red.any()
+    torch.testing.assert_close(loss(Fixed(answer), 3)[0], loss(Fixed(changed), 3)[0])
+
+
 def test_a_perfect_answer_costs_almost_nothing_and_the_opposite_much(batches):
     _, drawn = batches.draw(3, 4)
     masks = torch.zeros(4, len(PRIMITIVES), 16, 16)

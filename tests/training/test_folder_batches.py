@@ -47,11 +47,11 @@ def test_a_batch_says_what_it_shows(nano, folder, tmp_path):
     for step in range(6):
         batch = batches.batch(step, 4, 6)
         assert batch.images.shape == (4, 3, 32, 32) and batch.masks.shape == (4, 6, 32, 32)
-        assert batch.valid.shape == (4, 32, 32) and batch.valid.min() == 0 and batch.valid.max() == 1
+        assert batch.valid.shape == (4, 1, 32, 32) and batch.valid.min() == 0 and batch.valid.max() == 1
         assert torch.equal(batch.latents, encode_image(nano.vae, batch.images))
-        assert not (batch.masks * (1 - batch.valid[:, None])).any()
+        assert not (batch.masks * (1 - batch.valid)).any()
         where = {name: batch.masks[:, [q.name for q in batch.queries].index(name)] for name in ("road", "car")}
-        assert torch.equal(where["road"] + where["car"], batch.valid)  # every pixel is road, car or ignored
+        assert torch.equal(where["road"] + where["car"], batch.valid[:, 0])  # every pixel is road, car or ignored
         seen |= {query.text for query in batch.queries}
     assert {"road", "car"} < seen and any("street" in text for text in seen)
     assert same(batch.to(torch.device("cpu")), batch)
@@ -114,7 +114,9 @@ def test_kept_latents_are_those_of_the_fixed_crops(nano, folder, tmp_path):
     assert same(again.batch(2, 4, 3), batches[2])
     for batch in batches:
         fresh = encode_image(nano.vae, batch.images)
-        torch.testing.assert_close(batch.latents, fresh.half().float())
+        torch.testing.assert_close(
+            batch.latents, fresh.half().float(), rtol=1e-3, atol=1e-4
+        )  # one step of half precision
     crops = {batch.images[i].numpy().tobytes() for batch in batches for i in range(4)}
     assert len(crops) <= 10
     picture(folder / "images/p0.png", 99)  # an edited picture: other latents

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from digseg_engine.errors import UsageError
-from digseg_engine.training.domains import COLOURS, _cut
+from digseg_engine.training.domains import COLOURS, NAMELESS_COLOUR, NAMELESS_SHAPE, _cut
+from digseg_engine.training.nameless import CLEARANCE, NAMELESS_SHAPES, nameless_colour
 from digseg_engine.training.painting import SHAPES, local
 from digseg_engine.training.scenes import (
     CLASSES,
@@ -38,9 +39,39 @@ def test_a_scene_is_the_same_in_another_process():
 
 def test_training_never_draws_an_unseen_pair_and_testing_does():
     drawn = {names[0] for seed in range(400) for names in scene(seed, "objects", 32).regions}
-    assert not drawn & set(UNSEEN_PAIRS) and len(drawn) == len(SEEN_PAIRS) == 42
+    assert not drawn & set(UNSEEN_PAIRS) and len(drawn & set(SEEN_PAIRS)) == len(SEEN_PAIRS) == 42
     tested = {names[0] for seed in range(200) for names in scene(seed, "objects", 32, "test").regions}
     assert set(UNSEEN_PAIRS) <= tested
+
+
+def test_training_shows_shapes_and_colours_that_have_no_name_and_testing_does_not():
+    kinds = {"train": [0, 0, 0], "test": [0, 0, 0]}
+    for split, counts in kinds.items():
+        for seed in range(150):
+            for names in scene(seed, "objects", 32, split).regions:
+                counts[0 if len(names) == 3 else 1 if names[0] in COLOURS else 2] += 1
+    shares = np.array(kinds["train"]) / sum(kinds["train"])
+    np.testing.assert_allclose(shares[1:], (NAMELESS_SHAPE, NAMELESS_COLOUR), atol=0.04)
+    assert kinds["test"][1:] == [0, 0]
+
+
+def test_a_nameless_colour_is_far_from_every_named_one():
+    rng, named = np.random.default_rng(0), np.array(list(COLOURS.values()), np.float32)
+    found = np.array([nameless_colour(rng, named, np.full(3, 0.5, np.float32)) for _ in range(100)])
+    assert np.linalg.norm(found[:, None] - named, axis=2).min() > CLEARANCE
+    assert np.linalg.norm(found - 0.5, axis=1).min() > CLEARANCE
+
+
+def test_nameless_shapes_are_none_of_the_named_ones():
+    def drawn(outline):  # as large as it comes, in eight positions
+        turns = [local(65, (32.5, 32.5), k * np.pi / 4) for k in range(8)]
+        return np.stack([outline(u, v, 20.0) < 0 for u, v in turns])
+
+    named = [drawn(outline)[0] for outline in SHAPES.values()]
+    for outline in NAMELESS_SHAPES:
+        for turned in drawn(outline):
+            assert turned.sum() > 150
+            assert all((turned & one).sum() / (turned | one).sum() < 0.85 for one in named), outline.__name__
 
 
 def test_masks_follow_colour_and_shape():

@@ -11,7 +11,9 @@ from digseg_engine.errors import TrainingError, UsageError
 from digseg_engine.training.loop import StageConfig, train_stage
 from digseg_engine.training.losses import dice_loss, mask_loss, shrink
 from digseg_engine.training.pool import NAMES, SceneBatches, build_pool
+from digseg_engine.training.run import with_settings
 from digseg_engine.training.scenes import UNSEEN_PAIRS, scene
+from digseg_engine.training.train import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +156,20 @@ def test_presets_that_need_pretrained_weights_are_refused(tmp_path):
         train("sd21", tmp_path / "x")
     with pytest.raises(UsageError, match="above 0"):
         scaled(TrainConfig(), 0)
+
+
+def test_settings_change_by_name_and_wrong_ones_are_refused():
+    changed = with_settings(
+        TrainConfig(), ["student.steps=7", "scenes=9", "student.compile=false", "text.optimizer=adamw"]
+    )
+    assert (changed.student.steps, changed.scenes, changed.student.compile, changed.text.optimizer) == (
+        7,
+        9,
+        False,
+        "adamw",
+    )
+    assert changed.backbone == TrainConfig().backbone
+    for wrong, word in (("student.step=7", "learning_rate"), ("teacher.steps=7", "student.steps"), ("scenes=many", "int"),
+                        ("student.compile=maybe", "true or false")):  # fmt: skip
+        with pytest.raises(UsageError, match=word):
+            with_settings(TrainConfig(), [wrong])

@@ -10,24 +10,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def masked_softmax(scores: Tensor, keep: Tensor) -> Tensor:
-    """Softmax over the last axis where `keep`, in fp32 (fp64 stays fp64); a row with nothing kept is all zeros."""
+def masked_softmax(scores: Tensor, keep: Tensor, axis: int = -1) -> Tensor:
+    """Softmax over `axis` where `keep`, in fp32 (fp64 stays fp64); a row with nothing kept is all zeros."""
     scores = scores if scores.dtype == torch.float64 else scores.float()
-    return scores.masked_fill(~keep, torch.finfo(scores.dtype).min).softmax(-1) * keep
+    return scores.masked_fill(~keep, torch.finfo(scores.dtype).min).softmax(axis) * keep
 
 
 def text_injection(features: Tensor, base: Tensor, keys: Tensor, values: Tensor, token_mask: Tensor) -> Tensor:
     """[B,N,C], [B,N,Co], [K,H,D,L], [K,H,L,Co], [K,L] -> [B,K,N,Co]; see `text_injection.text_injection`."""
     k, heads, depth, length = keys.shape
     split = depth != features.shape[-1] or heads == 1
-    queries = (
-        features.unflatten(-1, (heads, depth)).transpose(1, 2) if split else features[:, None]
-    )  # [B, H or 1, N, D]
-    together = keys.permute(1, 2, 0, 3).reshape(heads, depth, k * length)  # one product per head serves all prompts
-    scores = (queries @ together).unflatten(-1, (k, length))  # [B, H, N, K, L]
-    weights = masked_softmax(scores, token_mask).to(values.dtype)
-    weights = weights.permute(0, 3, 2, 1, 4).flatten(3)  # [B, K, N, H*L]
-    return base[:, None] + weights @ values.flatten(1, 2)
+    n = features.shape[1]
+    queries = features.transpose(
+        1, 2
+    )  # [B, C, N]: pixels stay last, so that the softmax over tokens runs along vectors
+    queries = queries.unflatten(1, (heads, depth)) if split else queries[:, None]  # [B, H or 1, D, N]
+    together = keys.permute(1, 0, 3, 2).reshape(heads, k * length, depth)  # one product per head serves all prompts
+    scores = (together @ queries).unflatten(2, (k, length))  # [B, H, K, L, N]
+    weights = masked_softmax(scores, token_mask[:, :, None], axis=-2).to(values.dtype)
+    weights = weights.transpose(1, 2).reshape(-1, k, heads * length, n)  # [B, K, H*L, N]
+    mixed = values.flatten(1, 2).transpose(1, 2) @ weights  # [B, K, Co, N]
+    return (base.transpose(1, 2)[:, None] + mixed).transpose(2, 3)
 
 
 def cross_attention(query: Tensor, key: Tensor, value: Tensor, token_mask: Tensor, scale: float) -> Tensor:
