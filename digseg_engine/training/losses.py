@@ -33,6 +33,17 @@ def mask_loss(logits: Tensor, target: Tensor, valid: Tensor | None = None) -> tu
     return bce, _mean(dice_loss(logits, target, valid), present)
 
 
+def ranking_loss(logits: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+    """How far prompts that hold at a pixel are from outranking all that do not: mean log(1 + sum exp(false - true)).
+
+    BCE over a whole map hardly notices a small region answered by a similar prompt; this counts labelled pixels only.
+    """
+    known = torch.ones_like(target, dtype=torch.bool) if valid is None else (valid > 0.5).expand_as(target)
+    true, false = (target > 0.5) & known, (target < 0.5) & known
+    strongest = logits.masked_fill(~false, torch.finfo(logits.dtype).min).logsumexp(1, keepdim=True)
+    return _mean(F.softplus(strongest - logits), true.to(logits.dtype))
+
+
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
     return (values * weights).sum() / weights.sum().clamp(min=1)
 

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from digseg_engine.training.domains import COLOURS
 from digseg_engine.training.scenes import CLASSES, UNSEEN_PAIRS, Query, phrase, scene
 
 NAMES: tuple[str, ...] = tuple(name for names in CLASSES.values() for name in names)
@@ -29,6 +30,7 @@ UNTOLD = np.zeros((len(NAMES), len(NAMES)), bool)
 for _colour, _shape in (pair.split(" ") for pair in UNSEEN_PAIRS):
     UNTOLD[INDEX[_colour], INDEX[_shape]] = UNTOLD[INDEX[_shape], INDEX[_colour]] = True
 MAX_REGIONS = 8
+ALIKE = 0.5  # share of batches of `objects` that ask for pairs of few colours
 
 
 @dataclass
@@ -154,6 +156,13 @@ def choose_names(rng: np.random.Generator, present: list[str], names: tuple[str,
     return chosen
 
 
+def look_alikes(rng: np.random.Generator, present: list[str], count: int) -> list[str]:
+    """Present pairs of as few colours as fill `count` prompts: "red star" is learned beside "red cross"."""
+    colours: list[str] = rng.permutation(list(COLOURS)).tolist()
+    pairs = [name for colour in colours for name in present if name.startswith(f"{colour} ")]
+    return pairs[:count] or present
+
+
 class SceneBatches:
     """Draws batches from the pools of all domains; `shares` says how often each domain is drawn."""
 
@@ -177,6 +186,8 @@ class SceneBatches:
         """Batch number `step`: `size` pictures of one domain and `prompts` prompts."""
         rng, drawn = self.draw(step, size)
         present = [NAMES[i] for i in np.flatnonzero(drawn.pool.present(drawn.index).any(0))]
+        if drawn.pool.domain == "objects" and rng.random() < ALIKE:
+            present = look_alikes(rng, present, prompts)
         queries = [phrase(rng, name) for name in choose_names(rng, present, self.names, prompts)]
         names = [query.name for query in queries]
         masks, known = drawn.pool.masks(drawn.index, names), drawn.pool.known(drawn.index, names)

@@ -19,7 +19,7 @@ from digseg_engine.model.student import Student
 from digseg_engine.text import PromptTokenizer, pad_tokens
 from digseg_engine.training.backbone import pool_regions
 from digseg_engine.training.loop import StageConfig, device_of, unwrap
-from digseg_engine.training.losses import mask_loss, shrink, shrink_labels
+from digseg_engine.training.losses import mask_loss, ranking_loss, shrink, shrink_labels
 from digseg_engine.training.pool import Batch, Batches, SceneBatches
 from digseg_engine.training.prompts import encode_text
 
@@ -126,11 +126,13 @@ class DistillationLoss:
             text, mask = encode_text(self.text, self.tokenizer, [q.text for q in batch.queries])
         bare: Student = unwrap(student)
         logits = student(batch.images, batch.latents, bare.fold_text(text, mask))
-        bce, dice = mask_loss(logits, *shrink_labels(batch.masks, batch.valid, logits.shape[-2:]))
-        loss, parts = 2 * bce + dice, {"bce": float(bce.detach()), "dice": float(dice.detach())}
+        labels = shrink_labels(batch.masks, batch.valid, logits.shape[-2:])
+        (bce, dice), rank = mask_loss(logits, *labels), ranking_loss(logits, *labels)
+        loss = 2 * bce + dice + 0.5 * rank
+        parts = {"bce": float(bce.detach()), "dice": float(dice.detach()), "rank": float(rank.detach())}
         if step % self.every == 0:
             imitation = self._imitation(batch, logits, text, mask, step)
-            loss, parts = loss + 0.5 * imitation, {**parts}
+            loss = loss + 0.5 * imitation
         return loss, parts
 
     def _imitation(self, batch: Batch, logits: Tensor, text: Tensor, mask: Tensor, step: int) -> Tensor:

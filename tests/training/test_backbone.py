@@ -7,7 +7,7 @@ import torch
 from digseg_engine.training.backbone import PRIMITIVES, Backbone, BackboneLoss, pool_regions
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.muon import Muon
-from digseg_engine.training.pool import INDEX, SceneBatches, build_pool
+from digseg_engine.training.pool import INDEX, SceneBatches, build_pool, look_alikes
 from digseg_engine.training.scenes import ALL_PAIRS
 
 
@@ -97,3 +97,15 @@ def test_pooled_regions_are_means_under_the_mask():
     assert got.shape == (2, 6)
     assert torch.allclose(got[0], torch.cat([coarse[0, :, 0, 0], fine[0, :, :2, :2].mean((1, 2))]), atol=1e-6)
     assert np.allclose(got[1, 3:], fine[1].mean((1, 2)), atol=1e-5)
+
+
+def test_look_alikes_are_present_pairs_of_few_colours():
+    rng, present = (
+        np.random.default_rng(0),
+        ["red star", "red cross", "blue ring", "blue cross", "white ring", "red", "star"],
+    )
+    for _ in range(20):
+        chosen = look_alikes(rng, present, 4)
+        assert len(chosen) == 4 and set(chosen) <= set(present[:5])
+        assert len({name.split()[0] for name in chosen}) <= 3
+    assert look_alikes(rng, ["red", "star"], 4) == ["red", "star"]

@@ -2,7 +2,7 @@
 
 import torch
 
-from digseg_engine.training.losses import dice_loss, latent_error, mask_loss, shrink, shrink_labels
+from digseg_engine.training.losses import dice_loss, latent_error, mask_loss, ranking_loss, shrink, shrink_labels
 
 
 def drawn(seed=0, shape=(2, 3, 8, 12)):
@@ -70,3 +70,15 @@ def test_latent_cells_count_when_all_their_pixels_are_valid():
     error[..., 0, 0], error[..., 1, 1] = 100.0, 3.0
     valid[0, 0, 3, 3] = 0
     assert latent_error(error, valid).tolist() == [1.0]
+
+
+def test_ranking_counts_labelled_pixels_and_known_rivals_only():
+    logits = torch.tensor([3.0, 1.0, -2.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4).clone()
+    target = torch.zeros(1, 3, 4, 4)
+    target[0, 1, :2] = 1  # the second prompt holds in the upper half; the first outranks it there by 2
+    rivals = torch.tensor([2.0, -3.0]).exp().sum()
+    torch.testing.assert_close(ranking_loss(logits, target), torch.log1p(rivals))
+    valid = torch.ones(1, 3, 4, 4)
+    valid[:, 0] = 0  # nobody knows about the first prompt
+    torch.testing.assert_close(ranking_loss(logits, target, valid), torch.log1p(torch.tensor(-3.0).exp()))
+    assert float(ranking_loss(logits, torch.zeros_like(target))) == 0
