@@ -99,8 +99,9 @@ Engine::Engine(const std::string& folder, const digseg_options& options)
   BackendSettings settings;
   settings.onnxruntime_library = options.onnxruntime_library ? options.onnxruntime_library : "";
   settings.threads = options.threads, settings.device = options.device;
+  settings.text_at_once = options.vocabulary == nullptr && !bundle_.lists(kVocabularyFile);
   const std::string name = options.backend ? options.backend : "auto";
-  backend_ = name == "auto" ? choose_backend(bundle_, settings, [this](int level, const std::string& text) { log(level, text); })
+  backend_ = name == "auto" ? choose_backend(bundle_, settings, options.cache, [this](int level, const std::string& text) { log(level, text); })
                             : create_backend(name, bundle_, settings);
   if (options.vocabulary) load_vocabulary(options.vocabulary);
   else if (bundle_.lists(kVocabularyFile)) load_vocabulary(bundle_.path(kVocabularyFile));
