@@ -1,6 +1,7 @@
 // Ways to run the two graphs of a bundle. A backend is thread-safe.
 #pragma once
 #include <functional>
+#include <future>
 #include <memory>
 #include <string>
 #include <vector>
@@ -45,6 +46,8 @@ using Log = std::function<void(int level, const std::string& text)>;
 // Creates one backend by name. Error(DIGSEG_UNAVAILABLE) when it cannot run here, INCOMPATIBLE for a too-old runtime.
 std::unique_ptr<Backend> create_onnxruntime(const Bundle& bundle, const BackendSettings& settings, bool cuda);
 std::unique_ptr<Backend> create_tensorrt(const Bundle& bundle, const BackendSettings& settings);
+// Starts ONNX Runtime on a thread of its own, so that other work goes on meanwhile; hold it until a backend is created.
+std::shared_future<std::shared_ptr<void>> start_onnxruntime(const BackendSettings& settings);
 // What a choice depends on: the version of the runtime, "" where there is none; of TensorRT also which plans are stored.
 std::string onnxruntime_version(const BackendSettings& settings);
 std::string tensorrt_state(const Bundle& bundle);

@@ -258,6 +258,25 @@ class OrtBackend : public Backend {
 
 }  // namespace
 
+std::shared_future<std::shared_ptr<void>> start_onnxruntime(const BackendSettings& settings) try {
+  struct Started {
+    Runtime runtime;
+    Owned<OrtEnv, ort::ReleaseEnv> env;
+    explicit Started(const std::string& library) : runtime(library), env(runtime) {
+      runtime.check<ort::CreateEnv>("start", kOrtErrorSeverity, "digseg", &env.object);
+    }
+  };
+  return std::async(std::launch::async, [library = settings.onnxruntime_library]() -> std::shared_ptr<void> {
+           try {
+             return std::make_shared<Started>(library);
+           } catch (const Error&) {  // the backend will say so
+             return nullptr;
+           }
+         }).share();
+} catch (const std::system_error&) {  // no thread to be had
+  return {};
+}
+
 std::string onnxruntime_version(const BackendSettings& settings) try {
   return Runtime(settings.onnxruntime_library).version;
 } catch (const Error&) {
