@@ -91,7 +91,7 @@ enum {
 /* Where the pixels are. */
 enum {
   DIGSEG_HOST = 0,
-  DIGSEG_CUDA = 1,            /* device memory; needs the CUDA part of this library (not run by us yet) */
+  DIGSEG_CUDA = 1,            /* device memory: refused with DIGSEG_UNAVAILABLE so far */
   DIGSEG_CUDA_HOST_MAPPED = 2 /* cudaHostAlloc'd or registered memory: read by the CPU like DIGSEG_HOST */
 };
 
