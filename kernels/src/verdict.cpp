@@ -105,7 +105,7 @@ bool Verdicts::read(Known& known) const try {
   known.backend = verdict.string_at("backend", path);
   for (const auto& graph : {std::make_pair("text_encoder", &known.graphs.text_encoder), std::make_pair("segmenter", &known.graphs.segmenter)})
     if (verdict.find(graph.first) != nullptr)
-      *graph.second = {folder_ + "/graph-" + key_ + "." + graph.first + ".onnx", verdict.string_at(graph.first, path)};
+      *graph.second = {folder_ + "/graph-" + key_ + "." + graph.first + ".ort", verdict.string_at(graph.first, path)};
   // A graph that is gone costs a new measurement, which makes it again.
   for (const OptimisedGraph* graph : {&known.graphs.text_encoder, &known.graphs.segmenter})
     if (!graph->path.empty() && plain_file_size(graph->path) < 0) return false;
@@ -135,14 +135,14 @@ Optimised Verdicts::draft(const Bundle& bundle) const {
   if (failed || access(folder_.c_str(), W_OK) != 0) return {};
   static std::atomic<int> number{0};
   const std::string name = folder_ + "/graph-draft-" + std::to_string(getpid()) + "-" + std::to_string(number++);
-  return {{name + ".text_encoder.onnx", ""}, {name + ".segmenter.onnx", ""}};
+  return {{name + ".text_encoder.ort", ""}, {name + ".segmenter.ort", ""}};
 }
 
 Optimised Verdicts::keep(const Optimised& draft) const {
   Optimised kept = draft;
   try {
     for (const auto& graph : {std::make_pair("text_encoder", &kept.text_encoder), std::make_pair("segmenter", &kept.segmenter)}) {
-      const std::string path = folder_ + "/graph-" + key_ + "." + graph.first + ".onnx";
+      const std::string path = folder_ + "/graph-" + key_ + "." + graph.first + ".ort";
       graph.second->sha256 = file_sha256(graph.second->path);
       fs::rename(graph.second->path, path);
       graph.second->path = path;

@@ -1,4 +1,5 @@
-// The choice of a backend, kept between starts, with the graphs as ONNX Runtime optimised them for this processor.
+// The choice of a backend, kept between starts, with the graphs as ONNX Runtime optimised them for this processor (in its own
+// format: as ONNX, weights inside a subgraph would still point to the bundle).
 //
 // In the folder of the Python runtime's verdicts, by the same rule: one JSON file per key, written beside and renamed into
 // place; what cannot be read or written only costs a new measurement. A graph is opened only when its SHA-256 is the one in

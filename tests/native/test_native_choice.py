@@ -46,7 +46,7 @@ def test_the_second_start_knows_and_gives_the_same_logits(start, tmp_path):
 def test_what_was_kept_and_is_damaged_is_made_again(start, tmp_path, harm):
     _, wanted = start()
     (verdict,) = (tmp_path / "cache").glob("choice-native-*.json")
-    graph = next((tmp_path / "cache").glob("graph-*.segmenter.onnx"))
+    graph = next((tmp_path / "cache").glob("graph-*.segmenter.ort"))
     if harm == "verdict cut":
         verdict.write_bytes(verdict.read_bytes()[:30])
     elif harm == "graph gone":
@@ -60,7 +60,7 @@ def test_what_was_kept_and_is_damaged_is_made_again(start, tmp_path, harm):
 
 def test_a_changed_graph_is_not_opened(start, tmp_path):
     _, wanted = start()
-    graph = next((tmp_path / "cache").glob("graph-*.segmenter.onnx"))
+    graph = next((tmp_path / "cache").glob("graph-*.segmenter.ort"))
     body = bytearray(graph.read_bytes())
     body[len(body) // 2] ^= 1
     graph.write_bytes(body)
