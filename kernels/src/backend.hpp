@@ -1,6 +1,7 @@
 // Ways to run the two graphs of a bundle. A backend is thread-safe.
 #pragma once
 #include <functional>
+#include <future>
 #include <memory>
 #include <string>
 #include <vector>
@@ -24,9 +25,20 @@ class Backend {
   virtual const std::string& detail() const = 0;  // what really runs, for people
 };
 
+// A graph as ONNX Runtime wrote it after optimising it for this processor.
+struct OptimisedGraph {
+  std::string path, sha256;
+};
+struct Optimised {
+  OptimisedGraph text_encoder, segmenter;
+};
+
 struct BackendSettings {
   std::string onnxruntime_library;
   int threads = 0, device = 0;
+  bool text_at_once = true;  // open the text encoder beside the segmenter, not with the first prompt
+  Optimised optimised;       // on a CPU: opened instead of the bundle's graphs, or written where `optimise` is set
+  bool optimise = false;
 };
 
 using Log = std::function<void(int level, const std::string& text)>;
@@ -34,6 +46,11 @@ using Log = std::function<void(int level, const std::string& text)>;
 // Creates one backend by name. Error(DIGSEG_UNAVAILABLE) when it cannot run here, INCOMPATIBLE for a too-old runtime.
 std::unique_ptr<Backend> create_onnxruntime(const Bundle& bundle, const BackendSettings& settings, bool cuda);
 std::unique_ptr<Backend> create_tensorrt(const Bundle& bundle, const BackendSettings& settings);
+// Starts ONNX Runtime on a thread of its own, so that other work goes on meanwhile; hold it until a backend is created.
+std::shared_future<std::shared_ptr<void>> start_onnxruntime(const BackendSettings& settings);
+// What a choice depends on: the version of the runtime, "" where there is none; of TensorRT also which plans are stored.
+std::string onnxruntime_version(const BackendSettings& settings);
+std::string tensorrt_state(const Bundle& bundle);
 
 // The names a caller may ask for, "auto" left out, in order of preference when speeds are equal.
 const std::vector<std::string>& backend_names();
@@ -46,7 +63,8 @@ struct Verdict {
 Verdict verify(Backend& backend, const Bundle& bundle);
 
 // Every backend that is present is created, checked against the golden sample, and, when several are right, timed; the
-// fastest right one is returned. Error(DIGSEG_UNAVAILABLE) lists why each was refused.
-std::unique_ptr<Backend> choose_backend(const Bundle& bundle, const BackendSettings& settings, const Log& log);
+// fastest right one is returned, and remembered for the next start. Error(DIGSEG_UNAVAILABLE) lists why each was refused.
+// cache: folder of what is remembered; nullptr for the user's cache folder, "" to remember nothing.
+std::unique_ptr<Backend> choose_backend(const Bundle& bundle, const BackendSettings& settings, const char* cache, const Log& log);
 
 }  // namespace digseg

@@ -121,6 +121,7 @@ void Bundle::check_file(const std::string& name, const Json& entry) {
   if (found != hash)
     fail(DIGSEG_CORRUPT, full + " is damaged: SHA-256 " + hash.substr(0, 12) + "... expected, got " + found.substr(0, 12) + "..." + kAgain);
   files_[name] = hash;
+  bytes_ += size;
 }
 
 std::string Bundle::path(const std::string& name) const {

@@ -42,6 +42,7 @@ class Bundle {
   bool lists(const std::string& name) const { return files_.count(name) != 0; }
   std::string path(const std::string& name) const;  // Error(DIGSEG_CORRUPT) when not listed
   std::string file_hash(const std::string& name) const { return files_.at(name); }
+  int64_t bytes() const { return bytes_; }           // of all files together
   std::string digest() const;                        // one hash over all files, as in Python
   size_t token_bucket(size_t length) const;          // smallest bucket that holds `length`, else the last
 
@@ -54,6 +55,7 @@ class Bundle {
 
   std::string manifest_path_;
   std::map<std::string, std::string> files_;  // name to SHA-256
+  int64_t bytes_ = 0;
 };
 
 }  // namespace digseg

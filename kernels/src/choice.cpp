@@ -1,4 +1,4 @@
-// Which backend runs: created for real, right on the golden sample, then the fastest.
+// Which backend runs: created for real, right on the golden sample, then the fastest; known again at the next start.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -6,6 +6,7 @@
 #include "backend.hpp"
 #include "error.hpp"
 #include "safetensors.hpp"
+#include "verdict.hpp"
 
 namespace digseg {
 namespace {
@@ -84,22 +85,51 @@ Verdict verify(Backend& backend, const Bundle& bundle) {
   return verdict;
 }
 
-std::unique_ptr<Backend> choose_backend(const Bundle& bundle, const BackendSettings& settings, const Log& log) {
-  struct Right {
-    std::string name;
-    std::unique_ptr<Backend> backend;
-    double seconds = 0;
-  };
+namespace {
+
+struct Right {
+  std::string name;
+  std::unique_ptr<Backend> backend;
+  double seconds = 0;
+  Optimised graphs;
+};
+
+std::unique_ptr<Backend> create_right(const std::string& name, const Bundle& bundle, const BackendSettings& settings) {
+  std::unique_ptr<Backend> backend = create_backend(name, bundle, settings);
+  const Verdict verdict = verify(*backend, bundle);
+  if (!verdict.passed)
+    fail(DIGSEG_RUNTIME, "wrong on the golden sample (relative error " + std::to_string(verdict.relative) + ", mask IoU " + std::to_string(verdict.iou) + ")");
+  return backend;
+}
+
+// On a CPU the optimised graphs are kept, and what is returned runs them: they too were checked.
+Right assess(const std::string& name, const Bundle& bundle, const BackendSettings& settings, const Verdicts& verdicts) {
+  Right right{name, nullptr, 0, name == "onnxruntime" ? verdicts.draft(bundle) : Optimised{}};
+  if (right.graphs.segmenter.path.empty()) {
+    right.backend = create_right(name, bundle, settings);
+    return right;
+  }
+  BackendSettings changed = settings;
+  changed.optimised = right.graphs, changed.optimise = true;
+  try {
+    right.backend = create_right(name, bundle, changed);
+    changed.optimised = right.graphs = verdicts.keep(right.graphs), changed.optimise = false;
+    if (!right.graphs.segmenter.path.empty()) right.backend = create_right(name, bundle, changed);
+  } catch (const Error&) {  // the graphs as they are decide
+    Verdicts::drop(right.graphs);
+    right.graphs = {};
+    if (right.backend == nullptr) right.backend = create_right(name, bundle, settings);
+  }
+  return right;
+}
+
+std::vector<Right> all_right(const Bundle& bundle, const BackendSettings& settings, const Verdicts& verdicts, const Log& log) {
   std::vector<Right> right;
   std::string refusals;
   digseg_status worst = DIGSEG_UNAVAILABLE;
   for (const std::string& name : backend_names()) {
     try {
-      std::unique_ptr<Backend> backend = create_backend(name, bundle, settings);
-      const Verdict verdict = verify(*backend, bundle);
-      if (!verdict.passed)
-        fail(DIGSEG_RUNTIME, "wrong on the golden sample (relative error " + std::to_string(verdict.relative) + ", mask IoU " + std::to_string(verdict.iou) + ")");
-      right.push_back({name, std::move(backend), 0});
+      right.push_back(assess(name, bundle, settings, verdicts));
     } catch (const Error& error) {
       if (error.status != DIGSEG_UNAVAILABLE) worst = error.status;
       refusals += (refusals.empty() ? "" : " | ") + name + ": " + error.what();
@@ -107,12 +137,34 @@ std::unique_ptr<Backend> choose_backend(const Bundle& bundle, const BackendSetti
     }
   }
   if (right.empty()) fail(worst, "no backend can run here (" + refusals + ")");
+  return right;
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> choose_backend(const Bundle& bundle, const BackendSettings& settings, const char* cache, const Log& log) {
+  const Verdicts verdicts(cache, bundle, settings);
+  Known known;
+  if (verdicts.read(known)) {
+    try {
+      BackendSettings changed = settings;
+      changed.optimised = known.graphs;
+      std::unique_ptr<Backend> backend = create_backend(known.backend, bundle, changed);
+      log(DIGSEG_LOG_INFO, "backend " + backend->detail() + ", as chosen before");
+      return backend;
+    } catch (const Error& error) {
+      log(DIGSEG_LOG_INFO, known.backend + " does not work any more, choosing again: " + error.what());
+    }
+  }
+  std::vector<Right> right = all_right(bundle, settings, verdicts, log);
   if (right.size() > 1) {
     const Golden golden(bundle);
     for (Right& one : right) one.seconds = median_seconds(*one.backend, golden);
     std::stable_sort(right.begin(), right.end(), [](const Right& a, const Right& b) { return a.seconds < b.seconds; });
     for (const Right& one : right) log(DIGSEG_LOG_INFO, one.name + ": " + std::to_string(1e3 * one.seconds) + " ms on the golden sample");
   }
+  for (size_t i = 1; i < right.size(); ++i) Verdicts::drop(right[i].graphs);
+  verdicts.write({right.front().name, right.front().graphs});
   log(DIGSEG_LOG_INFO, "backend " + right.front().backend->detail());
   return std::move(right.front().backend);
 }

@@ -83,6 +83,15 @@ void add_plane(Result& out, size_t k, const float* plane, float threshold, std::
   out.scores[k] = inside ? static_cast<float>(sum / static_cast<double>(inside)) : 0.f;
 }
 
+BackendSettings settings_of(const digseg_options& options) {
+  BackendSettings settings;
+  settings.onnxruntime_library = options.onnxruntime_library ? options.onnxruntime_library : "";
+  settings.threads = options.threads, settings.device = options.device;
+  return settings;
+}
+
+bool with_onnxruntime(const digseg_options& options) { return options.backend == nullptr || std::string(options.backend) != "tensorrt"; }
+
 std::string check_prompt(const std::string& text) {
   const Points points = from_utf8(text);
   if (std::all_of(points.begin(), points.end(), is_space))
@@ -93,15 +102,14 @@ std::string check_prompt(const std::string& text) {
 }  // namespace
 
 Engine::Engine(const std::string& folder, const digseg_options& options)
-    : log_(options.log), cancel_(options.cancel), user_(options.user), log_level_(options.log_level), bundle_(folder),
+    : log_(options.log), cancel_(options.cancel), user_(options.user), log_level_(options.log_level),
+      settings_(settings_of(options)), started_(with_onnxruntime(options) ? start_onnxruntime(settings_) : decltype(started_)()), bundle_(folder),
       capacity_(options.cached_prompts > 0 ? static_cast<size_t>(options.cached_prompts) : 1) {
   cancel_check(nullptr)();
-  BackendSettings settings;
-  settings.onnxruntime_library = options.onnxruntime_library ? options.onnxruntime_library : "";
-  settings.threads = options.threads, settings.device = options.device;
+  settings_.text_at_once = options.vocabulary == nullptr && !bundle_.lists(kVocabularyFile);
   const std::string name = options.backend ? options.backend : "auto";
-  backend_ = name == "auto" ? choose_backend(bundle_, settings, [this](int level, const std::string& text) { log(level, text); })
-                            : create_backend(name, bundle_, settings);
+  backend_ = name == "auto" ? choose_backend(bundle_, settings_, options.cache, [this](int level, const std::string& text) { log(level, text); })
+                            : create_backend(name, bundle_, settings_);
   if (options.vocabulary) load_vocabulary(options.vocabulary);
   else if (bundle_.lists(kVocabularyFile)) load_vocabulary(bundle_.path(kVocabularyFile));
   info_ = "{\"version\": \"" DIGSEG_VERSION "\", \"bundle\": " + json_quote(bundle_.folder) + ", \"sha256\": \"" + bundle_.digest() +

@@ -57,6 +57,8 @@ class Engine {
   digseg_cancel_fn cancel_;
   void* user_;
   int log_level_;
+  BackendSettings settings_;
+  std::shared_future<std::shared_ptr<void>> started_;  // ONNX Runtime starts while the bundle is checked
   Bundle bundle_;
   std::unique_ptr<Backend> backend_;
   std::string info_;

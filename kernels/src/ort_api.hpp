@@ -28,7 +28,7 @@ struct OrtApiBase {
 
 // ONNXTensorElementDataType
 constexpr int kOrtFloat = 1, kOrtInt64 = 7, kOrtBool = 9, kOrtFloat16 = 10;
-constexpr int kOrtErrorSeverity = 3;
+constexpr int kOrtErrorSeverity = 3, kOrtNoOptimisation = 0;
 
 template <size_t place, typename Signature>
 struct OrtSlot;
@@ -49,8 +49,10 @@ struct OrtSlot<place, Result(Arguments...)> {
   X(9, Run, OrtStatus*(OrtSession*, const OrtRunOptions*, const char* const*, const OrtValue* const*, size_t,           \
                        const char* const*, size_t, OrtValue**))                                                         \
   X(10, CreateSessionOptions, OrtStatus*(OrtSessionOptions**))                                                          \
+  X(11, SetOptimizedModelFilePath, OrtStatus*(OrtSessionOptions*, const char*))                                         \
   X(17, DisableMemPattern, OrtStatus*(OrtSessionOptions*))                                                              \
   X(22, SetSessionLogSeverityLevel, OrtStatus*(OrtSessionOptions*, int))                                                \
+  X(23, SetSessionGraphOptimizationLevel, OrtStatus*(OrtSessionOptions*, int))                                          \
   X(24, SetIntraOpNumThreads, OrtStatus*(OrtSessionOptions*, int))                                                      \
   X(49, CreateTensorWithDataAsOrtValue, OrtStatus*(const OrtMemoryInfo*, void*, size_t, const int64_t*, size_t, int, OrtValue**)) \
   X(51, GetTensorMutableData, OrtStatus*(OrtValue*, void**))                                                            \
@@ -68,6 +70,7 @@ struct OrtSlot<place, Result(Arguments...)> {
   X(100, ReleaseSessionOptions, void(OrtSessionOptions*))                                                               \
   X(125, GetAvailableProviders, OrtStatus*(char***, int*))                                                              \
   X(126, ReleaseAvailableProviders, OrtStatus*(char**, int))                                                            \
+  X(130, AddSessionConfigEntry, OrtStatus*(OrtSessionOptions*, const char*, const char*))                               \
   X(204, SessionOptionsAppendExecutionProvider_CUDA_V2, OrtStatus*(OrtSessionOptions*, const OrtCudaOptions*))          \
   X(205, CreateCUDAProviderOptions, OrtStatus*(OrtCudaOptions**))                                                       \
   X(206, UpdateCUDAProviderOptions, OrtStatus*(OrtCudaOptions*, const char* const*, const char* const*, size_t))        \

@@ -1,10 +1,13 @@
 // ONNX Runtime, loaded with dlopen: CPU, or its CUDA provider where the library has one.
 //
 // On the CPU a reduced-precision bundle runs its float32 twins (`*.fp32.onnx`) over the same stored weights, as in Python.
+// The two graphs are opened side by side: optimising them is most of a start.
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
+#include <future>
+#include <system_error>
 
 #include "backend.hpp"
 #include "error.hpp"
@@ -104,14 +107,21 @@ class OrtBackend : public Backend {
     const bool wide = !cuda && bundle.lists(twin(bundle.segmenter.file));
     runtime_.check<ort::CreateEnv>("start", kOrtErrorSeverity, "digseg", &env_.object);
     runtime_.check<ort::CreateCpuMemoryInfo>("start", 1, 0, &memory_.object);  // arena allocator, default memory
-    text_path_ = bundle.path(wide ? twin(bundle.text_encoder.file) : bundle.text_encoder.file);
-    open(bundle.path(wide ? twin(bundle.segmenter.file) : bundle.segmenter.file), segmenter_);
+    const std::string text_path = bundle.path(wide ? twin(bundle.text_encoder.file) : bundle.text_encoder.file);
+    // Its idle threads do not spin: they would take the cores from the segmenter, which runs next.
+    const auto open_text = [this, text_path] { open(text_path, settings_.optimised.text_encoder, false, text_); };
+    text_opened_ = std::async(std::launch::deferred, open_text).share();
+    try {
+      if (settings.text_at_once) text_opened_ = std::async(std::launch::async, open_text).share();
+    } catch (const std::system_error&) {  // no thread to be had: opened with the first prompt
+    }
+    open(bundle.path(wide ? twin(bundle.segmenter.file) : bundle.segmenter.file), settings_.optimised.segmenter, true, segmenter_);
     const std::string stored = wide ? bundle.precision + " weights widened to fp32" : bundle.precision;
     detail_ = "onnxruntime " + runtime_.version + (cuda ? ", CUDAExecutionProvider, " : ", CPUExecutionProvider, ") + stored;
   }
 
   FoldedText encode_text(const Ints& ids, const Flags& mask) override {
-    std::call_once(text_opened_, [&] { open(text_path_, text_); });
+    std::shared_future<void>(text_opened_).get();
     const std::vector<Input> inputs{{"token_ids", ids.data.data(), ids.data.size() * 8, &ids.shape, kOrtInt64},
                                     {"token_mask", mask.data.data(), mask.data.size(), &mask.shape, kOrtBool}};
     std::vector<Floats> out = run(text_.object, inputs, {"text_keys", "text_values"});
@@ -163,13 +173,25 @@ class OrtBackend : public Backend {
     }
   }
 
-  void open(const std::string& path, Owned<OrtSession, ort::ReleaseSession>& session) {
+  void open(const std::string& graph, const OptimisedGraph& optimised, bool spin, Owned<OrtSession, ort::ReleaseSession>& session) const {
+    std::string path = graph;
     Owned<OrtSessionOptions, ort::ReleaseSessionOptions> options(runtime_);
     runtime_.check<ort::CreateSessionOptions>("options", &options.object);
     runtime_.check<ort::SetSessionLogSeverityLevel>("options", options.object, kOrtErrorSeverity);
     runtime_.check<ort::DisableMemPattern>("options", options.object);  // steadier memory when shapes vary
     if (settings_.threads > 0) runtime_.check<ort::SetIntraOpNumThreads>("options", options.object, settings_.threads);
+    if (!spin) runtime_.check<ort::AddSessionConfigEntry>("options", options.object, "session.intra_op.allow_spinning", "0");
     if (cuda_) add_cuda(options.object);
+    if (!cuda_ && !optimised.path.empty()) {
+      if (settings_.optimise) {
+        runtime_.check<ort::SetOptimizedModelFilePath>("options", options.object, optimised.path.c_str());
+      } else if (file_sha256(optimised.path) == optimised.sha256) {
+        runtime_.check<ort::SetSessionGraphOptimizationLevel>("options", options.object, kOrtNoOptimisation);
+        path = optimised.path;
+      } else {
+        std::remove(optimised.path.c_str());  // the next start misses it and makes it again
+      }
+    }
     runtime_.check<ort::CreateSession>("cannot load " + path, static_cast<const OrtEnv*>(env_.object), path.c_str(), static_cast<const OrtSessionOptions*>(options.object), &session.object);
   }
 
@@ -230,11 +252,36 @@ class OrtBackend : public Backend {
   Owned<OrtEnv, ort::ReleaseEnv> env_;
   Owned<OrtMemoryInfo, ort::ReleaseMemoryInfo> memory_;
   Owned<OrtSession, ort::ReleaseSession> text_, segmenter_;
-  std::once_flag text_opened_;  // the text encoder is opened for the first prompt that is not in a vocabulary
-  std::string text_path_, detail_;
+  std::string detail_;
+  std::shared_future<void> text_opened_;  // last: its thread uses what stands above
 };
 
 }  // namespace
+
+std::shared_future<std::shared_ptr<void>> start_onnxruntime(const BackendSettings& settings) try {
+  struct Started {
+    Runtime runtime;
+    Owned<OrtEnv, ort::ReleaseEnv> env;
+    explicit Started(const std::string& library) : runtime(library), env(runtime) {
+      runtime.check<ort::CreateEnv>("start", kOrtErrorSeverity, "digseg", &env.object);
+    }
+  };
+  return std::async(std::launch::async, [library = settings.onnxruntime_library]() -> std::shared_ptr<void> {
+           try {
+             return std::make_shared<Started>(library);
+           } catch (const Error&) {  // the backend will say so
+             return nullptr;
+           }
+         }).share();
+} catch (const std::system_error&) {  // no thread to be had
+  return {};
+}
+
+std::string onnxruntime_version(const BackendSettings& settings) try {
+  return Runtime(settings.onnxruntime_library).version;
+} catch (const Error&) {
+  return "";
+}
 
 std::unique_ptr<Backend> create_onnxruntime(const Bundle& bundle, const BackendSettings& settings, bool cuda) {
   return std::make_unique<OrtBackend>(bundle, settings, cuda);

@@ -15,6 +15,8 @@ std::unique_ptr<Backend> create_tensorrt(const Bundle&, const BackendSettings&) 
   fail(DIGSEG_UNAVAILABLE, "this library was built without its TensorRT part; build it with -DDIGSEG_TENSORRT_INCLUDE=FOLDER");
 }
 
+std::string tensorrt_state(const Bundle&) { return ""; }
+
 }  // namespace digseg
 
 #else
@@ -200,10 +202,12 @@ std::string version_text(int32_t version) {  // 10.3.0 is 100300; 8.6.1 was 8601
   return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." + std::to_string(version % 100);
 }
 
+void* tensorrt_library() { return first_library({"libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR), "libnvinfer.so"}); }
+
 class TensorRtBackend : public Backend {
  public:
   TensorRtBackend(const Bundle& bundle, const BackendSettings& settings) : device_(cuda_.describe(settings.device)), number_(settings.device) {
-    void* library = first_library({"libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR), "libnvinfer.so"});
+    void* library = tensorrt_library();
     const int32_t version = symbol<int32_t (*)()>(library, "getInferLibVersion")();
     if (version / 10000 != NV_TENSORRT_MAJOR)
       fail(DIGSEG_INCOMPATIBLE, "TensorRT " + version_text(version) + " found; this library was built for " + std::to_string(NV_TENSORRT_MAJOR) + ".x");
@@ -290,6 +294,19 @@ class TensorRtBackend : public Backend {
 
 std::unique_ptr<Backend> create_tensorrt(const Bundle& bundle, const BackendSettings& settings) {
   return std::make_unique<TensorRtBackend>(bundle, settings);
+}
+
+std::string tensorrt_state(const Bundle& bundle) try {
+  std::vector<std::string> plans;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(bundle.folder) / "engines", ignored))
+    plans.push_back(entry.path().filename().string());
+  std::sort(plans.begin(), plans.end());
+  std::string state = version_text(symbol<int32_t (*)()>(tensorrt_library(), "getInferLibVersion")());
+  for (const std::string& plan : plans) state += " " + plan;
+  return state;
+} catch (const Error&) {
+  return "";
 }
 
 }  // namespace digseg

@@ -11,4 +11,5 @@ static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT == digseg::kOrtFloat, "float")
 static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 == digseg::kOrtInt64, "int64");
 static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL == digseg::kOrtBool, "bool");
 static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 == digseg::kOrtFloat16, "float16");
+static_assert(ORT_DISABLE_ALL == digseg::kOrtNoOptimisation, "optimisation level");
 static_assert(ORT_LOGGING_LEVEL_ERROR == digseg::kOrtErrorSeverity, "severity");

@@ -12,5 +12,6 @@ cmake --build "$build" --parallel 2 > /dev/null
 export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 "$build/tests/stress" threads "$bundle" "${3:-1000}" 4
 "$build/tests/stress" create "$bundle" "${4:-500}"
+"$build/tests/stress" kept "$bundle" 20
 "$build/tests/stress" hostile "$bundle" "${5:-10000}" 1
 echo "clean under ASan, UBSan and LSan"

@@ -21,6 +21,7 @@ class Options(c.Structure):
         ("struct_size", c.c_size_t), ("backend", c.c_char_p), ("onnxruntime_library", c.c_char_p), ("vocabulary", c.c_char_p),
         ("threads", c.c_int32), ("device", c.c_int32), ("cached_prompts", c.c_int32), ("log_level", c.c_int32),
         ("log", LOG), ("cancel", CANCEL), ("user", c.c_void_p),
+        ("cache", c.c_char_p),
     ]  # fmt: skip
 
 
@@ -114,7 +115,7 @@ class NativeEngine:
         self.library, self.lib, self.handle = library, library.lib, c.c_void_p()
         self.options = library.filled(Options)
         self.options.onnxruntime_library = str(onnxruntime_library()).encode()
-        self.options.threads = 1
+        self.options.threads, self.options.cache = 1, b""
         for name, value in options.items():
             setattr(self.options, name, value)
         library.check(self.lib.digseg_engine_create(str(bundle).encode(), c.byref(self.options), c.byref(self.handle)))

@@ -18,6 +18,10 @@ def test_threads_agree(installed, environment, native_bundle):
     assert "4 threads x 10 runs: 0 differ" in stress(installed, environment, "threads", native_bundle, 10, 4)
 
 
+def test_damaged_caches_change_nothing(installed, environment, native_bundle):
+    assert "8 starts over damaged caches: the same masks" in stress(installed, environment, "kept", native_bundle, 8)
+
+
 def test_hostile_calls_are_refused(installed, environment, native_bundle):
     assert "refused with a status and a text" in stress(installed, environment, "hostile", native_bundle, 1000, 1)
 

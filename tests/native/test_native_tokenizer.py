@@ -6,6 +6,9 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from tokenizers import Tokenizer
 
 from digseg_engine.bundle import sha256
 
+MERGES = "bpe_simple_vocab_16e6.txt.gz"
 TEXT = """a the red blue circle road building water trees nucleus don't we'll it's I'm THE Straße naïve coöperate 12 3.14"""
 WORDS = TEXT.split()
 ODD_TEXT = """😀 👩‍👩‍👧‍👦 🇩🇪 🏳️‍🌈 𝒳 é ﬁ Å İ ǅ ß Σς 한국어 日本 العربية हिन्दी ไทย
@@ -66,13 +70,34 @@ def test_every_character_alone_and_after_a_letter(native, native_bundle):
     compare(native, tokenizer, [f"x{chr(c)}y {chr(c)}" for c in points])
 
 
-def clip_vocabulary() -> Path | None:
-    """CLIP's merges: DIGSEG_CLIP_VOCABULARY, or inside the open_clip_torch package."""
+def clip_vocabulary(room: Path) -> Path:
+    """CLIP's merges: DIGSEG_CLIP_VOCABULARY, or out of the open_clip_torch package, whose file alone is fetched (1.5 MB)."""
     if given := os.environ.get("DIGSEG_CLIP_VOCABULARY"):
         return Path(given)
     spec = importlib.util.find_spec("open_clip")
-    path = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz" if spec and spec.origin else None
-    return path if path and path.is_file() else None
+    if spec and spec.origin and (here := Path(spec.origin).parent / MERGES).is_file():
+        return here
+    fetch = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(room),
+        "open_clip_torch==3.3.0",
+    ]
+    try:
+        done = subprocess.run(fetch, capture_output=True, text=True, check=False, timeout=120)
+    except subprocess.TimeoutExpired:
+        pytest.skip("CLIP's vocabulary could not be fetched in two minutes; set DIGSEG_CLIP_VOCABULARY")
+    wheels = list(room.glob("open_clip_torch-*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        pytest.skip(f"CLIP's vocabulary could not be fetched ({reason}); set DIGSEG_CLIP_VOCABULARY")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        return Path(wheel.extract(f"open_clip/{MERGES}", room))
 
 
 def clip_tokenizer(merges_file: Path, like: dict) -> dict:
@@ -97,9 +122,7 @@ def clip_tokenizer(merges_file: Path, like: dict) -> dict:
 def test_clips_own_vocabulary(library, native_bundle, tmp_path):
     from native_library import NativeEngine
 
-    merges = clip_vocabulary()
-    if merges is None:
-        pytest.skip("CLIP's vocabulary is not here: pip install open_clip_torch, or set DIGSEG_CLIP_VOCABULARY")
+    merges = clip_vocabulary(tmp_path)
     shutil.copytree(native_bundle, tmp_path / "clip")
     path = tmp_path / "clip" / "tokenizer.json"
     body = clip_tokenizer(merges, json.loads(path.read_text()))

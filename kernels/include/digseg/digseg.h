@@ -91,7 +91,7 @@ enum {
 /* Where the pixels are. */
 enum {
   DIGSEG_HOST = 0,
-  DIGSEG_CUDA = 1,            /* device memory; needs the CUDA part of this library (not run by us yet) */
+  DIGSEG_CUDA = 1,            /* device memory: refused with DIGSEG_UNAVAILABLE so far */
   DIGSEG_CUDA_HOST_MAPPED = 2 /* cudaHostAlloc'd or registered memory: read by the CPU like DIGSEG_HOST */
 };
 
@@ -123,6 +123,8 @@ typedef struct digseg_options {
   digseg_log_fn log;               /* NULL: silence */
   digseg_cancel_fn cancel;         /* NULL: never */
   void *user;                      /* handed to both callbacks */
+  const char *cache;               /* folder that keeps what "auto" chose; NULL: $DIGSEG_CACHE, else digseg in the user's
+                                      cache folder; "": nothing is kept */
 } digseg_options;
 
 typedef struct digseg_image {
@@ -187,7 +189,8 @@ DIGSEG_API digseg_status digseg_view_init(digseg_view *view, size_t size);
 DIGSEG_API digseg_status digseg_verification_init(digseg_verification *verification, size_t size);
 
 /* Open a bundle directory, check every hash and create a backend. options may be NULL. "auto" creates every backend
- * that is present, checks each against the golden sample, and when several are right takes the fastest. */
+ * that is present, checks each against the golden sample, and when several are right takes the fastest; the next start
+ * with the same bundle, machine and versions knows it (options.cache). */
 DIGSEG_API digseg_status digseg_engine_create(const char *bundle, const digseg_options *options, digseg_engine **engine);
 DIGSEG_API void digseg_engine_destroy(digseg_engine *engine);
 

@@ -1,0 +1,163 @@
+#include "verdict.hpp"
+
+#include <sched.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "error.hpp"
+#include "file.hpp"
+#include "json.hpp"
+#include "sha256.hpp"
+
+namespace digseg {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr size_t kKeptVerdicts = 200, kKeptGraphs = 16;
+constexpr int64_t kMostWeights = 256 << 20;  // larger bundles spend their start on reading weights, and a copy is dear
+
+std::string variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+std::string default_folder() {
+  const std::string given = variable("DIGSEG_CACHE"), cache = variable("XDG_CACHE_HOME"), home = variable("HOME");
+  if (!given.empty()) return given;
+  if (!cache.empty()) return cache + "/digseg";
+  return home.empty() ? "" : home + "/.cache/digseg";
+}
+
+// The first `size` bytes of a file of the kernel; "" when it is not there.
+std::string head(const std::string& path, size_t size) {
+  std::ifstream file(path, std::ios::binary);
+  std::string text(size, '\0');
+  file.read(&text[0], static_cast<std::streamsize>(size));
+  text.resize(static_cast<size_t>(std::max<std::streamsize>(0, file.gcount())));
+  return text;
+}
+
+// Name and features of the first processor: an optimised graph is laid out for them.
+std::string processor() {
+  std::string text = head("/proc/cpuinfo", 8192), out;
+  for (const char* name : {"model name", "flags", "Features", "CPU implementer", "CPU part"}) {
+    const size_t at = text.find(std::string(name) + "\t");
+    if (at != std::string::npos) out += text.substr(at, text.find('\n', at) - at) + "\n";
+  }
+  return out;
+}
+
+std::string gpus() {
+  std::string out = head("/proc/driver/nvidia/version", 256) + head("/proc/device-tree/model", 128);
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator("/proc/driver/nvidia/gpus", ignored)) {
+    const std::string text = head(entry.path().string() + "/information", 4096);
+    const size_t at = text.find("Model");
+    if (at != std::string::npos) out += text.substr(at, text.find('\n', at) - at) + "\n";
+  }
+  return out;
+}
+
+// Everything that may change the choice.
+std::string key_of(const Bundle& bundle, const BackendSettings& settings) {
+  utsname system{};
+  cpu_set_t cores;
+  uname(&system);
+  const int count = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 0;
+  Sha256 all;
+  for (const std::string& part :
+       {std::string("digseg " DIGSEG_VERSION), bundle.digest(), onnxruntime_version(settings), tensorrt_state(bundle), std::string(system.machine),
+        processor(), gpus(), std::to_string(count), std::to_string(settings.threads), std::to_string(settings.device),
+        variable("CUDA_VISIBLE_DEVICES")})
+    all.update(part.c_str(), part.size() + 1);
+  return all.hex();
+}
+
+void tidy(const std::string& folder, const std::string& prefix, size_t kept) {
+  std::vector<std::pair<fs::file_time_type, fs::path>> found;
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(folder, ignored))
+    if (entry.path().filename().string().rfind(prefix, 0) == 0) found.emplace_back(entry.last_write_time(ignored), entry.path());
+  std::sort(found.rbegin(), found.rend());
+  for (size_t i = kept; i < found.size(); ++i) fs::remove(found[i].second, ignored);
+}
+
+}  // namespace
+
+Verdicts::Verdicts(const char* folder, const Bundle& bundle, const BackendSettings& settings)
+    : folder_(folder == nullptr ? default_folder() : folder) {
+  if (on()) key_ = key_of(bundle, settings);
+}
+
+bool Verdicts::read(Known& known) const try {
+  const std::string path = folder_ + "/choice-native-" + key_ + ".json";
+  if (!on() || plain_file_size(path) < 0) return false;
+  const std::vector<char> body = read_file(path, 1 << 16);
+  const Json verdict = parse_json(body.data(), body.size(), path);
+  known.backend = verdict.string_at("backend", path);
+  for (const auto& graph : {std::make_pair("text_encoder", &known.graphs.text_encoder), std::make_pair("segmenter", &known.graphs.segmenter)})
+    if (verdict.find(graph.first) != nullptr)
+      *graph.second = {folder_ + "/graph-" + key_ + "." + graph.first + ".ort", verdict.string_at(graph.first, path)};
+  // A graph that is gone costs a new measurement, which makes it again.
+  for (const OptimisedGraph* graph : {&known.graphs.text_encoder, &known.graphs.segmenter})
+    if (!graph->path.empty() && plain_file_size(graph->path) < 0) return false;
+  return true;
+} catch (const Error&) {
+  return false;
+}
+
+void Verdicts::write(const Known& known) const try {
+  if (!on()) return;
+  std::error_code ignored;
+  fs::create_directories(folder_, ignored);
+  std::string body = "{\"backend\": " + json_quote(known.backend);
+  if (!known.graphs.segmenter.path.empty())
+    body += ", \"text_encoder\": " + json_quote(known.graphs.text_encoder.sha256) + ", \"segmenter\": " + json_quote(known.graphs.segmenter.sha256);
+  body += "}\n";
+  write_file(folder_ + "/choice-native-" + key_ + ".json", {body.begin(), body.end()});
+  tidy(folder_, "choice-native-", kKeptVerdicts);
+  tidy(folder_, "graph-", kKeptGraphs);
+} catch (const std::exception&) {  // a folder that cannot be written, or that others tidy at the same time
+}
+
+Optimised Verdicts::draft(const Bundle& bundle) const {
+  std::error_code failed;
+  if (!on() || bundle.bytes() > kMostWeights) return {};
+  fs::create_directories(folder_, failed);
+  if (failed || access(folder_.c_str(), W_OK) != 0) return {};
+  static std::atomic<int> number{0};
+  const std::string name = folder_ + "/graph-draft-" + std::to_string(getpid()) + "-" + std::to_string(number++);
+  return {{name + ".text_encoder.ort", ""}, {name + ".segmenter.ort", ""}};
+}
+
+Optimised Verdicts::keep(const Optimised& draft) const {
+  Optimised kept = draft;
+  try {
+    for (const auto& graph : {std::make_pair("text_encoder", &kept.text_encoder), std::make_pair("segmenter", &kept.segmenter)}) {
+      const std::string path = folder_ + "/graph-" + key_ + "." + graph.first + ".ort";
+      graph.second->sha256 = file_sha256(graph.second->path);
+      fs::rename(graph.second->path, path);
+      graph.second->path = path;
+    }
+    return kept;
+  } catch (const std::exception&) {  // not written, or not movable
+  }
+  drop(draft);
+  return {};
+}
+
+void Verdicts::drop(const Optimised& graphs) {
+  std::error_code ignored;
+  for (const std::string& path : {graphs.text_encoder.path, graphs.segmenter.path})
+    if (!path.empty()) fs::remove(path, ignored);
+}
+
+}  // namespace digseg

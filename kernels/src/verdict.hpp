@@ -1,0 +1,37 @@
+// The choice of a backend, kept between starts, with the graphs as ONNX Runtime optimised them for this processor (in its own
+// format: as ONNX, weights inside a subgraph would still point to the bundle).
+//
+// In the folder of the Python runtime's verdicts, by the same rule: one JSON file per key, written beside and renamed into
+// place; what cannot be read or written only costs a new measurement. A graph is opened only when its SHA-256 is the one in
+// the verdict.
+#pragma once
+#include <string>
+
+#include "backend.hpp"
+
+namespace digseg {
+
+struct Known {
+  std::string backend;
+  Optimised graphs;  // empty where none are kept
+};
+
+class Verdicts {
+ public:
+  // folder: nullptr for $DIGSEG_CACHE or the user's cache folder, "" to keep nothing.
+  Verdicts(const char* folder, const Bundle& bundle, const BackendSettings& settings);
+
+  bool on() const { return !folder_.empty(); }
+  bool read(Known& known) const;
+  void write(const Known& known) const;
+  // Where graphs go while it is not known whether they are right; they are empty names where none should be kept.
+  Optimised draft(const Bundle& bundle) const;
+  // Gives drafts that turned out right their names and hashes; empty when that fails. What is not kept is removed.
+  Optimised keep(const Optimised& draft) const;
+  static void drop(const Optimised& graphs);
+
+ private:
+  std::string folder_, key_;
+};
+
+}  // namespace digseg
