@@ -14,6 +14,7 @@ from torch import nn
 
 from digseg_engine.errors import UsageError
 from digseg_engine.model.pretrained import Checkpoint, save_checkpoint
+from digseg_engine.training.log import event_writer
 from digseg_engine.training.loop import Loss, StageConfig, train_stage
 from digseg_engine.training.record import record_run
 
@@ -33,6 +34,13 @@ def scaled(config: Config, factor: float) -> Config:
         name: replace(stage, steps=max(2, round(stage.steps * factor))) for name, stage in stages_of(config).items()
     }
     return replace(config, **short, scenes=max(32, round(config.scenes * factor)))  # type: ignore[type-var,attr-defined]
+
+
+def with_tensorboard(config: Config) -> Config:
+    """The same run, every stage also logging for TensorBoard. Raises UsageError when that is not installed."""
+    event_writer()
+    more: dict[str, Any] = {name: replace(stage, tensorboard=True) for name, stage in stages_of(config).items()}
+    return replace(config, **more)  # type: ignore[type-var]
 
 
 @dataclass
