@@ -53,8 +53,11 @@ class Run:
     done: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        # The first one made decides for the whole program: without `cpu` it takes N processes without GPUs for N programs.
+        processes = PartialState(cpu=not torch.cuda.is_available())
         if not self.resume and self.out.is_dir() and any(self.out.iterdir()):
             raise UsageError(f"{self.out} is not empty; expected a new folder, or --resume to continue the run in it")
+        processes.wait_for_everyone()  # nobody writes before everybody has looked
 
     def describe(self, settings: Any, **more: Any) -> None:
         """Write the settings to `train.json`."""
