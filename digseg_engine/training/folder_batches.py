@@ -91,8 +91,11 @@ class CachedEncoder:
         place = crops.pictures * self.variants + crops.variants
         todo = np.flatnonzero(self.done[place] == 0)
         if len(todo):
-            some = Crops(crops.pictures[todo], crops.variants[todo], crops.images[todo], crops.ids[todo])
-            self.latents[place[todo]] = self.encode(some).cpu().numpy()
+            for (
+                i
+            ) in todo:  # one at a time: in company the last bits differ, and with them the rounding to half precision
+                one = (array[i : i + 1] for array in (crops.pictures, crops.variants, crops.images, crops.ids))
+                self.latents[place[i]] = self.encode(Crops(*one))[0].cpu().numpy()
             self.latents.flush()
             self.done[place[todo]] = 1
         return torch.from_numpy(self.latents[place].astype(np.float32))
