@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import hashlib
 import json
 import tempfile
 import time
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from digseg_engine.evaluation.predictors import Predict, reference_predictor, student_predictor
 from digseg_engine.evaluation.samples import TestScenes
 from digseg_engine.evaluation.score import evaluate
-from digseg_engine.model.pretrained import Checkpoint, load_checkpoint, new_reference, new_student
+from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint, new_reference, new_student
 from digseg_engine.model.reference import Reference, expand_conv_in
 from digseg_engine.runtime.machine import processor
 from digseg_engine.training.denoising import DenoisingLoss, OneStepLoss, PairSource
@@ -212,12 +213,13 @@ def main() -> None:
     a = parser.parse_args()
     budget = Budget(a.domains, a.size, a.steps, a.batch, a.scenes)
     about = {
-        "command": "python benchmarks/ablations.py", "budget": asdict(budget), "start": "bundled digseg-tiny",
+        "command": "python benchmarks/ablations.py", "budget": asdict(budget), "start": start(),
         "figure": "mean IoU of the label map", "torch": torch.__version__,
         "machine": {"processor": processor(), "threads": torch.get_num_threads()},
     }  # fmt: skip
     stored = json.loads(a.output.read_text()) if a.output.is_file() else {}
-    rows = stored["runs"] if stored.get("budget") == about["budget"] else []
+    same = all(stored.get(key) == about[key] for key in ("budget", "start"))
+    rows = stored["runs"] if same else []
     with tempfile.TemporaryDirectory() as temporary:
         bench = prepare(budget, Path(temporary))
         for seed in range(3):
@@ -226,6 +228,12 @@ def main() -> None:
                 if seed in variant.seeds and not done:
                     rows += measure(bench, variant, seed, Path(temporary) / f"{VARIANTS.index(variant)}-{seed}")
                     write({**about, "table": table(rows), "runs": rows}, a.output)
+
+
+def start() -> str:
+    """Which weights the variants start from; runs from others are not put into one table."""
+    weights = (BUNDLED / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    return f"reference U-Net of the bundled digseg-tiny, sha256 {hashlib.sha256(weights).hexdigest()[:12]}"
 
 
 def prepare(budget: Budget, folder: Path) -> Bench:
