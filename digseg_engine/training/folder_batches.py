@@ -94,8 +94,9 @@ class CachedEncoder:
             for (
                 i
             ) in todo:  # one at a time: in company the last bits differ, and with them the rounding to half precision
-                one = (array[i : i + 1] for array in (crops.pictures, crops.variants, crops.images, crops.ids))
-                self.latents[place[i]] = self.encode(Crops(*one))[0].cpu().numpy()
+                own = slice(i, i + 1)
+                one = Crops(crops.pictures[own], crops.variants[own], crops.images[own], crops.ids[own])
+                self.latents[place[i]] = self.encode(one)[0].cpu().numpy()
             self.latents.flush()
             self.done[place[todo]] = 1
         return torch.from_numpy(self.latents[place].astype(np.float32))
