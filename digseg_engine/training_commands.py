@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from digseg_engine.errors import UsageError
 
+Settings = TypeVar("Settings")
 Data = Annotated[str, typer.Option(help="scenes, scenes:DOMAIN,... or a folder of labelled pictures (docs/data.md)")]
 LayoutName = Annotated[str | None, typer.Option(help="layout of the folder [default: recognised]")]
 Split = Annotated[str, typer.Option(help="split of the folder to train on")]
@@ -19,6 +20,7 @@ Workers = Annotated[int, typer.Option(help="of a folder: threads that read pictu
 Output = Annotated[Path, typer.Option("--output", "-o", help="folder for logs, curves and the checkpoint")]
 Scale = Annotated[float, typer.Option(help="multiply steps and scenes, for a trial run")]
 Seed = Annotated[int, typer.Option(help="random seed")]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="also write event files for TensorBoard")]
 Resume = Annotated[bool, typer.Option(help="continue the run in the output folder")]
 Changes = Annotated[
     list[str] | None,
@@ -50,6 +52,7 @@ def train(
     changes: Changes = None,
     scale: Scale = 1.0,
     seed: Seed = 0,
+    tensorboard: TensorBoard = False,
     resume: Resume = False,
 ) -> None:
     """Train a model from nothing on generated scenes, or from pretrained weights on scenes or your own pictures."""
@@ -64,16 +67,15 @@ def train(
                              "pretrained weights with --init")  # fmt: skip
     folder = folder_options(data, layout, split, cached_crops, workers)
     from digseg_engine.training.finetune import FinetuneConfig, finetune
-    from digseg_engine.training.run import scaled, with_settings
     from digseg_engine.training.train import TrainConfig
     from digseg_engine.training.train import train as from_nothing
 
     if init is None:
-        settings = with_settings(TrainConfig(seed=seed), changes or [])
-        written = from_nothing(config, output, settings if scale == 1 else scaled(settings, scale), resume, data)
+        written = from_nothing(
+            config, output, adjusted(TrainConfig(seed=seed), scale, tensorboard, changes), resume, data
+        )
     else:
-        tuned = with_settings(FinetuneConfig(seed=seed, size=size, folder=folder), changes or [])
-        tuned = tuned if scale == 1 else scaled(tuned, scale)
+        tuned = adjusted(FinetuneConfig(seed=seed, size=size, folder=folder), scale, tensorboard, changes)
         written = finetune(init, output, tuned, resume, data, slot, autoencoder, student_only)  # type: ignore[arg-type]
     print(f"checkpoint written to {written}; export it with: digseg-export {written}")
 
@@ -91,21 +93,29 @@ def distill(
     changes: Changes = None,
     scale: Scale = 1.0,
     seed: Seed = 0,
+    tensorboard: TensorBoard = False,
     resume: Resume = False,
 ) -> None:
     """Distil a reference to few steps and to the one-pass student; reports quality and cost at every number of steps."""
     from digseg_engine.training.distill import DistillConfig
     from digseg_engine.training.distill import distill as run
-    from digseg_engine.training.run import scaled, with_settings
 
     if not all(part.strip().isdigit() for part in steps.split(",")):
         raise UsageError(f"--steps must be whole numbers separated by commas, such as 1,2,4, got {steps!r}")
     grid = tuple(int(part) for part in steps.split(","))
     folder = folder_options(data, layout, split, cached_crops, workers)
     settings = DistillConfig(seed=seed, teacher_steps=teacher_steps, grid=grid, folder=folder)
-    settings = with_settings(settings, changes or [])
-    written = run(model, output, settings if scale == 1 else scaled(settings, scale), resume, data)
+    written = run(model, output, adjusted(settings, scale, tensorboard, changes), resume, data)
     print(f"checkpoint written to {written}; quality and cost per number of steps in {written / 'distill.png'}")
+
+
+def adjusted(settings: Settings, scale: float, tensorboard: bool, changes: list[str] | None) -> Settings:
+    """The settings as the command line changes them."""
+    from digseg_engine.training.run import scaled, with_settings, with_tensorboard
+
+    settings = with_settings(settings, changes or [])
+    settings = settings if scale == 1 else scaled(settings, scale)
+    return with_tensorboard(settings) if tensorboard else settings
 
 
 def is_scenes(data: str) -> bool:

@@ -144,7 +144,8 @@ def outline_band(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The pixels of masks [N, H, W] at most 2 % of the diagonal from their outline; the picture's rim is outline too."""
     d = max(1, round(BOUNDARY_WIDTH * float(np.hypot(*masks.shape[-2:]))))
     outside = F.pad(1 - torch.from_numpy(masks).float(), (d,) * 4, value=1.0)
-    near = F.max_pool2d(outside[:, None], 2 * d + 1, stride=1)[:, 0] > 0
+    rows = F.max_pool2d(outside[:, None], (2 * d + 1, 1), stride=1)  # a square window, one axis at a time
+    near = F.max_pool2d(rows, (1, 2 * d + 1), stride=1)[:, 0] > 0
     return np.asarray(masks & near.numpy())
 
 

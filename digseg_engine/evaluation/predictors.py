@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from digseg_engine.errors import UsageError
 from digseg_engine.images import fit, unfit
 from digseg_engine.model.autoencoder import decode_mask, encode_image
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
+from digseg_engine.model.student import FoldedText
 from digseg_engine.training.prompts import encode_text
 
 Logits = NDArray[np.float32]
@@ -42,30 +44,36 @@ def student_predictor(checkpoint: Checkpoint, size: int | None = None) -> Predic
     """One pass of the student for all prompts, at `size` pixels of the longer side."""
     student, working = checkpoint.student, size or checkpoint.config.image_size
 
+    @lru_cache(maxsize=4)
+    def fold(prompts: tuple[str, ...]) -> FoldedText:
+        return student.fold_text(*encode_text(checkpoint.text_encoder, checkpoint.tokenizer, list(prompts)))
+
     @torch.no_grad()
     def predict(image: NDArray[np.uint8], prompts: list[str]) -> Logits:
         canvas = fit(image, working, checkpoint.stride)
         pixels = torch.from_numpy(canvas.pixels)
-        text, mask = encode_text(checkpoint.text_encoder, checkpoint.tokenizer, prompts)
-        logits = student(pixels, encode_image(checkpoint.vae, pixels), student.fold_text(text, mask))
+        logits = student(pixels, encode_image(checkpoint.vae, pixels), fold(tuple(prompts)))
         return unfit(logits[0].numpy(), canvas)
 
     return predict
 
 
-def reference_predictor(checkpoint: Checkpoint, steps: int, size: int | None = None) -> Predict:
-    """`steps` passes of the reference for every (picture, prompt) pair; one step uses the zero slot."""
-    working = size or checkpoint.config.image_size
+def reference_predictor(
+    checkpoint: Checkpoint, steps: int, size: int | None = None, noise: bool | None = None
+) -> Predict:
+    """`steps` passes of the reference for every (picture, prompt) pair, from noise or (one step, unless `noise` says
+    otherwise) from the zero slot."""
+    working, from_noise = size or checkpoint.config.image_size, steps > 1 if noise is None else noise
 
     @torch.no_grad()
     def predict(image: NDArray[np.uint8], prompts: list[str]) -> Logits:
         canvas = fit(image, working, checkpoint.stride)
         one = encode_image(checkpoint.vae, torch.from_numpy(canvas.pixels))
-        noise = torch.randn(one.shape, generator=torch.Generator().manual_seed(0))
+        start_noise = torch.randn(one.shape, generator=torch.Generator().manual_seed(0))
         found = []
         for start in range(0, len(prompts), CHUNK):
             text, mask = encode_text(checkpoint.text_encoder, checkpoint.tokenizer, prompts[start : start + CHUNK])
-            slot = noise.expand(len(text), -1, -1, -1) if steps > 1 else None
+            slot = start_noise.expand(len(text), -1, -1, -1) if from_noise else None
             m = checkpoint.reference.sample(one, text, mask, checkpoint.schedule, steps, slot)
             found.append(decode_mask(checkpoint.vae, m))
         return unfit(torch.cat(found).numpy(), canvas)

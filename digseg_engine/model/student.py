@@ -68,9 +68,10 @@ class Student(nn.Module):
         learned slowly without whitening. `floor` is added to every variance.
         """
         centre = tokens.mean(0)
-        _, spread, axes = torch.linalg.svd(tokens - centre, full_matrices=False)
+        spread = torch.cov(tokens.T, correction=0)  # [D, D]; of low rank when the tokens are few
+        variances, axes = torch.linalg.eigh(spread)
         self.text_centre.copy_(centre)
-        self.text_whiten.copy_(axes.T * (spread**2 / len(tokens) + floor).rsqrt())
+        self.text_whiten.copy_(axes * (variances.clamp(min=0) + floor).rsqrt())
 
     def fold_text(self, text: Tensor, mask: Tensor) -> FoldedText:
         """text [K, L, D], mask [K, L] -> FoldedText of all scales."""

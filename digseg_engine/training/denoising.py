@@ -84,18 +84,22 @@ class DenoisingLoss:
 
 
 class OneStepLoss:
-    """Stage B: the decoded one-step mask against the truth, BCE + Dice, and a little of the latent error."""
+    """Stage B: the decoded one-step mask against the truth, BCE + Dice, and a little of the latent error.
 
-    def __init__(self, source: PairSource, schedule: Schedule, latent_weight: float = 0.5) -> None:
-        self.source, self.schedule, self.latent_weight = source, schedule, latent_weight
+    The mask slot is zero; `noise` fills it with noise instead (an ablation).
+    """
+
+    def __init__(self, source: PairSource, schedule: Schedule, latent_weight: float = 0.5, noise: bool = False) -> None:
+        self.source, self.schedule, self.latent_weight, self.noise = source, schedule, latent_weight, noise
 
     def __call__(self, reference: nn.Module, step: int) -> tuple[Tensor, Parts]:
         random, device = torch.Generator().manual_seed(step), device_of(reference)
         pairs = self.source.draw(step, random, device)
-        empty = torch.zeros_like(pairs.clean)
-        t = torch.full((len(empty),), len(self.schedule) - 1, device=device)
-        v = reference(torch.cat([pairs.z, empty], 1), t, pairs.text, pairs.token_mask)
-        clean = self.schedule.clean(empty, v, t)
+        shape = pairs.clean.shape
+        slot = torch.randn(shape, generator=random).to(device) if self.noise else torch.zeros(shape, device=device)
+        t = torch.full((len(slot),), len(self.schedule) - 1, device=device)
+        v = reference(torch.cat([pairs.z, slot], 1), t, pairs.text, pairs.token_mask)
+        clean = self.schedule.clean(slot, v, t)
         logits = decode_mask(self.source.vae, clean)
         bce, dice = mask_loss(logits[:, None], pairs.masks[:, None], pairs.valid)
         close = latent_error((clean - pairs.clean).square(), pairs.valid).mean()

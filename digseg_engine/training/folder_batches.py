@@ -91,8 +91,12 @@ class CachedEncoder:
         place = crops.pictures * self.variants + crops.variants
         todo = np.flatnonzero(self.done[place] == 0)
         if len(todo):
-            some = Crops(crops.pictures[todo], crops.variants[todo], crops.images[todo], crops.ids[todo])
-            self.latents[place[todo]] = self.encode(some).cpu().numpy()
+            for (
+                i
+            ) in todo:  # one at a time: in company the last bits differ, and with them the rounding to half precision
+                own = slice(i, i + 1)
+                one = Crops(crops.pictures[own], crops.variants[own], crops.images[own], crops.ids[own])
+                self.latents[place[i]] = self.encode(one)[0].cpu().numpy()
             self.latents.flush()
             self.done[place[todo]] = 1
         return torch.from_numpy(self.latents[place].astype(np.float32))

@@ -7,10 +7,9 @@ micro-batches that one process would have accumulated.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import time
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -20,19 +19,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from digseg_engine.errors import TrainingError
+from digseg_engine.training.log import Log
 from digseg_engine.training.muon import Muon
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, betas=(0.9, 0.98)),
     "muon": Muon,
 }
-FREE = ("save_every", "compile", "stop")  # settings that a resumed run may change
+FREE = ("save_every", "compile", "stop", "tensorboard")  # settings that a resumed run may change
 Loss = Callable[[nn.Module, int], tuple[Tensor, Mapping[str, float]]]
 
 
@@ -54,6 +55,7 @@ class StageConfig:
     stop: int | None = None  # leave off here, short of the end of the schedule
     compile: bool = False  # torch.compile the forward pass (needs a C++ compiler on a CPU)
     optimizer: str = "muon"  # or "adamw"
+    tensorboard: bool = False  # also log for TensorBoard, under the stage's `tensorboard`
 
 
 @dataclass
@@ -95,7 +97,7 @@ def train_stage(
     if resume and (state / "done").is_file():
         accelerator.load_state(str(state))
     start, last = progress.step, config.stop or config.steps
-    log = _Log(folder / "log.csv", start, accelerator.is_main_process)
+    log = Log(folder / "log.csv", start, accelerator.is_main_process, config.tensorboard)
     with _bar(accelerator.is_main_process) as bar:
         task = bar.add_task(name, total=config.steps, completed=start, loss="")
         for step in range(start, last):
@@ -107,11 +109,12 @@ def train_stage(
             average.update_parameters(module)
             progress.step = step + 1
             if step % 10 == 0 or step + 1 == last:
-                log.add(step, parts)
+                log.add(step, parts, schedule.get_last_lr()[0])
             bar.update(task, advance=1, loss=" ".join(f"{k} {v:.4f}" for k, v in parts.items()))
             if progress.step % config.save_every == 0 or progress.step == last:
                 _save_state(accelerator, state)
                 log.draw(name)
+    log.close()
     module.load_state_dict(average.module.state_dict())
     module.eval()
     return module
@@ -129,6 +132,9 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def _accelerator(config: StageConfig) -> Accelerator:
+    """This stage's own accelerator. The library shares one precision per process, so that of the last stage is forgotten
+    (of the shared state only the precision and plugins are lost, process group and device stay)."""
+    AcceleratorState._reset_state(reset_partial_state=False)
     parallel = DistributedDataParallelKwargs(find_unused_parameters=True)  # a student reads no `conv_out`
     return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=config.precision, kwargs_handlers=[parallel])
 
@@ -173,43 +179,9 @@ def _prepare_folder(folder: Path, config: StageConfig, resume: bool) -> None:
                                 "repeat the original command or start a new folder")  # fmt: skip
     elif not resume:
         (folder / "log.csv").unlink(missing_ok=True)
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         (folder / "state" / "done").unlink(missing_ok=True)
     path.write_text(json.dumps(body, indent=2) + "\n")
-
-
-class _Log:
-    """The stage's CSV log and its curve; rows at or after the first step (a resumed run's) are dropped first."""
-
-    def __init__(self, path: Path, start: int, writes: bool) -> None:
-        self.path, self.writes = path, writes
-        self.began = time.monotonic() - (self._rewind(start) if writes else 0.0)
-
-    def _rewind(self, start: int) -> float:
-        """Drop the rows that will be trained again; returns the seconds spent before them."""
-        if not self.path.is_file():
-            return 0.0
-        with self.path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) < start]
-        self.path.unlink()
-        for row in rows:
-            self._write(row)
-        return float(rows[-1]["seconds"]) if rows else 0.0
-
-    def add(self, step: int, parts: Mapping[str, float]) -> None:
-        if self.writes:
-            self._write({"step": step, "seconds": round(time.monotonic() - self.began, 1), **parts})
-
-    def _write(self, row: Mapping[str, Any]) -> None:
-        fresh = not self.path.is_file()
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if fresh:
-                writer.writeheader()
-            writer.writerow({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
-
-    def draw(self, title: str) -> None:
-        if self.writes:
-            draw_curve(self.path, self.path.with_name("curve.png"), title)
 
 
 def _save_state(accelerator: Accelerator, state: Path) -> None:
@@ -221,32 +193,6 @@ def _save_state(accelerator: Accelerator, state: Path) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (state / "done").touch()
-
-
-def draw_curve(log: Path, picture: Path, title: str) -> None:
-    """Plot every column of a training log against the step, log scale, raw and smoothed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with log.open() as file:
-        rows = list(csv.DictReader(file))
-    names = [name for name in rows[0] if name not in ("step", "seconds")]
-    figure, axes = plt.subplots(figsize=(7, 4))
-    steps = [int(row["step"]) for row in rows]
-    for name in names:
-        values = torch.tensor([float(row[name]) for row in rows]).clamp(min=1e-6)
-        (line,) = axes.plot(steps, values, alpha=0.2)
-        window = max(1, len(values) // 40)
-        smooth = torch.nn.functional.avg_pool1d(values[None], window, 1)[0] if len(values) > window else values
-        axes.plot(steps[-len(smooth) :], smooth, label=name, color=line.get_color())
-    axes.set(title=title, xlabel="step", yscale="log")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(picture, dpi=110)
-    plt.close(figure)
 
 
 def _bar(shown: bool) -> Progress:

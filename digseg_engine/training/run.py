@@ -15,10 +15,12 @@ from torch import nn
 
 from digseg_engine.errors import UsageError
 from digseg_engine.model.pretrained import Checkpoint, save_checkpoint
+from digseg_engine.training.log import event_writer
 from digseg_engine.training.loop import Loss, StageConfig, train_stage
 from digseg_engine.training.record import record_run
 
 Config = TypeVar("Config")
+Plain = (bool, int, float, str)  # settings that `with_settings` can change
 
 
 def stages_of(config: Any) -> dict[str, StageConfig]:
@@ -45,18 +47,11 @@ def with_settings(config: Config, changes: Sequence[str]) -> Config:
         path, _, text = change.partition("=")
         stage, _, name = path.rpartition(".")
         owner: Any = config if not stage else stages_of(config).get(stage)
-        kinds = (
-            {} if owner is None else {k: v for k, v in vars(owner).items() if isinstance(v, (bool, int, float, str))}
-        )
+        kinds = {key: value for key, value in vars(owner).items() if isinstance(value, Plain)} if owner else {}
         if name not in kinds:
-            known = (
-                kinds
-                if owner is not None
-                else [f"{s}.{f.name}" for s in stages_of(config) for f in fields(StageConfig)]
-            )
-            raise UsageError(
-                f"--set {change!r}: {path!r} is no setting of this run; expected one of {', '.join(known)}"
-            )
+            staged = [f"{each}.{setting.name}" for each in stages_of(config) for setting in fields(StageConfig)]
+            raise UsageError(f"--set {change!r}: {path!r} is no setting of this run; expected one of "
+                             f"{', '.join(kinds or staged)}")  # fmt: skip
         value = _parse(text, kinds[name], change)
         part = replace(owner, **{name: value})
         config = part if not stage else replace(config, **{stage: part})  # type: ignore[type-var]
@@ -74,6 +69,13 @@ def _parse(text: str, old: Any, change: str) -> Any:
         raise UsageError(f"--set {change!r}: expected {kind}, as the present value {old}, got {text!r}") from error
 
 
+def with_tensorboard(config: Config) -> Config:
+    """The same run, every stage also logging for TensorBoard. Raises UsageError when that is not installed."""
+    event_writer()
+    more: dict[str, Any] = {name: replace(stage, tensorboard=True) for name, stage in stages_of(config).items()}
+    return replace(config, **more)  # type: ignore[type-var]
+
+
 @dataclass
 class Run:
     """Raises UsageError when `out` holds something and `resume` is not set."""
@@ -84,8 +86,11 @@ class Run:
     done: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        # The first one made decides for the whole program: without `cpu` it takes N processes without GPUs for N programs.
+        processes = PartialState(cpu=not torch.cuda.is_available())
         if not self.resume and self.out.is_dir() and any(self.out.iterdir()):
             raise UsageError(f"{self.out} is not empty; expected a new folder, or --resume to continue the run in it")
+        processes.wait_for_everyone()  # nobody writes before everybody has looked
 
     def describe(self, settings: Any, **more: Any) -> None:
         """Write the settings to `train.json`."""

@@ -10,6 +10,7 @@ from PIL import Image
 
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.metrics import Score, outline_band
+from digseg_engine.evaluation.panel import CELL, GAP, GROUP, panel
 from digseg_engine.evaluation.predictors import decide, reference_predictor, student_predictor
 from digseg_engine.evaluation.report import write_report
 from digseg_engine.evaluation.samples import Sample, TestScenes, open_samples, scene_queries
@@ -151,7 +152,22 @@ def test_report_holds_figures_lines_and_a_picture(tmp_path):
     with paths[1].open() as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == [q.name for q in samples.queries] and rows[0]["iou"] in ("1.0", "")
-    assert Image.open(paths[2]).size[1] > 3 * 192
+    with Image.open(paths[2]) as grid:
+        assert grid.mode == "P" and grid.width == 3 * (GROUP + 2 * GAP) and grid.height < 2 * CELL
+
+
+def test_the_panel_is_a_grid_with_one_row_per_set_and_the_views_in_place():
+    sets = [TestScenes(domain, 5, 128) for domain in ("objects", "textures")]
+    predict = oracle(sets[0]), oracle(sets[1])
+    scores = {samples.name: evaluate(own, samples) for own, samples in zip(predict, sets)}
+    both = panel(sets, scores, lambda image, prompts: predict[len(prompts) == 3](image, prompts)).convert("RGB")
+    one = panel(sets[:1], scores, predict[0])
+    assert both.size == (one.width, 2 * one.height - GAP)
+    shown = np.asarray(both, int)[GAP + 30 : GAP + 30 + CELL, GAP : GAP + GROUP]
+    picture, truth, answer = (shown[:, n * (CELL + 2) : n * (CELL + 2) + CELL] for n in range(3))
+    best = sets[0][scores["objects"].together.best_median_worst()["best"]]
+    assert np.abs(picture - best.image).mean() < 12  # 256 colours for everything
+    assert (truth == answer).all() and np.abs(truth - picture).mean() > 20
 
 
 def test_a_checkpoint_is_scored_from_the_command(nano_folder, tmp_path, capsys):

@@ -1,42 +1,65 @@
-"""Two processes repeat what one process accumulates, and a killed run of two resumes to the same weights."""
+"""Two processes repeat what one process accumulates, on generated data and on a folder; a killed run of two resumes."""
 
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import run_command
+from dataset_trees import TREES
 from safetensors.torch import load_file
 
-PROGRAM = Path(__file__).with_name("several_processes.py")
+HERE = Path(__file__).parent
+STUDENT = Path("student") / "weights.safetensors"
 
 
-def launch(folder, processes, accumulate, kill_at=-1, mode="new"):
+def launch(processes, program, folder, *arguments):
     several = (
         "--multi_gpu" if processes > 1 else "--cpu"
     )  # accelerate's name for torch's launcher, with or without GPUs
     return run_command(
         sys.executable, "-m", "accelerate.commands.launch", several, "--num_processes", str(processes),
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-        str(PROGRAM), str(folder), str(accumulate), str(kill_at), mode,
-        cwd=folder.parent, env={"OMP_NUM_THREADS": "1"},
+        str(HERE / program), *map(str, arguments), cwd=folder, env={"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
-def difference(a, b):
-    one, two = (load_file(folder / "weights.safetensors") for folder in (a, b))
-    return max(float((one[name] - two[name]).abs().max()) for name in one)
+def small(folder, processes, accumulate, kill_at=-1, mode="new"):
+    return launch(processes, "several_processes.py", folder.parent, folder, accumulate, kill_at, mode)
+
+
+def difference(one, two):
+    a, b = load_file(one), load_file(two)
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one_and_a_killed_run_resumes(tmp_path):
     alone, both, cut = (tmp_path / name for name in ("alone", "both", "cut"))
     for folder, processes, accumulate in ((alone, 1, 2), (both, 2, 1)):
-        done = launch(folder, processes, accumulate)
+        done = small(folder, processes, accumulate)
         assert done.returncode == 0, done.stderr[-3000:]
-    assert difference(alone, both) < 1e-5
+    weights = [folder / "weights.safetensors" for folder in (alone, both, cut)]
+    assert difference(weights[0], weights[1]) < 1e-5
     assert (both / "log.csv").read_text().splitlines()[-1].startswith("7,")
-    killed = launch(cut, 2, 1, kill_at=11)  # both processes stop: one is killed, the launcher ends the other
-    assert killed.returncode != 0 and not (cut / "weights.safetensors").exists()
-    resumed = launch(cut, 2, 1, mode="resume")
+    killed = small(cut, 2, 1, kill_at=11)  # both processes stop: one is killed, the launcher ends the other
+    assert killed.returncode != 0 and not weights[2].exists()
+    resumed = small(cut, 2, 1, mode="resume")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
-    assert difference(both, cut) == 0
+    assert difference(weights[1], weights[2]) == 0
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_on_a_folder_of_pictures(nano_folder, tmp_path):
+    TREES["folder"](tmp_path / "data")
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    for out, processes, accumulate in ((alone, 1, 2), (both, 2, 1)):
+        done = launch(
+            processes, "several_processes_folder.py", tmp_path, nano_folder, tmp_path / "data", out, accumulate
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    start = nano_folder / "student" / "model.safetensors"
+    for name in ("new", "kept"):
+        assert difference(alone / name / STUDENT, both / name / STUDENT) < 1e-5
+        assert difference(start, both / name / STUDENT) > 1e-3  # far more than the tolerance was learned
+    assert difference(both / "new" / STUDENT, both / "kept" / STUDENT) > 1e-3
+    assert (both / "new" / "checkpoint" / "digseg.json").is_file()

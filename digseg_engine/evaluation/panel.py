@@ -1,0 +1,75 @@
+"""The picture of an evaluation: one row per test set; its best, median and worst sample as picture, truth, prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from digseg_engine.evaluation.metrics import Scores
+from digseg_engine.evaluation.predictors import Predict, decide
+from digseg_engine.evaluation.samples import Samples
+from digseg_engine.runtime.result import PALETTE
+
+CELL, GAP, LINE = 128, 6, 15  # pixels: a view, the space between, a line of text
+GROUP = 3 * CELL + 2 * 2  # a sample's three views, two pixels apart
+LEGEND = 2  # lines of names under a sample
+COLOURS = 256  # of the picture: a quarter of the file, and nothing to see of it
+FONT = ImageFont.load_default(11)
+
+
+def panel(sets: list[Samples], scores: Mapping[str, Scores], predict: Predict) -> Image.Image:
+    """The grid of all sets, reduced to a palette so that the file stays small."""
+    height = 2 * LINE + CELL + LEGEND * LINE + GAP
+    sheet = Image.new("RGB", (3 * (GROUP + 2 * GAP), GAP + len(sets) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, samples in enumerate(sets):
+        score, top = scores[samples.name].together, GAP + row * height
+        draw.text((GAP, top), f"{samples.name}: picture, truth, prediction", "black", FONT)
+        for column, (label, i) in enumerate(score.best_median_worst().items()):
+            one = samples[i]
+            predicted = decide(predict(one.image, [query.text for query in samples.queries]), samples.rule)
+            shown = np.flatnonzero(one.truth.any((1, 2)) | predicted.any((1, 2)))
+            views = [one.image, *(tinted(one.image, masks, shown) for masks in (one.truth, predicted))]
+            left, title = GAP + column * (GROUP + 2 * GAP), f"{label}: {one.name}, IoU {score.per_picture[i]:.3f}"
+            draw.text((left, top + LINE), title, "black", FONT)
+            for n, view in enumerate(views):
+                sheet.paste(_fitted(view), (left + n * (CELL + 2), top + 2 * LINE))
+            _legend(draw, left, top + 2 * LINE + CELL + 2, [score.names[int(k)] for k in shown])
+    return sheet.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+
+
+def tinted(image: NDArray[np.uint8], masks: NDArray[np.bool_], shown: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Masks [K, H, W] laid over the picture, the n-th shown one in the n-th colour."""
+    canvas = image.astype(np.float32) * 0.55
+    for n in np.argsort(-masks[shown].sum((1, 2)), kind="stable"):  # small masks last, so that a large one hides none
+        k = shown[n]
+        canvas[masks[k]] = 0.35 * image[masks[k]] + 0.65 * np.array(PALETTE[n % len(PALETTE)], np.float32)
+    return canvas.astype(np.uint8)
+
+
+def _fitted(view: NDArray[np.uint8]) -> Image.Image:
+    """A view with its longer side at `CELL` pixels."""
+    picture = Image.fromarray(view)
+    scale = CELL / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.BILINEAR)
+
+
+def _legend(draw: ImageDraw.ImageDraw, left: int, top: int, names: list[str]) -> None:
+    """Names in their colours, filled line by line; what does not fit is counted."""
+    x, line = left, 0
+    for n, name in enumerate(names):
+        width = 12 + int(draw.textlength(name, FONT)) + 8
+        room = GROUP - (40 if line + 1 == LEGEND and n + 1 < len(names) else 0)  # the last line keeps a place for "+ 9"
+        if x > left and x + width > left + room:
+            x, line = left, line + 1
+        if line == LEGEND:
+            draw.text((left + GROUP - 30, top + (LEGEND - 1) * LINE), f"+ {len(names) - n}", "black", FONT)
+            return
+        y = top + line * LINE
+        draw.rectangle((x, y + 3, x + 8, y + 11), fill=PALETTE[n % len(PALETTE)])
+        draw.text((x + 12, y), name, "black", FONT)
+        x += width
