@@ -1,6 +1,6 @@
 // ONNX Runtime, loaded with dlopen: CPU, or its CUDA provider where the library has one.
 //
-// On the CPU a reduced-precision bundle runs its float32 twins (`*.fp32.onnx`) over the same stored weights, as in Python.
+// On the CPU a graph's float32 twin (`*.fp32.onnx`) over the same stored weights runs where the bundle has one, as in Python.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -101,11 +101,12 @@ class OrtBackend : public Backend {
     half_ = cuda && bundle.precision == "fp16";
     if (cuda && bundle.precision == "bf16")
       fail(DIGSEG_UNAVAILABLE, "a bf16 bundle does not run on onnxruntime-cuda here; export fp16 or fp32");
-    const bool wide = !cuda && bundle.lists(twin(bundle.segmenter.file));
+    const auto graph = [&](const std::string& file) { return !cuda && bundle.lists(twin(file)) ? twin(file) : file; };
     runtime_.check<ort::CreateEnv>("start", kOrtErrorSeverity, "digseg", &env_.object);
     runtime_.check<ort::CreateCpuMemoryInfo>("start", 1, 0, &memory_.object);  // arena allocator, default memory
-    text_path_ = bundle.path(wide ? twin(bundle.text_encoder.file) : bundle.text_encoder.file);
-    open(bundle.path(wide ? twin(bundle.segmenter.file) : bundle.segmenter.file), segmenter_);
+    text_path_ = bundle.path(graph(bundle.text_encoder.file));
+    open(bundle.path(graph(bundle.segmenter.file)), segmenter_);
+    const bool wide = graph(bundle.text_encoder.file) != bundle.text_encoder.file;
     const std::string stored = wide ? bundle.precision + " weights widened to fp32" : bundle.precision;
     detail_ = "onnxruntime " + runtime_.version + (cuda ? ", CUDAExecutionProvider, " : ", CPUExecutionProvider, ") + stored;
   }
@@ -134,7 +135,7 @@ class OrtBackend : public Backend {
   const std::string& detail() const override { return detail_; }
 
  private:
-  // File name of a graph's float32 twin in a bundle of reduced precision.
+  // File name of a graph's twin for the CPU.
   static std::string twin(std::string name) {
     const size_t dot = name.rfind(".onnx");
     return dot == std::string::npos ? name : name.insert(dot, ".fp32");
