@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from digseg_engine.arguments import check_output, complain, find_pictures, stems
-from digseg_engine.errors import InputError
+from digseg_engine.runtime.pictures import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
     from digseg_engine.runtime.choice import Verdict
-
-DEFAULT_BUNDLE = "digseg-tiny-fp16"
 
 
 def segment(
@@ -41,39 +36,11 @@ def segment(
     seed: Annotated[int, typer.Option(help="with --refine: random seed")] = 0,
 ) -> int:
     """Segment pictures by text: overlay, one mask per prompt, label map and JSON for each."""
-    from digseg_engine.runtime.engine import Engine
-    from digseg_engine.text import check_prompts
+    from digseg_engine.runtime.pictures import segment_pictures
 
-    prompts = check_prompts(prompt or [])
-    paths = find_pictures(photos)
-    check_output(output)
-    model = bundle or os.environ.get("DIGSEG_BUNDLE", DEFAULT_BUNDLE)
-    engine = Engine.load(model, backend, checkpoint, imgsz or tile, prompts=len(prompts))
-    failed = 0
-    for path, stem in zip(paths, stems(paths)):
-        try:
-            if tile is not None:
-                tiled = engine.segment_tiles(path, prompts, output, stem, tile, overlap, imgsz)
-                _say(path, prompts, tiled.areas, tiled.files[2], tiled.timings, tiled.fallbacks)
-            else:
-                result = engine.segment(path, prompts, imgsz, refine, steps, seed)
-                areas = [float(area) for area in result.areas]
-                _say(path, prompts, areas, result.save(output, stem)[0], result.timings, result.fallbacks)
-        except InputError as error:
-            failed += 1
-            complain("digseg", str(error))
-            continue
-    if failed and len(paths) > 1:
-        complain("digseg", f"{failed} of {len(paths)} pictures could not be used; the others are in {output}")
-    return 2 if failed else 0
-
-
-def _say(
-    path: Path, prompts: list[str], areas: Sequence[float], written: Path, timings: Mapping[str, float],
-    notes: tuple[str, ...],
-) -> None:  # fmt: skip
-    found = ", ".join(f"{p} {100 * a:.1f} %" for p, a in zip(prompts, areas) if a > 0) or "nothing found"
-    print(f"{path}: {found}  ->  {written}  ({sum(timings.values()):.2f} s){''.join(f'  [{note}]' for note in notes)}")
+    return segment_pictures(
+        photos, prompt or [], output, bundle, backend, checkpoint, imgsz, tile, overlap, refine, steps, seed
+    )
 
 
 def doctor(

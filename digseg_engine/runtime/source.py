@@ -37,10 +37,14 @@ class Golden:
 
 @dataclass(frozen=True)
 class Source:
-    """At least one of the two is given. Every hash of the bundle has been checked."""
+    """At least one of bundle and checkpoint is given. Every hash of the bundle has been checked.
+
+    brief: little work follows; a backend that can should start sooner rather than run faster.
+    """
 
     bundle: Bundle | None
     checkpoint: Path | None
+    brief: bool = False
 
     def need_bundle(self, backend: str) -> Bundle:
         """The bundle. Raises BackendError when there is none."""

@@ -131,3 +131,11 @@ def test_importing_the_runtime_needs_no_torch():
     modules = "digseg_engine.runtime.engine, digseg_engine.runtime.choice, digseg_engine.cli"
     code = f"import sys; sys.modules['torch'] = None; import {modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_brief_engine_gives_the_same_masks(nano_models):
+    picture = np.random.default_rng(3).integers(0, 255, (64, 48, 3), dtype=np.uint8)
+    usual, brief = (Engine.load(nano_models.fp16, "onnxruntime", brief=flag) for flag in (False, True))
+    one, other = (engine.segment(picture, ["red", "a star"]) for engine in (usual, brief))
+    assert np.abs(one.logits - other.logits).max() < 1e-4 * np.abs(one.logits).max()
+    assert (one.masks == other.masks).mean() > 0.9999
