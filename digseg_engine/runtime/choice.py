@@ -21,7 +21,7 @@ from digseg_engine.runtime.machine import device_key, library_versions
 from digseg_engine.runtime.source import Golden, Source
 
 WARM_UP, RUNS, SECONDS = 2, 7, 3.0
-PROMPT_STEPS = (1, 4, 16, 64, 256)
+PROMPT_STEPS = (1, 4, 20, 64, 256)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from digseg_engine.errors import UsageError
 from digseg_engine.runtime.pictures import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
@@ -53,12 +54,18 @@ def doctor(
     ] = None,
     size: Annotated[int | None, typer.Option(help="time at this many pixels per side [default: the model's]")] = None,
     batch: Annotated[int, typer.Option(help="time with this many pictures at once")] = 1,
-    prompts: Annotated[int, typer.Option(help="time with this many prompts, rounded up to 1, 4, 16, 64 or 256")] = 1,
+    prompts: Annotated[
+        list[int],
+        typer.Option(help="time with this many prompts, rounded up to 1, 4, 20, 64 or 256; repeat for several"),
+    ] = [1],  # noqa: B006 - typer copies it
+    report: Annotated[
+        Path | None, typer.Option("--json", help="also write the tables, with machine and versions")
+    ] = None,
 ) -> int:
     """Show what is usable on this machine, how to install the rest, and which backend is right and fastest."""
     from rich.console import Console
 
-    from digseg_engine.runtime.doctor import choice_table, describe_bundle, inspect_machine
+    from digseg_engine.runtime.doctor import choice_table, describe_bundle, inspect_machine, write_tables
 
     console = Console()
     rows = [
@@ -66,11 +73,17 @@ def doctor(
     ]
     console.print(_table("usable on this machine", ("part", "usable", "what was found", "to get it"), rows))
     if bundle is None:
+        if report is not None:
+            raise UsageError("--json holds the tables of a bundle or checkpoint; name one with --bundle")
         return 0
     console.print(describe_bundle(bundle), highlight=False, markup=False)
-    verdict = choice_table(bundle, checkpoint, size, batch, prompts)
-    console.print(_choice(verdict))
-    return 0 if verdict.chosen else 1  # raises with every reason when no backend was right
+    verdicts = []
+    for count in prompts:
+        verdicts.append(choice_table(bundle, checkpoint, size, batch, count))
+        console.print(_choice(verdicts[-1]))
+    if report is not None:
+        write_tables(report, bundle, verdicts)
+    return 0 if all(verdict.chosen for verdict in verdicts) else 1  # raises with every reason when no backend was right
 
 
 def _choice(verdict: Verdict) -> Group:
