@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "torch", "diffusers", "triton", "tensorrt", "numpy", "digseg-engine")
-WATCHED = ("DIGSEG_DEVICE", "DIGSEG_TRITON", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+WATCHED = ("DIGSEG_DEVICE", "DIGSEG_TRITON", "DIGSEG_CUDA_GRAPHS", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 
 
 def library_versions() -> dict[str, str]:

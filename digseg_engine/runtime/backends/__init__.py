@@ -6,6 +6,7 @@
 | `onnxruntime-cuda`, `onnxruntime-tensorrt` | bundle | the graphs as stored, on an NVIDIA GPU |
 | `tensorrt` | bundle | engines built on this machine, on an NVIDIA GPU |
 | `torch`, `torch-compile` | checkpoint | float32, on the GPU with our Triton kernels when there is one, else on the CPU |
+| `torch-fp16` | checkpoint | the same in half precision, on a GPU only |
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def kinds() -> dict[str, BackendKind]:
     from digseg_engine.runtime.backends import ort_backend, torch_backend
 
     listed = [
-        BackendKind(name, partial(ort_backend.probe, name), partial(ort_backend.OrtBackend, name=name))
+        BackendKind(name, partial(ort_backend.probe, name), partial(ort_backend.create, name=name))
         for name in ort_backend.PROVIDERS
     ]
     listed.append(BackendKind("tensorrt", _probe_tensorrt, _create_tensorrt))

@@ -86,7 +86,13 @@ class OrtBackend:
         options = _options(self._runtime)
         if self._brief:  # creates a session in a third of the time; a run takes a quarter longer
             options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return create_session(self._runtime, self._graph(bundle, spec), options, self._provider)
+        return create_session(
+            self._runtime, self._graph(bundle, spec), options, self._provider, self.provider_options()
+        )
+
+    def provider_options(self) -> dict[str, str]:
+        """Options of the provider's sessions."""
+        return {}
 
     def _graph(self, bundle: Bundle, spec: GraphSpec) -> Path:
         """On the CPU the twin of a graph where the bundle has one, else the graph itself."""
@@ -117,7 +123,18 @@ class OrtBackend:
         return results
 
 
-def create_session(runtime: Any, model: Path | bytes, options: Any, provider: str = PROVIDER) -> Any:
+def create(source: Source, name: str) -> OrtBackend:
+    """The backend of a provider; those of a GPU also take tensors there."""
+    if PROVIDERS.get(name) == PROVIDER:
+        return OrtBackend(source, name)
+    from digseg_engine.runtime.backends.ort_cuda import OrtCudaBackend
+
+    return OrtCudaBackend(source, name)
+
+
+def create_session(
+    runtime: Any, model: Path | bytes, options: Any, provider: str = PROVIDER, settings: dict[str, str] | None = None
+) -> Any:
     """A session for a graph; asserts that the provider asked for is the one that runs."""
     name = str(model) if isinstance(model, Path) else "a one-node graph"
     offered = runtime.get_available_providers()
@@ -126,7 +143,7 @@ def create_session(runtime: Any, model: Path | bytes, options: Any, provider: st
         raise BackendError(f"onnxruntime here has no {provider} (it has {', '.join(offered)}); {fix}")
     try:
         session = runtime.InferenceSession(
-            str(model) if isinstance(model, Path) else model, options, providers=[provider]
+            str(model) if isinstance(model, Path) else model, options, providers=[(provider, settings or {})]
         )
     except Exception as error:
         raise BackendError(
