@@ -90,7 +90,7 @@ def cold_start(bundle: Path, runs: int) -> dict[str, Any]:
             "segment": lambda: subprocess.run(ours, check=True, capture_output=True, env=environment),
         }
         ms = medians(calls, runs, 1)
-    engine = Engine.load(bundle, "onnxruntime", brief=True)  # what the command runs for one picture
+    engine = Engine.load(bundle, "onnxruntime", pictures=1)  # what the command runs for one picture
     blank = np.zeros((128, 128, 3), np.uint8)
     inference = medians({"one": lambda: engine.segment(blank, ["water"])}, runs)["one"]
     return {"imports_ms": ms["imports"], "segment_ms": ms["segment"], "very_first_ms": 1000 * first,

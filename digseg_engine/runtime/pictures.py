@@ -12,7 +12,6 @@ from digseg_engine.runtime.engine import Engine
 from digseg_engine.text import check_prompts
 
 DEFAULT_BUNDLE = "digseg-tiny-fp16"
-BRIEF, BRIEF_SIZE = 8, 256  # pictures x prompts, and pixels, up to which a session is not worth optimising
 
 
 def segment_pictures(
@@ -25,8 +24,8 @@ def segment_pictures(
     paths = find_pictures(photos)
     check_output(output)
     model = bundle or os.environ.get("DIGSEG_BUNDLE", DEFAULT_BUNDLE)
-    brief = tile is None and len(paths) * len(prompts) <= BRIEF and (imgsz or 0) <= BRIEF_SIZE
-    engine = Engine.load(model, backend, checkpoint, imgsz or tile, prompts=len(prompts), brief=brief)
+    count = len(paths) if tile is None else None
+    engine = Engine.load(model, backend, checkpoint, imgsz or tile, prompts=len(prompts), pictures=count)
     failed = 0
     for path, stem in zip(paths, stems(paths)):
         try:

@@ -143,7 +143,8 @@ def test_importing_the_runtime_needs_no_torch():
 
 def test_a_brief_engine_gives_the_same_masks(nano_models):
     picture = np.random.default_rng(3).integers(0, 255, (64, 48, 3), dtype=np.uint8)
-    usual, brief = (Engine.load(nano_models.fp16, "onnxruntime", brief=flag) for flag in (False, True))
+    usual, brief, many = (Engine.load(nano_models.fp16, "onnxruntime", pictures=n) for n in (None, 1, 10**6))
+    assert [engine.source.brief for engine in (usual, brief, many)] == [False, True, False]
     one, other = (engine.segment(picture, ["red", "a star"]) for engine in (usual, brief))
     assert np.abs(one.logits - other.logits).max() < 1e-4 * np.abs(one.logits).max()
     assert (one.masks == other.masks).mean() > 0.9999
