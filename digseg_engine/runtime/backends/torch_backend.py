@@ -120,10 +120,11 @@ class TorchBackend:
         self.fixed_shapes = name == "torch-compile"
         parts = stages(self.checkpoint)
         self._dtype = torch.float16 if name == "torch-fp16" else torch.float32
-        if self.device.type != "cpu" or name == "torch-fp16":  # the shared checkpoint stays what and where it is
+        if self.device.type != "cpu":  # the shared checkpoint stays where it is
             parts = copy.deepcopy(parts)
         self._text = parts.text_encoder.to(self.device)
-        self._segmenter = parts.segmenter.to(self.device, self._dtype)
+        half = self._dtype is torch.float16  # the text graph shares the student, and stays float32
+        self._segmenter = (copy.deepcopy(parts.segmenter) if half else parts.segmenter).to(self.device, self._dtype)
         on_gpu = self.device.type == "cuda"
         kernels = self._fuse() if on_gpu else ""
         self._run: Any = torch.compile(self._segmenter) if self.fixed_shapes else self._segmenter
@@ -131,7 +132,7 @@ class TorchBackend:
         if graphs:
             self._run = Replayed(self._run)
         self._one_at_a_time = Lock() if self.fixed_shapes or graphs else None  # neither is thread-safe
-        precision = "fp16" if self._dtype is torch.float16 else "fp32"
+        precision = "fp16" if half else "fp32"
         self.detail = (
             f"{name} {torch.__version__}, {self._device_name()}, {precision}{kernels}{', CUDA graphs' * graphs}"
         )
