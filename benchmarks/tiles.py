@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -87,17 +86,22 @@ def seam(labels: np.ndarray, tile: int, overlap: float, cell: int, grid: int) ->
     return float(here.mean() / elsewhere.mean()) if len(here) else float("nan")
 
 
+def peak_mib() -> float:
+    """Most resident memory of this process so far (getrusage would count the parent's, from before the start)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
 def work(options: argparse.Namespace, names: list[str]) -> None:
     """In a process of its own: segment in tiles and print seconds and peak resident memory as JSON."""
     with Engine.load(options.bundle, "onnxruntime") as engine:
-        loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        loaded = peak_mib()
         began = time.perf_counter()
         result = engine.segment_tiles(
             options.work, names, options.folder, "mosaic", options.tile, options.overlap, options.size
         )
         seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"seconds": seconds, "peak_mib": peak / 1024, "loaded_mib": loaded / 1024, "tiles": result.tiles,
+    print(json.dumps({"seconds": seconds, "peak_mib": peak_mib(), "loaded_mib": loaded, "tiles": result.tiles,
                       "timings": result.timings, "labels": str(result.files[0])}))  # fmt: skip
 
 
