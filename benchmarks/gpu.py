@@ -1,4 +1,5 @@
 """Everything that needs a GPU, in one command: `python benchmarks/gpu.py --kernels` (meant to stay under five minutes).
+With `--engine BUNDLE --checkpoint DIR` it also times the engine end to end on every backend (`gpu_engine.py`).
 
 Checks the Triton kernels against fp64, times them cold and graph-replayed next to eager, torch.compile and SDPA,
 against ceilings measured in the same run, and writes JSON and a roofline picture to benchmarks/results/.
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from gpu_cases import Case, checked_cases, text_injection_case, timed_cases
+from gpu_engine import run_engine
 from gpu_measure import cold_ms, error_ratio, graph_ms, machine, peak_bytes
 from gpu_targets import judge
 from rooflines import ELEMENTS, Ceilings, measure_ceilings, plot, rates
@@ -126,14 +128,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 all right, 1 a kernel is wrong, 2 no GPU here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernels", action="store_true", help="check and time the Triton kernels")
+    parser.add_argument("--engine", type=Path, metavar="BUNDLE", help="time the engine end to end on every backend")
+    parser.add_argument("--checkpoint", type=Path, help="with --engine: the checkpoint the bundle came from")
     parser.add_argument("--dry-run", action="store_true", help="walk the cases on the CPU; measures nothing")
     parser.add_argument("--output", type=Path, help="folder of the result files (default: benchmarks/results)")
     parser.add_argument("--one-shape", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if not (options.kernels or options.one_shape):
-        parser.error("nothing to do: pass --kernels")
+    if not (options.kernels or options.one_shape or options.engine):
+        parser.error("nothing to do: pass --kernels or --engine BUNDLE")
+    if options.engine and (options.dry_run or torch.cuda.is_available()):
+        run_engine(options.engine, options.checkpoint, options.dry_run, options.output or RESULTS)
     if options.dry_run:
-        return run_kernels(torch.device("cpu"), dry=True, output=options.output)
+        return run_kernels(torch.device("cpu"), dry=True, output=options.output) if options.kernels else 0
     if not torch.cuda.is_available():
         print("benchmarks/gpu.py: no NVIDIA GPU here, nothing was measured (--dry-run walks the cases on the CPU)",
               file=sys.stderr)  # fmt: skip
@@ -143,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.one_shape:
         one_shape(device)
         return 0
-    return run_kernels(device, dry=False, output=options.output or RESULTS)
+    return run_kernels(device, dry=False, output=options.output or RESULTS) if options.kernels else 0
 
 
 if __name__ == "__main__":

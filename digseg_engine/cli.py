@@ -1,39 +1,17 @@
-"""The `digseg` command. Each command imports what it needs inside itself: `segment` never meets torch."""
+"""The `digseg` command: the plain form of `segment` starts at once, everything else goes through `commands.py`."""
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Any
 
-import typer
-
-from digseg_engine.arguments import check_output, complain
-from digseg_engine.data_command import data
+from digseg_engine.arguments import complain, plain_segment
 from digseg_engine.errors import DigsegError
-from digseg_engine.evaluation.command import evaluate
-from digseg_engine.runtime.command import doctor, segment
-from digseg_engine.training_commands import distill, train
-
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    help="Text-prompted segmentation with DiGSeg: segment pictures, check the machine and data, train, evaluate.",
-)
-app.command()(segment)
-app.command()(doctor)
-app.command()(data)
-app.command()(train)
-app.command()(distill)
-app.command(name="eval")(evaluate)
-# Typer carries its own copy of click in some releases; its errors share this base in all of them.
-COMMAND_LINE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
-def guarded(command: typer.Typer, name: str) -> None:
+def guarded(command: Callable[..., Any], name: str) -> None:
     """Run a command line; every expected error is one line on stderr with exit code 2 (usage, input) or 1."""
     code = 0
     try:
@@ -41,50 +19,37 @@ def guarded(command: typer.Typer, name: str) -> None:
     except DigsegError as error:
         code = error.exit_code
         complain(name, str(error))
-    except COMMAND_LINE_ERROR as error:
-        code = 2
-        complain(name, error.format_message())
-    except (typer.Abort, KeyboardInterrupt):
-        code = 130
-        complain(name, "interrupted; nothing half-written is left behind")
+    except KeyboardInterrupt:
+        code = _interrupted(name)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except Exception as error:
+        # Typer carries its own copy of click in some releases; the names are the same in all of them.
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if "ClickException" in kinds:
+            code = 2
+            complain(name, error.format_message())  # type: ignore[attr-defined]
+        elif "Abort" in kinds:
+            code = _interrupted(name)
+        else:
+            raise
     sys.exit(code)
 
 
-@app.command()
-def scenes(
-    output: Annotated[Path, typer.Option("--output", "-o", help="folder for the pictures")] = Path("scenes"),
-    domain: Annotated[str, typer.Option(help="objects, textures, microscopy, aerial, crops or all")] = "all",
-    count: Annotated[int, typer.Option(help="pictures per domain")] = 1,
-    size: Annotated[int, typer.Option(help="pixels per side")] = 256,
-    seed: Annotated[int, typer.Option(help="number of the first scene")] = 0,
-) -> None:
-    """Paint labelled test pictures (PNG) to try the model on."""
-    from PIL import Image
-
-    from digseg_engine.training.scenes import DOMAINS, scene
-
-    check_output(output)
-    for name in DOMAINS if domain == "all" else (domain,):
-        for number in range(seed, seed + count):
-            one = scene(number, name, size, "demo")
-            output.mkdir(parents=True, exist_ok=True)
-            path = output / f"{name}-{number}.png"
-            Image.fromarray(one.image).save(path)
-            print(f"{path}: {', '.join(one.names())}")
-
-
-@app.callback(invoke_without_command=True)
-def version(show: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
-    if show:
-        from digseg_engine import __version__
-
-        print(f"digseg-engine {__version__}")
-        raise typer.Exit
+def _interrupted(name: str) -> int:
+    complain(name, "interrupted; nothing half-written is left behind")
+    return 130
 
 
 def main() -> None:
     """Entry point of `digseg`."""
-    guarded(app, "digseg")
+    plain = plain_segment(sys.argv[1:])
+    if plain is None:
+        from digseg_engine.commands import app
+
+        guarded(app, "digseg")
+    else:
+        from digseg_engine.runtime.pictures import segment_pictures
+
+        guarded(lambda **_: segment_pictures(**plain), "digseg")

@@ -21,7 +21,7 @@ from digseg_engine.runtime.machine import device_key, library_versions
 from digseg_engine.runtime.source import Golden, Source
 
 WARM_UP, RUNS, SECONDS = 2, 7, 3.0
-PROMPT_STEPS = (1, 4, 16, 64, 256)
+PROMPT_STEPS = (1, 4, 20, 64, 256)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def measure(source: Source, task: Task, time_the_only_one: bool = True) -> Verdi
 
     time_the_only_one=False leaves out the timing where there is nothing to choose from.
     """
-    task = task.rounded
+    task, source = task.rounded, replace(source, brief=False)
     found = {kind.name: look(kind, source) for kind in kinds().values()}
     timed = time_the_only_one or sum(usable.usable for usable in found.values()) > 1
     rows = _crown([assess(kind, found[kind.name], source, task, timed) for kind in kinds().values()])

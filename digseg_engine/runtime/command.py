@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from digseg_engine.arguments import check_output, complain, find_pictures, stems
-from digseg_engine.errors import InputError
+from digseg_engine.errors import UsageError
+from digseg_engine.runtime.pictures import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
     from digseg_engine.runtime.choice import Verdict
-
-DEFAULT_BUNDLE = "digseg-tiny-fp16"
 
 
 def segment(
@@ -41,39 +37,11 @@ def segment(
     seed: Annotated[int, typer.Option(help="with --refine: random seed")] = 0,
 ) -> int:
     """Segment pictures by text: overlay, one mask per prompt, label map and JSON for each."""
-    from digseg_engine.runtime.engine import Engine
-    from digseg_engine.text import check_prompts
+    from digseg_engine.runtime.pictures import segment_pictures
 
-    prompts = check_prompts(prompt or [])
-    paths = find_pictures(photos)
-    check_output(output)
-    model = bundle or os.environ.get("DIGSEG_BUNDLE", DEFAULT_BUNDLE)
-    engine = Engine.load(model, backend, checkpoint, imgsz or tile, prompts=len(prompts))
-    failed = 0
-    for path, stem in zip(paths, stems(paths)):
-        try:
-            if tile is not None:
-                tiled = engine.segment_tiles(path, prompts, output, stem, tile, overlap, imgsz)
-                _say(path, prompts, tiled.areas, tiled.files[2], tiled.timings, tiled.fallbacks)
-            else:
-                result = engine.segment(path, prompts, imgsz, refine, steps, seed)
-                areas = [float(area) for area in result.areas]
-                _say(path, prompts, areas, result.save(output, stem)[0], result.timings, result.fallbacks)
-        except InputError as error:
-            failed += 1
-            complain("digseg", str(error))
-            continue
-    if failed and len(paths) > 1:
-        complain("digseg", f"{failed} of {len(paths)} pictures could not be used; the others are in {output}")
-    return 2 if failed else 0
-
-
-def _say(
-    path: Path, prompts: list[str], areas: Sequence[float], written: Path, timings: Mapping[str, float],
-    notes: tuple[str, ...],
-) -> None:  # fmt: skip
-    found = ", ".join(f"{p} {100 * a:.1f} %" for p, a in zip(prompts, areas) if a > 0) or "nothing found"
-    print(f"{path}: {found}  ->  {written}  ({sum(timings.values()):.2f} s){''.join(f'  [{note}]' for note in notes)}")
+    return segment_pictures(
+        photos, prompt or [], output, bundle, backend, checkpoint, imgsz, tile, overlap, refine, steps, seed
+    )
 
 
 def doctor(
@@ -86,12 +54,18 @@ def doctor(
     ] = None,
     size: Annotated[int | None, typer.Option(help="time at this many pixels per side [default: the model's]")] = None,
     batch: Annotated[int, typer.Option(help="time with this many pictures at once")] = 1,
-    prompts: Annotated[int, typer.Option(help="time with this many prompts, rounded up to 1, 4, 16, 64 or 256")] = 1,
+    prompts: Annotated[
+        list[int],
+        typer.Option(help="time with this many prompts, rounded up to 1, 4, 20, 64 or 256; repeat for several"),
+    ] = [1],  # noqa: B006 - typer copies it
+    report: Annotated[
+        Path | None, typer.Option("--json", help="also write the tables, with machine and versions")
+    ] = None,
 ) -> int:
     """Show what is usable on this machine, how to install the rest, and which backend is right and fastest."""
     from rich.console import Console
 
-    from digseg_engine.runtime.doctor import choice_table, describe_bundle, inspect_machine
+    from digseg_engine.runtime.doctor import choice_table, describe_bundle, inspect_machine, write_tables
 
     console = Console()
     rows = [
@@ -99,11 +73,17 @@ def doctor(
     ]
     console.print(_table("usable on this machine", ("part", "usable", "what was found", "to get it"), rows))
     if bundle is None:
+        if report is not None:
+            raise UsageError("--json holds the tables of a bundle or checkpoint; name one with --bundle")
         return 0
     console.print(describe_bundle(bundle), highlight=False, markup=False)
-    verdict = choice_table(bundle, checkpoint, size, batch, prompts)
-    console.print(_choice(verdict))
-    return 0 if verdict.chosen else 1  # raises with every reason when no backend was right
+    verdicts = []
+    for count in prompts:
+        verdicts.append(choice_table(bundle, checkpoint, size, batch, count))
+        console.print(_choice(verdicts[-1]))
+    if report is not None:
+        write_tables(report, bundle, verdicts)
+    return 0 if all(verdict.chosen for verdict in verdicts) else 1  # raises with every reason when no backend was right
 
 
 def _choice(verdict: Verdict) -> Group:

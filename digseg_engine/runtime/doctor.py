@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import platform
 import shutil
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from digseg_engine.errors import UsageError
 from digseg_engine.runtime.backends import Usable, kinds
 from digseg_engine.runtime.choice import Task, Verdict, measure
+from digseg_engine.runtime.machine import device_key, library_versions
 from digseg_engine.runtime.source import open_source
 
 PARTS = {
@@ -60,6 +64,16 @@ def choice_table(model: Path, checkpoint: Path | None, size: int | None, batch: 
     """
     source = open_source(model, checkpoint)
     return measure(source, Task(size or source.sizes[0], batch, prompts))
+
+
+def write_tables(path: Path, model: Path, verdicts: list[Verdict]) -> None:
+    """The tables as JSON, with all that they depend on. Raises UsageError for a path that cannot be written."""
+    tables = [{"task": asdict(one.task), "rows": [asdict(row) for row in one.rows]} for one in verdicts]
+    body = {"model": model.name, "machine": device_key(), "versions": library_versions(), "tables": tables}
+    try:
+        path.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}; choose another path with --json") from error
 
 
 def describe_bundle(model: Path) -> str:

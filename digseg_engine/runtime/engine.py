@@ -54,13 +54,14 @@ class Engine:
     @classmethod
     def load(
         cls, model: Path | str, backend: str = "auto", checkpoint: Path | str | None = None, size: int | None = None,
-        batch: int = 1, prompts: int = 1,
+        batch: int = 1, prompts: int = 1, pictures: int | None = None,
     ) -> Engine:  # fmt: skip
         """Open a bundle (every hash is checked) or a checkpoint directory and create a backend.
 
         backend: a name, or `auto` for the fastest one that is right, measured at size x size pixels (default: the
         model's own), `batch` pictures and `prompts` prompts; the verdict is remembered. checkpoint: the directory the
-        bundle was exported from, which the torch backends and `refine` need.
+        bundle was exported from, which the torch backends and `refine` need. pictures: how many will follow, if that
+        is known: for a few small ones ONNX Runtime starts sooner and runs slower.
         Raises BundleError for a damaged or foreign bundle, CheckpointError for a broken checkpoint, UsageError for an
         unknown backend name, BackendError for one that cannot run here.
         """
@@ -68,6 +69,7 @@ class Engine:
         if backend not in ("auto", *known):
             raise UsageError(f"unknown backend {backend!r}; expected auto or one of {', '.join(known)}")
         source = open_source(model, checkpoint)
+        source = source.with_work(pictures, size or source.sizes[0])
         if backend != "auto":
             return cls(source, known[backend].create(source))
         from digseg_engine.runtime.choice import Task, choose

@@ -7,7 +7,7 @@ export); for a bare checkpoint it is computed by plain PyTorch.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from digseg_engine.bundle import Bundle, open_bundle
 from digseg_engine.errors import BackendError
 
 FLOAT32_LIMITS = (1e-3, 0.999)
+LITTLE = 5.2e11  # pictures x pixels x bytes of weights: four pictures of 128 pixels for the bundled model in fp16
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,14 @@ class Golden:
 
 @dataclass(frozen=True)
 class Source:
-    """At least one of the two is given. Every hash of the bundle has been checked."""
+    """At least one of bundle and checkpoint is given. Every hash of the bundle has been checked.
+
+    brief: little work follows; a backend that can should start sooner rather than run faster.
+    """
 
     bundle: Bundle | None
     checkpoint: Path | None
+    brief: bool = False
 
     def need_bundle(self, backend: str) -> Bundle:
         """The bundle. Raises BackendError when there is none."""
@@ -55,6 +60,14 @@ class Source:
             raise BackendError(f"{backend} needs a checkpoint, and a bundle alone was given; pass checkpoint=DIRECTORY "
                                "(--checkpoint DIRECTORY), the one the bundle was exported from")  # fmt: skip
         return self.checkpoint
+
+    def with_work(self, pictures: int | None, size: int) -> Source:
+        """The same source; brief when optimising its graphs would take longer than it saves on so many pictures."""
+        if pictures is None or self.bundle is None:
+            return self
+        files = self.bundle.manifest["files"]
+        weights = sum(int(entry["size"]) for name, entry in files.items() if name.endswith(".data"))
+        return replace(self, brief=pictures * size**2 * weights <= LITTLE)
 
     @property
     def tokenizer(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ def check_graph(path: Path) -> dict[str, Any]:
             f"{path.name} fails the ONNX checker: {str(error).splitlines()[0]}; nothing was published"
         ) from error
     model = onnx.load(str(path), load_external_data=False)
-    domains = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
-    operators = Counter(node.op_type for node in model.graph.node)
+    nodes = list(every_node(model.graph))
+    domains = {node.domain for node in nodes} - {"", "ai.onnx"}
+    operators = Counter(node.op_type for node in nodes)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if domains or len(model.opset_import) != 1 or model.functions:
         raise VerificationError(
@@ -47,6 +49,15 @@ def check_graph(path: Path) -> dict[str, Any]:
         "operators": dict(sorted(operators.items())),
         "weights": weights_by_type(model),
     }
+
+
+def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of the bodies inside it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from every_node(attribute.g)
 
 
 def weights_by_type(model: onnx.ModelProto) -> dict[str, int]:

@@ -19,6 +19,7 @@ from digseg_export.emulate import emulate
 from digseg_export.precision import TYPES, Policy, last_layer, to_precision, widen
 from digseg_export.quantize import quantise
 from digseg_export.ranges import Feeds, range_islands, session, tensor_ranges
+from digseg_export.scan_prompts import scan_prompts
 from digseg_export.to_onnx import Stages
 from digseg_export.verify import Form, Graphs, Limits, Sample, Torch
 
@@ -92,9 +93,11 @@ class Plan:
             self.written[spec.file] = self._write(room, spec, traced.models[spec.file])
         text, segmenter = (str(room / spec.file) for spec in SPECS)
         names = (TEXT_ENCODER.file, SEGMENTER.file)
+        wide_text, wide_segmenter = (str(room / wide_name(spec)) for spec in SPECS)
+        if self.precision == "fp32":
+            return [Graphs(text, segmenter, names), Graphs(text, wide_segmenter, (names[0], wide_name(SEGMENTER)))]
         if self.precision not in TYPES:
             return [Graphs(text, segmenter, names)]
-        wide_text, wide_segmenter = (str(room / wide_name(spec)) for spec in SPECS)
         rounded_text, rounded_segmenter = (
             emulate(traced.models[s.file], self.policies[s.file], _borders(s)) for s in SPECS
         )
@@ -107,7 +110,7 @@ class Plan:
         return forms if self.precision == "bf16" else [*forms, Graphs(text, segmenter, names)]
 
     def _write(self, room: Path, spec: GraphSpec, model: onnx.ModelProto) -> dict[str, Any]:
-        """Save a graph with one external weights file, and its float32 twin over the same file."""
+        """Save a graph with one external weights file, and what a CPU runs instead over the same file."""
         if spec.file in self.quantised:
             converted, words = self.quantised[spec.file]
             copy = onnx.ModelProto()
@@ -119,10 +122,18 @@ class Plan:
                 converted = onnx.ModelProto()
                 converted.CopyFrom(model)
         save(converted, room / spec.file)
-        if self.precision in TYPES:
-            stored = onnx.load(str(room / spec.file), load_external_data=False)
-            onnx.save_model(widen(model, stored, self.precision), str(room / wide_name(spec)))
+        twin = self._cpu_twin(spec, model, onnx.load(str(room / spec.file), load_external_data=False))
+        if twin is not None:
+            onnx.save_model(twin, str(room / wide_name(spec)))
         return words
+
+    def _cpu_twin(self, spec: GraphSpec, model: onnx.ModelProto, stored: onnx.ModelProto) -> onnx.ModelProto | None:
+        """The float32 graph over the stored weights, with its prompts scanned; None where it would change nothing."""
+        if self.precision in TYPES:
+            stored = widen(model, stored, self.precision)
+        elif self.precision != "fp32" or spec is not SEGMENTER:
+            return None
+        return scan_prompts(stored) if spec is SEGMENTER else stored
 
     def cure(
         self, traced: Traced, file: str, data: list[Sample], limits: Limits, progress: Callable[[str], None]

@@ -189,7 +189,8 @@ def _fix_and_verify(room: Path, profile: Profile, golden: Sample, limits: Limits
     for name in (SEGMENTER.file, twins[1]):
         if (room / name).is_file():
             fix_shapes(room / name, profile)
-    names = twins if (room / twins[1]).is_file() else (TEXT_ENCODER.file, SEGMENTER.file)
+    plain = (TEXT_ENCODER.file, SEGMENTER.file)
+    names = [twin if (room / twin).is_file() else name for twin, name in zip(twins, plain)]
     label = (names[0], f"{names[1]} at its profile")
     return verify([Graphs(str(room / names[0]), str(room / names[1]), label)], [golden], limits, clock.detail)
 

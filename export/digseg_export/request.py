@@ -138,8 +138,10 @@ class Request:
         sizes = self.sizes()
         files = ["manifest.json", "precision.json", "text_encoder.onnx", "text_encoder.data", "segmenter.onnx",
                  "segmenter.data", "tokenizer.json", "golden.safetensors"]  # fmt: skip
+        if self.precision in ("fp32", "fp16", "bf16"):
+            files.append("segmenter.fp32.onnx")
         if self.precision in ("fp16", "bf16"):
-            files += ["text_encoder.fp32.onnx", "segmenter.fp32.onnx"]
+            files.append("text_encoder.fp32.onnx")
         if self.target:
             files.append(f"build-{self.target}.sh")
         return {"output": os.fspath(output), "precision": self.precision, "format": self.format, "files": files,

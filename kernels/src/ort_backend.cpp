@@ -1,6 +1,6 @@
 // ONNX Runtime, loaded with dlopen: CPU, or its CUDA provider where the library has one.
 //
-// On the CPU a reduced-precision bundle runs its float32 twins (`*.fp32.onnx`) over the same stored weights, as in Python.
+// On the CPU a graph's float32 twin (`*.fp32.onnx`) over the same stored weights runs where the bundle has one, as in Python.
 // The two graphs are opened side by side: optimising them is most of a start.
 #include <algorithm>
 #include <cstdio>
@@ -104,10 +104,10 @@ class OrtBackend : public Backend {
     half_ = cuda && bundle.precision == "fp16";
     if (cuda && bundle.precision == "bf16")
       fail(DIGSEG_UNAVAILABLE, "a bf16 bundle does not run on onnxruntime-cuda here; export fp16 or fp32");
-    const bool wide = !cuda && bundle.lists(twin(bundle.segmenter.file));
+    const auto graph = [&](const std::string& file) { return !cuda && bundle.lists(twin(file)) ? twin(file) : file; };
     runtime_.check<ort::CreateEnv>("start", kOrtErrorSeverity, "digseg", &env_.object);
     runtime_.check<ort::CreateCpuMemoryInfo>("start", 1, 0, &memory_.object);  // arena allocator, default memory
-    const std::string text_path = bundle.path(wide ? twin(bundle.text_encoder.file) : bundle.text_encoder.file);
+    const std::string text_path = bundle.path(graph(bundle.text_encoder.file));
     // Its idle threads do not spin: they would take the cores from the segmenter, which runs next.
     const auto open_text = [this, text_path] { open(text_path, settings_.optimised.text_encoder, false, text_); };
     text_opened_ = std::async(std::launch::deferred, open_text).share();
@@ -115,7 +115,8 @@ class OrtBackend : public Backend {
       if (settings.text_at_once) text_opened_ = std::async(std::launch::async, open_text).share();
     } catch (const std::system_error&) {  // no thread to be had: opened with the first prompt
     }
-    open(bundle.path(wide ? twin(bundle.segmenter.file) : bundle.segmenter.file), settings_.optimised.segmenter, true, segmenter_);
+    open(bundle.path(graph(bundle.segmenter.file)), settings_.optimised.segmenter, true, segmenter_);
+    const bool wide = graph(bundle.text_encoder.file) != bundle.text_encoder.file;
     const std::string stored = wide ? bundle.precision + " weights widened to fp32" : bundle.precision;
     detail_ = "onnxruntime " + runtime_.version + (cuda ? ", CUDAExecutionProvider, " : ", CPUExecutionProvider, ") + stored;
   }
@@ -144,7 +145,7 @@ class OrtBackend : public Backend {
   const std::string& detail() const override { return detail_; }
 
  private:
-  // File name of a graph's float32 twin in a bundle of reduced precision.
+  // File name of a graph's twin for the CPU.
   static std::string twin(std::string name) {
     const size_t dot = name.rfind(".onnx");
     return dot == std::string::npos ? name : name.insert(dot, ".fp32");

@@ -1,5 +1,6 @@
 """Backends: each one gives PyTorch's answer or says why it cannot run; nothing is replaced in silence."""
 
+import os
 import subprocess
 import sys
 
@@ -34,7 +35,14 @@ def test_onnxruntime_agrees_with_torch(nano_models, eager, precision, limit):
     assert ("widened to fp32" in engine.backend.detail) == (precision == "fp16")
 
 
-@pytest.mark.slow
+def test_torch_compile_is_right(nano_models):
+    """One compilation, of the smallest picture the model takes."""
+    compiled, plain = (Engine.load(nano_models.checkpoint, name) for name in ("torch-compile", "torch"))
+    pixels = np.random.default_rng(1).uniform(-1, 1, (1, 3, 16, 16)).astype(np.float32)
+    assert relative(compiled.logits(pixels, PROMPTS[:1]), plain.logits(pixels, PROMPTS[:1])) < 1e-4
+
+
+@pytest.mark.skipif(os.environ.get("DIGSEG_TEST_SLOW") != "1", reason="compiles for minutes: set DIGSEG_TEST_SLOW=1")
 def test_torch_compile_agrees_at_several_shapes(nano_models):
     compiled = Engine.load(nano_models.checkpoint, "torch-compile")
     plain = Engine.load(nano_models.checkpoint, "torch")
@@ -131,3 +139,12 @@ def test_importing_the_runtime_needs_no_torch():
     modules = "digseg_engine.runtime.engine, digseg_engine.runtime.choice, digseg_engine.cli"
     code = f"import sys; sys.modules['torch'] = None; import {modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_brief_engine_gives_the_same_masks(nano_models):
+    picture = np.random.default_rng(3).integers(0, 255, (64, 48, 3), dtype=np.uint8)
+    usual, brief, many = (Engine.load(nano_models.fp16, "onnxruntime", pictures=n) for n in (None, 1, 10**6))
+    assert [engine.source.brief for engine in (usual, brief, many)] == [False, True, False]
+    one, other = (engine.segment(picture, ["red", "a star"]) for engine in (usual, brief))
+    assert np.abs(one.logits - other.logits).max() < 1e-4 * np.abs(one.logits).max()
+    assert (one.masks == other.masks).mean() > 0.9999

@@ -1,6 +1,8 @@
 """The rule: created, verified, timed; the fastest right one wins, and the verdict is remembered for as long as it holds."""
 
+import importlib.metadata
 import json
+import os
 import shutil
 
 import numpy as np
@@ -14,6 +16,9 @@ from digseg_engine.runtime.choice import Task, choose, measure, pair_iou
 from digseg_engine.runtime.source import open_source
 
 TASK = Task(64, prompts=2)
+slow = pytest.mark.skipif(
+    os.environ.get("DIGSEG_TEST_SLOW") != "1", reason="compiles for minutes: set DIGSEG_TEST_SLOW=1"
+)
 
 
 @pytest.fixture
@@ -85,7 +90,8 @@ def test_what_changes_the_answer_measures_again(nano_models, own_cache, monkeypa
     if what == "bundle":
         model = nano_models.fp16
     elif what == "version":
-        monkeypatch.setattr(machine, "version", lambda name: "99.0")
+        (tmp_path / "onnxruntime-99.0.dist-info").mkdir()
+        monkeypatch.syspath_prepend(tmp_path)
     elif what == "device":
         monkeypatch.setattr(machine, "_gpus", lambda: "NVIDIA Test")
     elif what == "size":
@@ -131,13 +137,19 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(nano_models, monkeypa
     assert choose(open_source(nano_models.fp32), TASK)[1].name == "onnxruntime"
 
 
-@pytest.mark.slow
+@slow
 def test_all_backends_of_a_bundle_and_its_checkpoint(nano_models):
     found = rows(measure(open_source(nano_models.fp32, nano_models.checkpoint), TASK))
     for name in ("onnxruntime", "torch", "torch-compile"):
         assert found[name].right and found[name].ms > 0 and found[name].iou > 0.999, found[name]
     fastest = min((row for row in found.values() if row.right), key=lambda row: row.ms)
     assert fastest.chosen
+
+
+def test_versions_are_those_of_the_packages():
+    found = machine.library_versions()
+    assert {"onnxruntime", "torch", "numpy"} <= set(found)
+    assert all(importlib.metadata.version(name) == known for name, known in found.items())
 
 
 def test_a_bundle_of_another_model_exposes_itself(nano_models, tmp_path):

@@ -112,12 +112,20 @@ def test_the_environment_names_the_bundle(room, bundle):
 
 
 def test_doctor_shows_what_runs(room, bundle):
-    done = run_command("digseg", "doctor", "--bundle", str(bundle), cwd=room, env={"COLUMNS": "300"})
+    asked = ["--bundle", str(bundle), "--size", "64", "--prompts", "1", "--prompts", "20", "--json", "choice.json"]
+    done = run_command("digseg", "doctor", *asked, cwd=room, env={"COLUMNS": "300"})
     assert done.returncode == 0, done.stderr
     assert (
         "CPUExecutionProvider" in done.stdout and "golden sample" in done.stdout and "all hashes match" in done.stdout
     )
     assert "tensorrt" in done.stdout and 'pip install "digseg-engine[tensorrt]"' in done.stdout
+    written = json.loads((room / "choice.json").read_text())
+    assert [table["task"]["prompts"] for table in written["tables"]] == [1, 20] and written["machine"]["processor"]
+    for table in written["tables"]:
+        (chosen,) = [row for row in table["rows"] if row["chosen"]]
+        assert chosen["backend"] == "onnxruntime" and chosen["right"] and chosen["ms"] > 0
+    done = run_command("digseg", "doctor", "--json", "choice.json", cwd=room)
+    assert done.returncode == 2 and "name one with --bundle" in done.stderr
 
 
 def test_scenes_and_version(room):

@@ -140,7 +140,8 @@ def test_mask_names_are_unique_file_names():
 
 BLOCKED = """
 import sys
-BLOCKED = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "skimage", "matplotlib", "accelerate"}
+BLOCKED = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "skimage", "matplotlib", "accelerate",
+           "typer", "click", "pydantic", "rich"}
 class Block:
     def find_spec(self, name, path=None, target=None):
         if name.split('.')[0] in BLOCKED:

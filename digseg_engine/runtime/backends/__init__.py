@@ -6,6 +6,7 @@
 | `onnxruntime-cuda`, `onnxruntime-tensorrt` | bundle | the graphs as stored, on an NVIDIA GPU |
 | `tensorrt` | bundle | engines built on this machine, on an NVIDIA GPU |
 | `torch`, `torch-compile` | checkpoint | float32, on the GPU with our Triton kernels when there is one, else on the CPU |
+| `torch-fp16` | checkpoint | the same in half precision, on a GPU only |
 """
 
 from __future__ import annotations
@@ -83,19 +84,13 @@ def unregister(name: str) -> None:
 
 def kinds() -> dict[str, BackendKind]:
     """All known backends, built in and registered, in order of preference when speeds are equal."""
-    from digseg_engine.runtime.backends import ort_backend, tensorrt_native, torch_backend
+    from digseg_engine.runtime.backends import ort_backend, torch_backend
 
     listed = [
-        BackendKind(name, partial(ort_backend.probe, name), partial(ort_backend.OrtBackend, name=name))
+        BackendKind(name, partial(ort_backend.probe, name), partial(ort_backend.create, name=name))
         for name in ort_backend.PROVIDERS
     ]
-    listed.append(
-        BackendKind(
-            "tensorrt",
-            tensorrt_native.probe,
-            lambda source: tensorrt_native.TensorrtBackend(source.need_bundle("tensorrt")),
-        )
-    )
+    listed.append(BackendKind("tensorrt", _probe_tensorrt, _create_tensorrt))
     listed += [
         BackendKind(
             name, partial(torch_backend.probe, name), partial(torch_backend.TorchBackend, name=name), "checkpoint"
@@ -103,3 +98,15 @@ def kinds() -> dict[str, BackendKind]:
         for name in torch_backend.NAMES
     ]
     return {**{kind.name: kind for kind in listed}, **_registered}
+
+
+def _probe_tensorrt() -> Usable:
+    from digseg_engine.runtime.backends import tensorrt_native
+
+    return tensorrt_native.probe()
+
+
+def _create_tensorrt(source: Source) -> Backend:
+    from digseg_engine.runtime.backends import tensorrt_native
+
+    return tensorrt_native.TensorrtBackend(source.need_bundle("tensorrt"))

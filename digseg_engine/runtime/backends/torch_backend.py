@@ -1,12 +1,15 @@
 """PyTorch straight from a checkpoint, eager or compiled; on an NVIDIA GPU with the Triton kernels, else on the CPU.
 
-Everything is float32. The checkpoint of a directory is loaded once per process and shared by the backends.
+float32, or half precision on a GPU. There, shapes that come again are replayed as CUDA graphs ($DIGSEG_CUDA_GRAPHS=0 turns
+that off) and arrays travel through pinned memory. The checkpoint of a directory is loaded once per process and shared by
+the backends. Nothing of this was run by us on a GPU yet.
 """
 
 from __future__ import annotations
 
 import copy
 import os
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -17,13 +20,14 @@ from numpy.typing import NDArray
 
 from digseg_engine.errors import BackendError, DigsegError
 from digseg_engine.runtime.backends import Array, TokenMask, Tokens, Usable
+from digseg_engine.runtime.backends.cuda_graphs import Replayed
 
 if TYPE_CHECKING:
     from digseg_engine.runtime.source import Source
 
-NAMES = ("torch", "torch-compile")
+NAMES = ("torch", "torch-compile", "torch-fp16")
 INSTALL = 'pip install "digseg-engine[train]"'
-DEVICE_VARIABLE = "DIGSEG_DEVICE"
+DEVICE_VARIABLE, GRAPHS_VARIABLE = "DIGSEG_DEVICE", "DIGSEG_CUDA_GRAPHS"
 
 
 def probe(name: str = "torch") -> Usable:
@@ -35,6 +39,10 @@ def probe(name: str = "torch") -> Usable:
         return Usable(name, False, "", f"not installed ({error})", INSTALL)
     try:
         where = device()
+        if name == "torch-fp16" and where.type != "cuda":
+            return Usable(
+                name, False, "", f"half precision is for a GPU, and torch would run on {where}", "an NVIDIA GPU"
+            )
         run = torch.compile(_double) if name == "torch-compile" else _double
         with torch.inference_mode():
             if float(run(torch.ones(2, device=where)).sum()) != 4:
@@ -111,14 +119,23 @@ class TorchBackend:
         self._torch, self.name, self.device = torch, name, device()
         self.fixed_shapes = name == "torch-compile"
         parts = stages(self.checkpoint)
+        self._dtype = torch.float16 if name == "torch-fp16" else torch.float32
         if self.device.type != "cpu":  # the shared checkpoint stays where it is
             parts = copy.deepcopy(parts)
         self._text = parts.text_encoder.to(self.device)
-        self._segmenter = parts.segmenter.to(self.device)
-        kernels = self._fuse() if self.device.type == "cuda" else ""
-        self._run = torch.compile(self._segmenter) if self.fixed_shapes else self._segmenter
-        self._one_at_a_time = Lock() if self.fixed_shapes else None  # compiling is not thread-safe
-        self.detail = f"{name} {torch.__version__}, {self._device_name()}, fp32{kernels}"
+        half = self._dtype is torch.float16  # the text graph shares the student, and stays float32
+        self._segmenter = (copy.deepcopy(parts.segmenter) if half else parts.segmenter).to(self.device, self._dtype)
+        on_gpu = self.device.type == "cuda"
+        kernels = self._fuse() if on_gpu else ""
+        self._run: Any = torch.compile(self._segmenter) if self.fixed_shapes else self._segmenter
+        graphs = on_gpu and os.environ.get(GRAPHS_VARIABLE, "1") != "0"
+        if graphs:
+            self._run = Replayed(self._run)
+        self._one_at_a_time = Lock() if self.fixed_shapes or graphs else None  # neither is thread-safe
+        precision = "fp16" if half else "fp32"
+        self.detail = (
+            f"{name} {torch.__version__}, {self._device_name()}, {precision}{kernels}{', CUDA graphs' * graphs}"
+        )
 
     def _fuse(self) -> str:
         from digseg_triton.fusing import fuse
@@ -134,18 +151,15 @@ class TorchBackend:
         return keys.cpu().numpy(), values.cpu().numpy()
 
     def segment(self, image: Array, keys: Array, values: Array, token_mask: TokenMask) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = self.segment_tensor(self._there(image), keys, values, token_mask).cpu().numpy()
-        return logits
+        return self._back(self.segment_tensor(self._there(image), keys, values, token_mask))
 
     def segment_tensor(self, image: Any, keys: Array, values: Array, token_mask: TokenMask) -> Any:
         """As `segment`, with the image and the logits as torch tensors on this backend's device: nothing is copied."""
-        text = [self._there(array) for array in (keys, values, token_mask)]
         try:
-            with self._torch.inference_mode():
-                if self._one_at_a_time is None:
-                    return self._run(image.to(self.device), *text)
-                with self._one_at_a_time:
-                    return self._run(image.to(self.device), *text)
+            text = [self._there(array).to(self._dtype) for array in (keys, values)]
+            given = (image.to(self.device, self._dtype), *text, self._there(token_mask))
+            with self._torch.inference_mode(), self._one_at_a_time or nullcontext():
+                return self._run(*given).float()
         except DigsegError:
             raise
         except Exception as error:
@@ -154,4 +168,15 @@ class TorchBackend:
                                f"{first}; try another --backend") from error  # fmt: skip
 
     def _there(self, array: Array) -> Any:
-        return self._torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        tensor = self._torch.from_numpy(np.ascontiguousarray(array))
+        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def _back(self, logits: Any) -> NDArray[np.float32]:
+        """A tensor as an array; from a GPU through pinned memory."""
+        if self.device.type == "cuda":
+            pinned = self._torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
+            pinned.copy_(logits, non_blocking=True)
+            self._torch.cuda.current_stream(self.device).synchronize()
+            logits = pinned
+        array: NDArray[np.float32] = logits.cpu().numpy()
+        return array

@@ -1,0 +1,103 @@
+"""What is made for GPUs, in the parts that a CPU can run: graph bookkeeping, I/O binding, half precision, the benchmark."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from digseg_engine import Engine
+from digseg_engine.runtime.backends import ort_backend, torch_backend
+from digseg_engine.runtime.backends.cuda_graphs import Replayed
+from digseg_engine.runtime.backends.ort_cuda import run_bound
+from digseg_engine.runtime.choice import judge
+from digseg_engine.runtime.source import open_source
+
+
+class Recorded:
+    """Stands in for a captured graph: remembers the function and counts."""
+
+    made = 0
+
+    def __init__(self, function, inputs):
+        Recorded.made += 1
+        self.function, self.replays = function, 0
+
+    def replay(self, inputs):
+        self.replays += 1
+        return self.function(*inputs)
+
+
+def double(x, y):
+    return 2 * x + y
+
+
+def test_a_shape_is_captured_when_it_comes_again(monkeypatch):
+    monkeypatch.setattr(Recorded, "made", 0)
+    run = Replayed(double, Recorded, most=2)
+    for side in (3, 3, 3, 4, 3):
+        x = torch.randn(side)
+        assert torch.equal(run(x, x), 3 * x)
+    assert Recorded.made == 1  # the shape met once has no graph
+    (graph,) = run._graphs.values()
+    assert graph.replays == 3
+    for side in (4, 5, 5):
+        run(torch.zeros(side), torch.zeros(side))
+    shapes = [key[0][0] for key in run._graphs]
+    assert shapes == [(4,), (5,)]  # the least recently used one has left
+    assert torch.equal(run(torch.ones(4).double(), torch.ones(4).double()), 3 * torch.ones(4).double())  # another type
+    assert len(run._graphs) == 2
+
+
+def test_a_refused_capture_goes_on_without_graphs():
+    def refuse(function, inputs):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    run = Replayed(double, refuse)
+    for _ in range(3):
+        assert torch.equal(run(torch.ones(2), torch.ones(2)), 3 * torch.ones(2))
+    assert run.refused == "operation not permitted when stream is capturing"
+
+
+def test_io_binding_writes_into_the_given_tensor(nano_models):
+    engine = Engine.load(nano_models.fp32, "onnxruntime")
+    keys, values, mask = engine.prompts.fold(["red", "a blue star"])
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 3, 32, 48)).astype(np.float32)
+    want = engine.backend.segment(image, keys, values, mask)
+    feeds = {"image": image, "text_keys": keys, "text_values": values, "token_mask": mask}
+    tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
+    tensors["image"] = tensors["image"].transpose(2, 3).contiguous().transpose(2, 3)  # not contiguous: made so
+    result = torch.full(want.shape, torch.nan)
+    assert run_bound(engine.backend._segmenter, tensors, "logits", result) is result
+    assert np.array_equal(result.numpy(), want)
+
+
+def test_half_precision_is_close_and_leaves_the_checkpoint_alone(nano_models):
+    source = open_source(nano_models.checkpoint)
+    error, iou = judge(torch_backend.TorchBackend(source, "torch-fp16"), source.golden)
+    assert 0 < error < 2e-2 and iou > 0.98
+    exact, _ = judge(torch_backend.TorchBackend(source, "torch"), source.golden)
+    assert exact < 1e-6
+
+
+def test_what_is_for_gpus_says_so(nano_models):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    found = torch_backend.probe("torch-fp16")
+    assert not found.usable and "half precision is for a GPU" in found.reason
+    assert not ort_backend.probe("onnxruntime-cuda").usable
+
+
+def test_the_engine_benchmark_walks_on_a_cpu(nano_models, tmp_path):
+    command = [sys.executable, "benchmarks/gpu.py", "--engine", str(nano_models.fp32), "--checkpoint",
+               str(nano_models.checkpoint), "--dry-run", "--output", str(tmp_path)]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "engine-dry-run.json").read_text())["rows"]
+    timed = {row["backend"]: row for row in rows if "picture_ms" in row}
+    assert {"onnxruntime", "torch"} <= set(timed)
+    assert timed["torch"]["tensor_ms"] > 0 and timed["onnxruntime"]["iou"] > 0.999
+    assert {row["backend"] for row in rows if "unusable" in row} >= {"onnxruntime-cuda", "tensorrt"}
