@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 STEPS, LIMIT = 4, 1e-4
 
 
-def expect(room: Path) -> None:
+def expect(room: Path, model: Path | None = None) -> None:
     """Inputs and PyTorch's answers of every stage and of four steps, to expected.safetensors."""
     from digseg_engine.model.pretrained import load_checkpoint
     from digseg_export.few_step import answer, modules, stage_inputs
 
-    checkpoint = load_checkpoint()
+    checkpoint = load_checkpoint(model)
     parts = modules(checkpoint)
     with torch.no_grad():
         inputs = stage_inputs(checkpoint, parts)
@@ -72,4 +72,4 @@ def report(stage: str, got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 if __name__ == "__main__":
-    {"expect": expect, "check": check}[sys.argv[1]](Path(sys.argv[2]))
+    {"expect": expect, "check": check}[sys.argv[1]](*map(Path, sys.argv[2:]))
