@@ -56,6 +56,7 @@ def test_a_shelved_checkpoint_answers_as_a_loaded_one_and_holds_nothing(large, t
         shelf.open_shelved(tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_the_bundle_holds_every_large_weight_once_and_is_right(large, tmp_path):
     done = export_bundle(large, "fp16", tmp_path / "b", Limits(0.05, 0.5))
     assert {c.graph for c in done.checks if c.stage == "segmenter"} == {"segmenter.onnx rounded", "segmenter.fp32.onnx"}
