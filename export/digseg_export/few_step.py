@@ -82,7 +82,11 @@ def modules(checkpoint: Checkpoint) -> dict[str, Function]:
     reference, vae, text = checkpoint.reference, checkpoint.vae, checkpoint.text_encoder
 
     def denoise(latents: Tensor, timestep: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        for other, axis, same in ((states, 0, latents.shape[0]), (mask, 0, latents.shape[0]), (mask, 1, states.shape[1])):
+        for other, axis, same in (
+            (states, 0, latents.shape[0]),
+            (mask, 0, latents.shape[0]),
+            (mask, 1, states.shape[1]),
+        ):
             torch._check(other.shape[axis] == same)  # said at once, or the tracer takes them for sizes of their own
         return reference(latents, timestep.expand(latents.shape[0]), states, mask)
 
