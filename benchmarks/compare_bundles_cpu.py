@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 from safetensors.numpy import load_file
@@ -23,8 +24,8 @@ from digseg_engine.runtime.source import Source
 ROUNDS = 15
 
 
-def main(first: str, second: str) -> None:
-    """Time both bundles and print one JSON object."""
+def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
+    """Median milliseconds of both bundles, their ratio, and the ratio of the weights."""
     backends, weights, times = [], [], ([], [])
     for folder in (first, second):
         bundle = open_bundle(folder)
@@ -40,12 +41,12 @@ def main(first: str, second: str) -> None:
             if turn > 1:
                 times[i].append(time.perf_counter() - began)
     a, b = (statistics.median(t) * 1000 for t in times)
-    print(json.dumps({
-        "bundles": [first, second], "median_ms": [round(a, 2), round(b, 2)], "speed_ratio": round(a / b, 3),
-        "weights_ratio": round(weights[1] / weights[0], 3), "onnxruntime": onnxruntime.__version__,
-        "machine": platform.processor() or platform.machine(),
-    }))  # fmt: skip
+    return {
+        "bundles": [Path(first).name, Path(second).name], "median_ms": [round(a, 2), round(b, 2)],
+        "speed_ratio": round(a / b, 3), "weights_ratio": round(weights[1] / weights[0], 3),
+        "onnxruntime": onnxruntime.__version__, "machine": platform.processor() or platform.machine(),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    print(json.dumps(compare(*sys.argv[1:3])))

@@ -107,13 +107,13 @@ def _check_file(folder: Path, name: str, entry: Any) -> None:
 
 
 @contextmanager
-def writing(target: Path) -> Iterator[Path]:
+def writing(target: Path, last: str = MANIFEST) -> Iterator[Path]:
     """A temporary sibling to fill with files; on success it is committed as `target`, on error it disappears.
 
-    The caller writes the manifest with `finish` as the last file. An older bundle at `target` is replaced; anything
-    else there is refused with UsageError before work begins.
+    The caller writes `last` (a bundle: the manifest, with `finish`) as the last file. An older folder with that file at
+    `target` is replaced; anything else there is refused with UsageError before work begins.
     """
-    check_target(target)
+    check_target(target, last)
     room = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
         room.mkdir(parents=True)
@@ -121,14 +121,14 @@ def writing(target: Path) -> Iterator[Path]:
         raise UsageError(f"cannot write to {target.parent}: {error.strerror}; choose another output with -o") from error
     try:
         yield room
-        _commit(room, target)
+        _commit(room, target, last)
     finally:
         shutil.rmtree(room, ignore_errors=True)
 
 
-def check_target(target: Path) -> None:
+def check_target(target: Path, last: str = MANIFEST) -> None:
     """Raises UsageError when `target` holds something that is not a bundle, or its parent cannot be written."""
-    if target.exists() and not ((target / MANIFEST).is_file() or (target.is_dir() and not any(target.iterdir()))):
+    if target.exists() and not ((target / last).is_file() or (target.is_dir() and not any(target.iterdir()))):
         raise UsageError(
             f"{target} exists and is not a bundle; expected a new path or an older bundle; choose another with -o"
         )
@@ -155,9 +155,9 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _commit(room: Path, target: Path) -> None:
-    if not (room / MANIFEST).is_file():
-        raise BundleError(f"{target} was not finished: no manifest was written; this is a programming error")
+def _commit(room: Path, target: Path, last: str) -> None:
+    if not (room / last).is_file():
+        raise BundleError(f"{target} was not finished: no {last} was written; this is a programming error")
     old = target.with_name(f"{target.name}.tmp-old-{uuid.uuid4().hex[:8]}")
     if target.exists():
         target.rename(old)

@@ -79,6 +79,18 @@ def nano_models(nano_preset, raw_tokenizer, tmp_path_factory):
     return make_nano_models(tmp_path_factory.mktemp("nano-models"), nano_preset, raw_tokenizer)
 
 
+@pytest.fixture(scope="session")
+def pico_folder(nano_preset, raw_tokenizer, tmp_path_factory):
+    """A checkpoint on disk that is exported in seconds."""
+    from nano_models import build_nano, pico_preset
+
+    from digseg_engine.model.pretrained import save_checkpoint
+
+    folder = tmp_path_factory.mktemp("pico") / "pico"
+    save_checkpoint(build_nano(pico_preset(nano_preset), raw_tokenizer), raw_tokenizer.to_str(), folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path_factory):
     """No test reads or leaves backend verdicts in the user's cache."""

@@ -84,3 +84,19 @@ def kind(name: str, backend) -> BackendKind:
         return made
 
     return BackendKind(name, lambda: Usable(name, True, "made for a test"), create)
+
+
+def pico_preset(preset):
+    """The nano sizes with one U-Net block and an autoencoder of stride 2: traced in a fraction of the time."""
+    from dataclasses import replace
+
+    student = replace(preset.digseg.student, detail_width=0)
+    unet = {
+        **preset.unet,
+        "block_out_channels": (16,),
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+    }
+    vae = {**preset.vae, "block_out_channels": (8, 16), "down_block_types": ("DownEncoderBlock2D",) * 2,
+           "up_block_types": ("UpDecoderBlock2D",) * 2}  # fmt: skip
+    return replace(preset, digseg=replace(preset.digseg, image_size=32, student=student), unet=unet, vae=vae)

@@ -7,6 +7,8 @@ block; the neutral prompt turns every text cross-attention of the trunk into two
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -47,22 +49,34 @@ class FoldedStudent(Student):
         return run_unet(self.unet, z, None, self.neutral, detail=detail)
 
 
+Filled = Callable[[nn.Module], AbstractContextManager[None]]
+
+
 @torch.no_grad()
-def fold_student(student: Student) -> FoldedStudent:
-    """A folded copy of `student`; the original is left alone. Outputs agree to rounding (a test holds this)."""
-    folded = copy.deepcopy(student)
+def fold_student(
+    student: Student, in_place: bool = False, filled: Filled = lambda module: nullcontext()
+) -> FoldedStudent:
+    """A folded copy of `student`; the original is left alone. Outputs agree to rounding (a test holds this).
+
+    in_place: fold `student` itself, for one too large to hold twice. `filled(module)` is entered while the weights of a
+    module are needed, for one whose weights lie on disk.
+    """
+    folded = student if in_place else copy.deepcopy(student)
     folded.__class__ = FoldedStudent
     unet = folded.unet
     time = torch.full((1,), folded.last_timestep, device=folded.neutral.device)
-    embedding = time_embedding(unet, time)
+    with filled(unet.time_embedding):
+        embedding = time_embedding(unet, time)
     for block in [m for m in unet.modules() if isinstance(m, ResnetBlock2D)]:
         if block.time_emb_proj is not None:
-            block.conv1.bias += block.time_emb_proj(block.nonlinearity(embedding))[0]
+            with filled(block.time_emb_proj):
+                block.conv1.bias += block.time_emb_proj(block.nonlinearity(embedding))[0]
             block.time_emb_proj = None
     for owner in list(unet.modules()):
         attention = getattr(owner, "attn2", None)
         if isinstance(attention, Attention):
-            owner.attn2 = FoldedCrossAttention(attention, folded.neutral[0])
+            with filled(attention):
+                owner.attn2 = FoldedCrossAttention(attention, folded.neutral[0])
     unet.conv_in = _first_channels(unet.conv_in, 4)
     unet.time_embedding = unet.time_proj = None
     unet.conv_norm_out = unet.conv_act = unet.conv_out = None  # the student reads features, not v

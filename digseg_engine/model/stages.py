@@ -6,6 +6,7 @@ Exporters trace them, the torch backends run them; nothing else about a checkpoi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import CLIPTextModel
@@ -38,7 +39,7 @@ class Stages:
     segmenter: Segmenter
 
 
-def stages(checkpoint: Checkpoint) -> Stages:
-    """The stages of a checkpoint with everything constant folded away."""
-    student = fold_student(checkpoint.student)
+def stages(checkpoint: Checkpoint, **how: Any) -> Stages:
+    """The stages of a checkpoint with everything constant folded away; `how` goes to `fold_student`."""
+    student = fold_student(checkpoint.student, **how)
     return Stages(TextGraph(checkpoint.text_encoder, student).eval(), Segmenter(checkpoint.vae, student).eval())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,10 +47,10 @@ class Cure:
 
 def find_cure(
     model: onnx.ModelProto, policy: Policy, io: dict[str, str], feed: Feeds, limit: float,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str], None] = lambda text: None, stash: Path | None = None,
 ) -> Cure:  # fmt: skip
     """Bisect one graph on one feed; `limit` is the largest relative error allowed. Runs the emulated graph."""
-    wanted = session(model).run(None, feed)
+    wanted = session(model, stash=stash).run(None, feed)
     floats = set(float_tensors(model))
     nodes = [n for n in model.graph.node if policy.reason(n) is None and floats & {*n.input, *n.output}]
     culprits: list[Culprit] = []
@@ -57,7 +58,7 @@ def find_cure(
     def error_with(count: int) -> float:
         rest = {node.name: "not tried" for node in nodes[count:]}
         trial = replace(policy, nodes={**rest, **policy.nodes, **{c.name: "culprit" for c in culprits}})
-        return _error(wanted, session(emulate(model, trial, io)).run(None, feed))
+        return _error(wanted, session(emulate(model, trial, io), stash=stash).run(None, feed))
 
     while len(culprits) < MAX_ISLANDS:
         error = error_with(len(nodes))
@@ -72,12 +73,12 @@ def find_cure(
             failed = error_with(middle)
             low, high, error = (low, middle, failed) if failed > limit else (middle, high, error)
         node = nodes[high - 1]
-        culprits.append(Culprit(node.name, node.op_type, _evidence(model, node, feed, error, policy.precision)))
+        culprits.append(Culprit(node.name, node.op_type, _evidence(model, node, feed, error, policy.precision, stash)))
         nodes.remove(node)
     return Cure(culprits, False)
 
 
-def _evidence(model: onnx.ModelProto, node: Any, feed: Feeds, error: float, precision: str) -> str:
+def _evidence(model: onnx.ModelProto, node: Any, feed: Feeds, error: float, precision: str, stash: Path | None) -> str:
     with_output = onnx.ModelProto()
     with_output.CopyFrom(model)
     known = {output.name for output in model.graph.output}
@@ -85,7 +86,7 @@ def _evidence(model: onnx.ModelProto, node: Any, feed: Feeds, error: float, prec
         with_output.graph.output.append(
             onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None)
         )
-    (value,) = session(with_output).run([node.output[0]], feed)
+    (value,) = session(with_output, stash=stash).run([node.output[0]], feed)
     gives = "not finite" if not np.isfinite(error) else f"off by {error:.1e}"
     return f"its output reaches {np.abs(value).max():.4g} in float32; in {precision} the graph is {gives}"
 

@@ -16,6 +16,7 @@ from digseg_engine.errors import DigsegError, InputError
 from digseg_engine.images import as_rgb, fit
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.training.scenes import DOMAINS, scene
+from digseg_export.shelf import Shelved, working_size
 
 SCENES_PER_DOMAIN = 8
 PROMPTS_PER_BATCH = 8
@@ -41,9 +42,10 @@ def calibration(checkpoint: Checkpoint, folder: Path | None) -> tuple[list[Calib
     Raises InputError for a folder without pictures or prompts, or a picture that cannot be read.
     """
     if folder is None:
-        return [_domain(checkpoint, domain) for domain in DOMAINS], (
-            f"{SCENES_PER_DOMAIN} training scenes of each of {', '.join(DOMAINS)}, with their prompts"
-        )
+        few = isinstance(checkpoint, Shelved)
+        count, domains = (1, DOMAINS[:1]) if few else (SCENES_PER_DOMAIN, DOMAINS)
+        words = f"{count} training scene{'s' * (count > 1)} of each of {', '.join(domains)}, with their prompts"
+        return [_domain(checkpoint, domain, count) for domain in domains], words
     pictures, prompts = check_folder(folder)
     batches = []
     for i, path in enumerate(pictures):
@@ -72,13 +74,13 @@ def check_folder(folder: Path) -> tuple[list[Path], list[str]]:
     return pictures[:MAX_PICTURES], prompts
 
 
-def _domain(checkpoint: Checkpoint, domain: str) -> Calibration:
-    scenes = [scene(70_000 + i, domain, checkpoint.config.image_size, "train") for i in range(SCENES_PER_DOMAIN)]
+def _domain(checkpoint: Checkpoint, domain: str, count: int) -> Calibration:
+    scenes = [scene(70_000 + i, domain, working_size(checkpoint), "train") for i in range(count)]
     present = list(dict.fromkeys(name for one in scenes for name in one.names()))
     return _batch(checkpoint, [one.image for one in scenes], [*present[: PROMPTS_PER_BATCH - 1], "zebra"])
 
 
 def _batch(checkpoint: Checkpoint, pictures: list[NDArray[np.uint8]], prompts: list[str]) -> Calibration:
-    size = checkpoint.config.image_size
+    size = working_size(checkpoint)
     image = np.concatenate([fit(rgb, size, checkpoint.stride).pixels for rgb in pictures])
     return Calibration(image, *checkpoint.tokenizer.encode(tuple(prompts)))

@@ -44,13 +44,17 @@ def export(
     workspace: Annotated[int | None, typer.Option(help="MiB the engine build may use for tactics")] = None,
     timing_cache: Annotated[Path | None, typer.Option("--timing-cache", help="TensorRT timing cache to use and keep")] = None,
     builder_level: Annotated[int | None, typer.Option("--builder-optimization-level", help="0 to 5")] = None,
+    layout: Annotated[str, typer.Option(help="bundle; diffusers: the few-step reference, for optimum")] = "bundle",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check the arguments, say what would be done")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:  # fmt: skip
     """Export a trained checkpoint to a verified ONNX bundle."""
     request = Request(precision, format, target, imgsz, batch, prompts, min_shapes, opt_shapes, max_shapes, calibration,
-                      auto_islands, islands, atol, rtol, min_iou, workspace, timing_cache, builder_level)  # fmt: skip
+                      auto_islands, islands, atol, rtol, min_iou, workspace, timing_cache, builder_level, layout)  # fmt: skip
     request.check()
+    if layout == "diffusers":
+        _few_step(request, model, output, dry_run, as_json)
+        return
     if format != "onnx":
         from digseg_export.to_tensorrt import require
 
@@ -73,11 +77,35 @@ def export(
         print(f"engine {path}")
 
 
+def _few_step(request: Request, model: Path | None, output: Path | None, dry_run: bool, as_json: bool) -> None:
+    """Export the reference in diffusers' folder layout."""
+    from digseg_export.few_step import MARKER, STAGES, check_few_step, export_few_step
+    from digseg_export.publish import default_output
+
+    folder = output or default_output(model, f"diffusers-{request.precision}")
+    check_few_step(model, request.precision, folder)
+    if dry_run:
+        plan = {"output": str(folder), "precision": request.precision, "layout": "diffusers",
+                "files": [*(spec.file for spec in STAGES.values()), MARKER], "limits": vars(request.limits())}  # fmt: skip
+        _say_plan(plan, as_json)
+        return
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+        done = export_few_step(model, request.precision, folder, request.limits(), status.update)
+    if as_json:
+        print(json.dumps({**asdict(done), "folder": str(done.folder)}, indent=2))
+        return
+    _print_checks(Console(), done)
+    Console().print(f"{request.precision} reference written to {done.folder} in {sum(done.seconds.values()):.1f} s")
+
+
 def _engines(request: Request, folder: Path, progress: Any) -> list[Path]:
-    from digseg_export.to_tensorrt import BuildOptions, build_engines
+    from digseg_export.to_tensorrt import BuildOptions, build_engines, check_golden
 
     options = BuildOptions(request.workspace or 2048, request.builder_level or 3, request.timing_cache)
-    return build_engines(folder, options, progress)
+    paths = build_engines(folder, options, progress)
+    check_golden(folder, paths)
+    return paths
 
 
 def _dry_run(request: Request, model: Path | None, output: Path, as_json: bool) -> None:
@@ -85,12 +113,17 @@ def _dry_run(request: Request, model: Path | None, output: Path, as_json: bool) 
     from digseg_engine.model.config import DigsegConfig
     from digseg_engine.model.pretrained import BUNDLED
     from digseg_export.calibration import check_folder
+    from digseg_export.shelf import check_size
 
     check_target(output)
     config = DigsegConfig.load(model or BUNDLED)
     if request.calibration:
         check_folder(request.calibration)
-    plan = {"model": config.name, **request.plan(output)}
+    check_size(model or BUNDLED, request.precision)
+    _say_plan({"model": config.name, **request.plan(output)}, as_json)
+
+
+def _say_plan(plan: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(plan, indent=2))
         return
@@ -99,7 +132,8 @@ def _dry_run(request: Request, model: Path | None, output: Path, as_json: bool) 
     print("nothing was written (--dry-run)")
 
 
-def _print(console: Console, done: Any) -> None:
+def _print_checks(console: Console, done: Any) -> None:
+    """The verification table, its limits, and the size of every file."""
     table = Table(title=Text(f"verified against PyTorch float32: {done.folder}"), title_justify="left")
     for column in ("stage", "graph", "max error", "mean error", "relative", "mask IoU", "labels", "pairs"):
         table.add_column(column, justify="left" if column in ("stage", "graph") else "right")
@@ -110,10 +144,14 @@ def _print(console: Console, done: Any) -> None:
     console.print(table)
     console.print(f"limits: relative <= {done.limits.relative:g}, mean mask IoU >= {done.limits.iou:g}; all passed"
                   " (PyTorch autocast is a yardstick, held to no limit)")  # fmt: skip
-    for file, words in done.policy["graphs"].items():
-        console.print(Text(f"  {file}: {_policy_line(words)}"))
     for name, size in done.sizes.items():
         console.print(f"  {size / 1e6:8.2f} MB  {name}", highlight=False)
+
+
+def _print(console: Console, done: Any) -> None:
+    _print_checks(console, done)
+    for file, words in done.policy["graphs"].items():
+        console.print(Text(f"  {file}: {_policy_line(words)}"))
     total = sum(done.seconds.values())
     steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in done.seconds.items())
     console.print(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
+from onnx import TensorProto
 
 from digseg_engine.contract import SEGMENTER, TEXT_ENCODER, GraphSpec
 from digseg_engine.model.pretrained import Checkpoint
@@ -48,27 +50,31 @@ class Plan:
     quantised: dict[str, tuple[onnx.ModelProto, dict[str, Any]]] = field(default_factory=dict)
     calibrated_on: str = ""
     written: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stash: Path | None = None  # folder of a large model's weights
 
     @classmethod
     def measure(
-        cls, checkpoint: Checkpoint, models: Models, precision: str, options: Any, progress: Callable[[str], None]
-    ) -> Plan:
+        cls, checkpoint: Checkpoint, models: Models, precision: str, options: Any, progress: Callable[[str], None],
+        stash: Path | None = None,
+    ) -> Plan:  # fmt: skip
         """Decide islands by kind, by measured range, and (int8, fp8) the layers that are left out."""
         policies = {spec.file: Policy(precision) for spec in SPECS}
         policies[SEGMENTER.file].nodes.update(last_layer(models[SEGMENTER.file]))
         if precision in WIDE or (precision == "fp16" and not options.measured_islands):
-            return cls(precision, policies, calibrated_on=WIDE.get(precision, "nothing: islands by kind alone"))
+            words = WIDE.get(precision, "nothing: islands by kind alone")
+            return cls(precision, policies, calibrated_on=words, stash=stash)
         batches, words = calibration(checkpoint, options.calibration)
         texts = [batch.text_feeds() for batch in batches]
-        encoder = session(models[TEXT_ENCODER.file])
+        encoder = session(models[TEXT_ENCODER.file], stash=stash)
         pictures = [
             {"image": b.image, "text_keys": k, "text_values": v, "token_mask": b.token_mask}
             for b, (k, v) in ((b, encoder.run(None, t)) for b, t in zip(batches, texts))
         ]
+        del encoder
         quantised = {}
         for spec, feeds in ((TEXT_ENCODER, texts), (SEGMENTER, pictures)):
             progress(f"ranges of {spec.file}")
-            ranges = tensor_ranges(models[spec.file], feeds)
+            ranges = tensor_ranges(models[spec.file], feeds, stash=stash)
             if precision == "fp16":
                 policies[spec.file].nodes.update(range_islands(models[spec.file], ranges))
             elif precision in ("int8", "fp8"):
@@ -76,7 +82,7 @@ class Plan:
                 keep = policies[spec.file].nodes
                 made = quantise(models[spec.file], precision, ranges, feeds, keep)
                 quantised[spec.file] = (made.model, made.report)
-        return cls(precision, policies, quantised, words)
+        return cls(precision, policies, quantised, words, stash=stash)
 
     def with_islands(self, file: str, islands: dict[str, str]) -> Plan:
         """The same plan with more float32 islands in one graph."""
@@ -87,27 +93,34 @@ class Plan:
         """The policy as written into the bundle: every island and every layer left out, with its reason."""
         return {"name": self.precision, "calibrated_on": self.calibrated_on, "graphs": self.written}
 
-    def write(self, room: Path, traced: Traced) -> list[Form]:
-        """Save both graphs (and their float32 twins) into `room`; returns every way to verify them."""
+    def write(self, room: Path, traced: Traced) -> Iterator[Form]:
+        """Save both graphs (and their float32 twins) into `room`; returns every way to verify them, made one by one."""
         for spec in SPECS:
             self.written[spec.file] = self._write(room, spec, traced.models[spec.file])
+        return self._forms(room, traced)
+
+    def _forms(self, room: Path, traced: Traced) -> Iterator[Form]:
         text, segmenter = (str(room / spec.file) for spec in SPECS)
         names = (TEXT_ENCODER.file, SEGMENTER.file)
-        wide_text, wide_segmenter = (str(room / wide_name(spec)) for spec in SPECS)
-        if self.precision == "fp32":
-            return [Graphs(text, segmenter, names), Graphs(text, wide_segmenter, (names[0], wide_name(SEGMENTER)))]
+        wide_text, wide_segmenter = (wide_name(spec) for spec in SPECS)
         if self.precision not in TYPES:
-            return [Graphs(text, segmenter, names)]
-        rounded_text, rounded_segmenter = (
-            emulate(traced.models[s.file], self.policies[s.file], _borders(s)) for s in SPECS
-        )
-        forms: list[Form] = [
-            Torch(traced.parts, self.precision),
-            Graphs(rounded_text, rounded_segmenter, (f"{names[0]} rounded", f"{names[1]} rounded")),
-            Graphs(wide_text, wide_segmenter, (wide_name(TEXT_ENCODER), wide_name(SEGMENTER))),
-        ]
-        # ONNX Runtime's CPU provider has no bf16 kernels: that graph itself is checked for form, not run.
-        return forms if self.precision == "bf16" else [*forms, Graphs(text, segmenter, names)]
+            yield Graphs(text, segmenter, names, self.stash)
+            if self.precision == "fp32":
+                yield Graphs(text, str(room / wide_segmenter), (names[0], wide_segmenter), self.stash)
+            return
+        if not self.stash:
+            yield Torch(traced.parts, self.precision)
+        yield Graphs(*self.rounded(traced), (f"{names[0]} rounded", f"{names[1]} rounded"), self.stash)
+        yield Graphs(str(room / wide_text), str(room / wide_segmenter), (wide_text, wide_segmenter), self.stash)
+        # ONNX Runtime's CPU provider has no bf16 kernels: that graph itself is checked for form, not run. Of a large fp16
+        # graph it would hold every constant in float32 at once.
+        if self.precision != "bf16" and not self.stash:
+            yield Graphs(text, segmenter, names)
+
+    def rounded(self, traced: Traced) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+        """Text encoder and segmenter as float32 graphs that round every reduced result (fp16 and bf16 only)."""
+        text, segmenter = (emulate(traced.models[s.file], self.policies[s.file], _borders(s)) for s in SPECS)
+        return text, segmenter
 
     def _write(self, room: Path, spec: GraphSpec, model: onnx.ModelProto) -> dict[str, Any]:
         """Save a graph with one external weights file, and what a CPU runs instead over the same file."""
@@ -121,7 +134,7 @@ class Plan:
             if converted is model:
                 converted = onnx.ModelProto()
                 converted.CopyFrom(model)
-        save(converted, room / spec.file)
+        save(converted, room / spec.file, keep=self.stash is not None)
         twin = self._cpu_twin(spec, model, onnx.load(str(room / spec.file), load_external_data=False))
         if twin is not None:
             onnx.save_model(twin, str(room / wide_name(spec)))
@@ -145,15 +158,27 @@ class Plan:
         if spec is SEGMENTER:
             feed = {"image": s.image, "text_keys": s.keys, "text_values": s.values, "token_mask": s.token_mask}
         model, policy = traced.models[file], self.policies[file]
-        return find_cure(model, policy, _borders(spec), feed, limits.relative, progress)
+        return find_cure(model, policy, _borders(spec), feed, limits.relative, progress, self.stash)
 
 
-def save(model: onnx.ModelProto, path: Path) -> None:
-    """Save with every large constant in one external file beside the graph; no file is left over from an earlier try."""
+def save(model: onnx.ModelProto, path: Path, keep: bool = False) -> None:
+    """Save with every large constant in one external file beside the graph.
+
+    What an earlier try left in that file goes; keep: all but the constants that the model refers to already.
+    """
     data = path.with_suffix(".data")
-    data.unlink(missing_ok=True)
+    if keep:
+        os.truncate(data, max((end_of(t) for t in model.graph.initializer), default=0))
+    else:
+        data.unlink(missing_ok=True)
     options: dict[str, Any] = {"all_tensors_to_one_file": True, "location": data.name, "size_threshold": 1024}
     onnx.save_model(model, str(path), save_as_external_data=True, **options)
+
+
+def end_of(tensor: TensorProto) -> int:
+    """Where a constant ends in the data file it refers to; 0 for one that is held."""
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    return int(where["offset"]) + int(where["length"]) if where else 0
 
 
 def fix_shapes(path: Path, profile: Profile) -> None:

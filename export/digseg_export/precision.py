@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from digseg_engine.errors import UsageError
@@ -104,6 +105,8 @@ class Rewrite:
         values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
         self.floats = {v.name for v in values if v.type.tensor_type.elem_type == FLOAT}
         self.constants = {t.name: t for t in self.model.graph.initializer}
+        self.stashed = {n.output[0]: n for n in self.model.graph.node if n.op_type == "Cast" and self._is_stashed(n)}
+        self.widened: dict[str, NodeProto] = {}  # of the stashed, those needed in float32
         self.floats |= {name for name, t in self.constants.items() if t.data_type == FLOAT}
         self.where: dict[str, int] = {}
         self.made: dict[tuple[str, int], str] = {}
@@ -117,10 +120,11 @@ class Rewrite:
         graph = self.model.graph
         self._inputs()
         for node in graph.node:
-            self._node(node)
+            if node.output[0] not in self.stashed:
+                self._node(node)
         self._outputs()
         del graph.node[:], graph.initializer[:], graph.value_info[:]
-        graph.node.extend(self.nodes)
+        graph.node.extend([*self.widened.values(), *self.nodes])
         graph.initializer.extend(self._used_constants())
         if self.low == TensorProto.BFLOAT16:
             self.model.opset_import[0].version = max(self.model.opset_import[0].version, BF16_OPSET)
@@ -132,6 +136,11 @@ class Rewrite:
             for kind, n in sorted(self.islands.items())
         }
         return {"name": self.policy.precision, "islands": kinds, "nodes": self.named, "casts": self.casts}
+
+    def _is_stashed(self, node: NodeProto) -> bool:
+        """Is this the cast of a constant that is stored in the reduced type already (see `stash.py`)?"""
+        tensor = self.constants.get(node.input[0])
+        return tensor is not None and tensor.data_type == self.low
 
     def _inputs(self) -> None:
         for value in self.model.graph.input:
@@ -170,7 +179,7 @@ class Rewrite:
 
     def _as(self, name: str, kind: int) -> str:
         """The tensor `name` in type `kind`, converted or cast once."""
-        if name in self.constants:
+        if name in self.constants or name in self.stashed:
             return self._constant(name, kind)
         if self.where[name] == kind:
             return name
@@ -182,6 +191,11 @@ class Rewrite:
         return self.made[name, kind]
 
     def _constant(self, name: str, kind: int) -> str:
+        if name in self.stashed:
+            if kind != FLOAT:
+                return str(self.stashed[name].input[0])
+            self.widened[name] = self.stashed[name]
+            return name
         if kind == FLOAT:
             self.extra[name] = self.constants[name]
             return name
@@ -206,7 +220,7 @@ class Rewrite:
                 self.casts += 1
 
     def _used_constants(self) -> list[TensorProto]:
-        used = {name for node in self.nodes for name in node.input}
+        used = {name for node in (*self.widened.values(), *self.nodes) for name in node.input}
         integers = [t for name, t in self.constants.items() if t.data_type != FLOAT and name in used]
         return integers + [tensor for name, tensor in self.extra.items() if name in used]
 
@@ -215,17 +229,22 @@ def lower(tensor: TensorProto, name: str, kind: int) -> TensorProto:
     """A float32 constant in a half type. Raises UsageError when a weight does not fit its range."""
     values = numpy_helper.to_array(tensor)
     values = np.where(np.abs(values) > SENTINEL, np.sign(values) * HALF_MAX, values)  # "minus infinity" of a mask
-    if kind == TensorProto.FLOAT16:
-        with np.errstate(over="ignore"):
-            half = values.astype(np.float16)
-        if not np.isfinite(half).all() and np.isfinite(values).all():
-            raise UsageError(
-                f"weight {tensor.name} reaches {np.abs(values).max():g}, fp16 ends at 65504; use bf16 or fp32"
-            )
-        return numpy_helper.from_array(half, name)
-    import ml_dtypes
+    return numpy_helper.from_array(reduced(values, kind, tensor.name), name)
 
-    return numpy_helper.from_array(values.astype(ml_dtypes.bfloat16), name)
+
+def reduced(values: NDArray[np.float32], kind: int, name: str) -> NDArray[Any]:
+    """Weights in a storage type. Raises UsageError, with their name, when they do not fit its range."""
+    if kind == TensorProto.BFLOAT16:
+        import ml_dtypes
+
+        return values.astype(ml_dtypes.bfloat16)
+    if kind != TensorProto.FLOAT16:
+        return np.ascontiguousarray(values)
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    if not np.isfinite(half).all() and np.isfinite(values).all():
+        raise UsageError(f"weight {name} reaches {np.abs(values).max():g}, fp16 ends at 65504; use bf16 or fp32")
+    return half
 
 
 def widen(model: onnx.ModelProto, stored: onnx.ModelProto, precision: str) -> onnx.ModelProto:

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from safetensors.numpy import save_file
 
-import digseg_engine
 from digseg_engine.bundle import check_target, finish, writing
 from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
 from digseg_engine.errors import VerificationError
@@ -25,7 +23,9 @@ from digseg_export.graph_check import check_graph
 from digseg_export.manifest import manifest_of
 from digseg_export.plan import Plan, Traced, fix_shapes
 from digseg_export.precision import TYPES, check_precision
-from digseg_export.to_onnx import example_inputs, export_segmenter, export_text_encoder, stages
+from digseg_export.shelf import Shelved, check_size, filled, is_large, open_shelved
+from digseg_export.stash import stash
+from digseg_export.to_onnx import example_inputs, export_segmenter, export_text_encoder, stages, strip
 from digseg_export.verify import (
     LIMITS,
     Check,
@@ -91,16 +91,19 @@ def export_bundle(
         check_folder(options.calibration)
     clock = Clock(progress)
     clock.start("load checkpoint")
-    checkpoint = load_checkpoint(model)
+    folder = model or BUNDLED
+    check_size(folder, precision)
+    checkpoint = open_shelved(folder) if is_large(folder) else load_checkpoint(folder)
     traced = trace(checkpoint, clock)
-    tokenizer = ((model or BUNDLED) / "tokenizer" / "tokenizer.json").read_bytes()
+    tokenizer = (folder / "tokenizer" / "tokenizer.json").read_bytes()
     return publish(checkpoint, traced, tokenizer, target, precision, limits, clock, options)
 
 
 def trace(checkpoint: Checkpoint, clock: Clock) -> Traced:
     """Both graphs of a checkpoint in float32, and the folded PyTorch modules they were traced from."""
     clock.start("fold constants")
-    parts = stages(checkpoint)
+    how: dict[str, Any] = {"in_place": True, "filled": filled} if isinstance(checkpoint, Shelved) else {}
+    parts = stages(checkpoint, **how)
     inputs = example_inputs(checkpoint, 2 * checkpoint.stride)
     clock.start("trace text encoder")
     text = export_text_encoder(parts, inputs)
@@ -117,9 +120,10 @@ def publish(
 ) -> Exported:  # fmt: skip
     """Traced graphs -> precision -> checks -> bundle at `target`, all or nothing."""
     profile = options.shapes(checkpoint) if options.shapes else None
-    clock.start("calibrate")
-    plan = Plan.measure(checkpoint, traced.models, precision, options, clock.detail)
     with writing(target) as room:
+        stored = _store(checkpoint, traced, room, precision, clock)
+        clock.start("calibrate")
+        plan = Plan.measure(checkpoint, traced.models, precision, options, clock.detail, stored)
         clock.start("answer test scenes in PyTorch")
         data = samples(checkpoint)
         plan, checks = _convert_and_verify(room, traced, plan, data, limits, clock, options)
@@ -137,10 +141,20 @@ def publish(
             (room / name).write_bytes(body)
         policy = {"format": "digseg.precision/1", **plan.report()}
         (room / "precision.json").write_text(json.dumps(policy, indent=2, sort_keys=True) + "\n")
-        finish(room, manifest_of(checkpoint, plan.report(), graphs, report(checks, limits), profile))
+        finish(room, manifest_of(checkpoint, plan.report(), graphs, report(checks, limits, data), profile))
         sizes = {path.name: path.stat().st_size for path in sorted(room.iterdir())}
     clock.stop()
     return Exported(target, precision, checks, limits, sizes, clock.seconds, plan.report())
+
+
+def _store(checkpoint: Checkpoint, traced: Traced, room: Path, precision: str, clock: Clock) -> Path | None:
+    """Write the weights of a large model into the bundle to be; returns the folder of its weights, None for all others."""
+    if not isinstance(checkpoint, Shelved):
+        return None
+    clock.start("store weights")
+    for spec, module in ((TEXT_ENCODER, traced.parts.text_encoder), (SEGMENTER, traced.parts.segmenter)):
+        stash(traced.models[spec.file], module, (room / spec.file).with_suffix(".data"), precision)
+    return room
 
 
 def _convert_and_verify(
@@ -168,19 +182,6 @@ def _convert_and_verify(
                 raise VerificationError(f"{failure}; first bad node: {cure.culprits[0]}; float32 islands that cure it: "
                                         f"{', '.join(cure.islands)}; apply them with --auto-islands") from failure  # fmt: skip
             plan = plan.with_islands(file, cure.islands)
-
-
-def strip(model: onnx.ModelProto) -> None:
-    """Drop what would differ between two exports or grow the file: stack traces, notes, inferred shapes."""
-    model.producer_name, model.producer_version, model.doc_string = "digseg-export", digseg_engine.__version__, ""
-    del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
-    model.graph.name, model.graph.doc_string = "digseg", ""
-    for node in model.graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
-    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
-        value.doc_string = ""
-        del value.metadata_props[:]
 
 
 def _fix_and_verify(room: Path, profile: Profile, golden: Sample, limits: Limits, clock: Clock) -> list[Check]:

@@ -13,6 +13,7 @@ from digseg_export.precision import check_precision
 from digseg_export.targets import build_script, find_target, memory_plan
 
 FORMATS = ("onnx", "tensorrt", "all")
+LAYOUTS = ("bundle", "diffusers")
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,15 @@ class Request:
     workspace: int | None = None
     timing_cache: Path | None = None
     builder_level: int | None = None
+    layout: str = "bundle"
 
     def check(self) -> None:
         """Raises UsageError for the first argument that is unknown or does not apply, with the reason."""
         check_precision(self.precision)
         if self.format not in FORMATS:
             raise UsageError(f"unknown format {self.format!r}; expected one of {', '.join(FORMATS)}")
+        if self.layout not in LAYOUTS:
+            raise UsageError(f"unknown layout {self.layout!r}; expected one of {', '.join(LAYOUTS)}")
         if self.target:
             find_target(self.target, self.precision)
         self._check_shapes()
@@ -63,7 +67,15 @@ class Request:
         p, half = self.precision, self.precision in ("fp16", "bf16")
         builds = self.format != "onnx" or self.target is not None
         engine = "it is for building an engine; add --format all or --target"
+        bundle, free = (
+            self.layout == "bundle",
+            "the diffusers layout holds the few-step reference with free shapes, for ",
+        )
         return [
+            (self.sizes(), "a shape option", bundle, f"{free}ONNX Runtime"),
+            (builds, "--format or --target", bundle, f"{free}ONNX Runtime"),
+            (self.calibration or self.auto_islands or self.islands != "measured", "a calibration or island option", bundle,
+             "islands of the diffusers layout are decided by operator kind"),
             (self.calibration, "--calibration", p != "fp32" and p != "bf16", f"{p} measures nothing; use fp16, int8 or fp8"),
             (self.auto_islands, "--auto-islands", half, f"{p} has no float32 islands; use fp16 or bf16"),
             (self.islands != "measured", "--islands", p == "fp16", f"ranges are measured for fp16 only, not for {p}"),

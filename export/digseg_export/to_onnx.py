@@ -17,11 +17,14 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+import digseg_engine
 from digseg_engine.contract import SEGMENTER, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import DigsegError
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.model.stages import Stages, TextGraph, stages
 from digseg_engine.model.student import FoldedText
+from digseg_export.shelf import stand_ins
+from digseg_export.stash import describe
 
 OPSET = 20
 
@@ -43,7 +46,7 @@ def export_text_encoder(parts: Stages, inputs: dict[str, Tensor]) -> onnx.ModelP
     """ONNX of the text encoder and its folding, float32."""
     k, length = torch.export.Dim("K", min=1, max=4096), torch.export.Dim("L", min=2, max=77)
     shapes = {"token_ids": {0: k, 1: length}, "token_mask": {0: k, 1: length}}
-    return _export(parts.text_encoder, TEXT_ENCODER, inputs, shapes)
+    return export_graph(parts.text_encoder, TEXT_ENCODER, _tensors(TEXT_ENCODER, inputs), shapes)
 
 
 def export_segmenter(parts: Stages, inputs: dict[str, Tensor], stride: int) -> onnx.ModelProto:
@@ -57,11 +60,18 @@ def export_segmenter(parts: Stages, inputs: dict[str, Tensor], stride: int) -> o
         "values": {0: k, 3: length},
         "mask": {0: k, 1: length},
     }
-    return _export(parts.segmenter, SEGMENTER, inputs, shapes)
+    return export_graph(parts.segmenter, SEGMENTER, _tensors(SEGMENTER, inputs), shapes)
 
 
-def _export(module: nn.Module, spec: GraphSpec, inputs: dict[str, Tensor], shapes: dict[str, Any]) -> onnx.ModelProto:
-    arguments = tuple(inputs[tensor.name] for tensor in spec.inputs)
+def _tensors(spec: GraphSpec, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    return tuple(inputs[tensor.name] for tensor in spec.inputs)
+
+
+def export_graph(
+    module: nn.Module, spec: GraphSpec, arguments: tuple[Tensor, ...], shapes: dict[str, Any]
+) -> onnx.ModelProto:
+    """ONNX of one module, float32, standard operators only. Raises DigsegError when it cannot be traced."""
+    shelved = bool(stand_ins(module))
     try:
         with torch.no_grad(), quiet():
             program = torch.onnx.export(
@@ -73,12 +83,25 @@ def _export(module: nn.Module, spec: GraphSpec, inputs: dict[str, Tensor], shape
                 output_names=[tensor.name for tensor in spec.outputs],
                 dynamic_shapes=shapes,
                 verbose=False,
-                optimize=True,
+                optimize=not shelved,
             )
+            return describe(program, module) if shelved else program.model_proto
     except Exception as error:
         raise DigsegError(f"{spec.file} could not be traced: {str(error).splitlines()[0]}; expected a model built from "
                           "a checkpoint of this project; please report it with `digseg doctor`") from error  # fmt: skip
-    return program.model_proto
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Drop what would differ between two exports or grow the file: stack traces, notes, inferred shapes."""
+    model.producer_name, model.producer_version, model.doc_string = "digseg-export", digseg_engine.__version__, ""
+    del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
+    model.graph.name, model.graph.doc_string = "digseg", ""
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
 
 
 @contextlib.contextmanager
@@ -104,4 +127,5 @@ __all__ = [
     "export_segmenter",
     "export_text_encoder",
     "stages",
+    "strip",
 ]

@@ -16,10 +16,12 @@ from typing import Any
 
 from digseg_engine.bundle import Bundle, open_bundle
 from digseg_engine.contract import GRAPHS, GraphSpec
-from digseg_engine.errors import BackendError, DigsegError
+from digseg_engine.errors import BackendError, DigsegError, VerificationError
 from digseg_engine.runtime.backends import tensorrt_native as native
+from digseg_engine.runtime.choice import judge, verdict_of
 from digseg_engine.runtime.cuda_driver import Driver
 from digseg_engine.runtime.engine_store import EngineKey, engine_path, explain, load_plan, store
+from digseg_engine.runtime.source import open_source
 from digseg_export.inspector import check_precision_of
 
 MIB = 1 << 20
@@ -49,6 +51,23 @@ def build_engines(
     driver = driver or Driver()
     bundle = open_bundle(folder)
     return [_engine(bundle, spec, options, progress, trt, driver) for spec in GRAPHS.values()]
+
+
+def check_golden(folder: Path, paths: list[Path], trt: Any = None, driver: Driver | None = None) -> tuple[float, float]:
+    """(relative error, mask IoU) of a bundle's engines on its golden sample: the numbers PyTorch gave at export.
+
+    Raises VerificationError when they are over the bundle's limits; the plans at `paths` are removed then.
+    """
+    source = open_source(folder)
+    error, iou = judge(native.TensorrtBackend(source.need_bundle("tensorrt"), trt, driver), source.golden)
+    right, reason = verdict_of(error, iou, source.golden)
+    if not right:
+        for path in paths:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".json").unlink(missing_ok=True)
+        raise VerificationError(f"the engines of {folder} are {reason}; nothing was kept; build them with another TensorRT, "
+                                "or run the bundle on onnxruntime")  # fmt: skip
+    return error, iou
 
 
 def _engine(
@@ -219,8 +238,10 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join(explain_engines(typed.bundle, trt.__version__, Driver())))
             return 0
         options = BuildOptions(typed.workspace, typed.builder_optimization_level, typed.timing_cache)
-        for path in build_engines(typed.bundle, options, lambda text: print(text, file=sys.stderr), trt):
-            print(path)
+        paths = build_engines(typed.bundle, options, lambda text: print(text, file=sys.stderr), trt)
+        error, iou = check_golden(typed.bundle, paths, trt)
+        print("\n".join(map(str, paths)))
+        print(f"golden sample: relative error {error:.2e}, mask IoU {iou:.4f}")
     except DigsegError as error:
         print(f"digseg-export.to_tensorrt: error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code

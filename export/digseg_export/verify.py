@@ -6,8 +6,9 @@ limit means VerificationError and nothing is published.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from digseg_engine.runtime.choice import pair_iou
 from digseg_engine.runtime.profile import Profile
 from digseg_engine.training.scenes import CLASSES, DOMAINS, scene
 from digseg_export.ranges import session
+from digseg_export.shelf import Shelved, computing, working_size
 from digseg_export.to_onnx import Stages
 
 Array = NDArray[Any]
@@ -38,12 +40,12 @@ class Limits:
     absolute: float | None = None  # largest error of any number; None: not judged
 
 
-LIMITS = {
+LIMITS = {  # bf16 and int8: about four times what the bundled model loses (relative 5e-3 and 2.6e-2)
     "fp32": Limits(1e-3, 0.999),
     "fp16": Limits(2e-2, 0.99),
-    "bf16": Limits(5e-2, 0.97),
-    "int8": Limits(2e-1, 0.90),
-    "fp8": Limits(2e-1, 0.90),
+    "bf16": Limits(2e-2, 0.99),
+    "int8": Limits(1e-1, 0.94),
+    "fp8": Limits(1.2e-1, 0.93),
 }
 
 
@@ -78,13 +80,17 @@ class Check:
 
 @torch.no_grad()
 def samples(checkpoint: Checkpoint) -> list[Sample]:
-    """Test scenes of every domain (4 pictures x 5 prompts each, absent prompts included) answered by PyTorch."""
-    return [_sample(checkpoint, domain) for domain in DOMAINS]
+    """Test scenes of every domain (4 pictures x 5 prompts each, absent prompts included) answered by PyTorch.
+
+    Of a large model: one picture, at 256 pixels.
+    """
+    few = isinstance(checkpoint, Shelved)
+    return [_sample(checkpoint, domain, 1 if few else SCENES_PER_DOMAIN) for domain in DOMAINS[: 1 if few else None]]
 
 
-def _sample(checkpoint: Checkpoint, domain: str) -> Sample:
-    size = checkpoint.config.image_size
-    scenes = [scene(90_000 + i, domain, size, "test") for i in range(SCENES_PER_DOMAIN)]
+def _sample(checkpoint: Checkpoint, domain: str, count: int) -> Sample:
+    size = working_size(checkpoint)
+    scenes = [scene(90_000 + i, domain, size, "test") for i in range(count)]
     present = list(dict.fromkeys(name for one in scenes for name in one.names()))
     prompts = (*tuple((present + [name for name in CLASSES["aerial"] if name not in present])[: PROMPTS - 1]), "zebra")
     image = np.concatenate([fit(one.image, size, checkpoint.stride).pixels for one in scenes])
@@ -107,10 +113,11 @@ def _answer(checkpoint: Checkpoint, domain: str, image: Array, prompts: tuple[st
     ids, mask = checkpoint.tokenizer.encode(prompts)
     missing = max(0, tokens - ids.shape[1])
     ids, mask = np.pad(ids, ((0, 0), (0, missing)), "edge"), np.pad(mask, ((0, 0), (0, missing)))
-    text = checkpoint.text_encoder(torch.from_numpy(ids)).last_hidden_state
-    folded = checkpoint.student.fold_text(text, torch.from_numpy(mask))
     x = torch.from_numpy(image)
-    logits = checkpoint.student(x, encode_image(checkpoint.vae, x), folded)
+    with computing(checkpoint):
+        text = checkpoint.text_encoder(torch.from_numpy(ids)).last_hidden_state
+        folded = checkpoint.student.fold_text(text, torch.from_numpy(mask))
+        logits = checkpoint.student(x, encode_image(checkpoint.vae, x), folded)
     live = mask[:, None, None, None, :]
     keys, values = folded.keys.numpy() * live, folded.values.numpy() * np.swapaxes(live, -1, -2)
     return Sample(domain, image, ids, mask, keys, values, logits.numpy(), prompts)
@@ -140,8 +147,9 @@ class Graphs:
 
     judged = True
 
-    def __init__(self, text: Any, segmenter: Any, names: tuple[str, str]) -> None:
-        self.text, self.segmenter, self.names = session(text), session(segmenter), names
+    def __init__(self, text: Any, segmenter: Any, names: tuple[str, str], stash: Path | None = None) -> None:
+        self.text, self.segmenter = (session(model, stash=stash) for model in (text, segmenter))
+        self.names = names
         kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         self.dtype = kinds[next(i.type for i in self.segmenter.get_inputs() if i.name == "text_keys")]
 
@@ -180,7 +188,7 @@ class Torch:
             return self.parts.segmenter(*tensors).float().numpy()
 
 
-def verify(forms: list[Form], data: list[Sample], limits: Limits, progress: Callable[[str], None]) -> list[Check]:
+def verify(forms: Iterable[Form], data: list[Sample], limits: Limits, progress: Callable[[str], None]) -> list[Check]:
     """Every form on every sample, stage by stage, then end to end. Raises CheckError at the first check over its limits."""
     checks = []
     for form in forms:
@@ -199,6 +207,7 @@ def verify(forms: list[Form], data: list[Sample], limits: Limits, progress: Call
         for check in found if form.judged else ():
             judge(check, limits)
         checks += found
+        del form  # a large form is gone before the next one is made
     return checks
 
 
@@ -237,11 +246,11 @@ def judge(check: Check, limits: Limits) -> None:
                       f"{limits.iou} expected (--min-iou); {end}", check)  # fmt: skip
 
 
-def report(checks: list[Check], limits: Limits) -> dict[str, Any]:
+def report(checks: list[Check], limits: Limits, data: list[Sample]) -> dict[str, Any]:
     """The verification as written into the manifest."""
     return {
         "reference": f"PyTorch {torch.__version__} float32",
-        "data": f"{SCENES_PER_DOMAIN} test scenes of each of {', '.join(DOMAINS)}, {PROMPTS} prompts each",
+        "data": f"{len(data[0].image)} test scenes of each of {', '.join(s.domain for s in data)}, {PROMPTS} prompts each",
         "limits": asdict(limits),
         "checks": [_plain(asdict(check)) for check in checks],
     }

@@ -1,6 +1,6 @@
-"""The graphs survive the tools that others run on them: same results after each. A tool that is not installed is skipped.
+"""Our operators survive the tools that others run on them: same results after each. A tool that is not installed is skipped.
 
-onnxslim and polygraphy are not in the `dev` extra: `pip install onnxslim polygraphy onnx-graphsurgeon sympy` runs them all.
+`test_interchange_bundle.py` does the same with the graphs of a whole bundle.
 """
 
 import subprocess

@@ -1,0 +1,273 @@
+"""The few-step reference as four graphs in diffusers' folder layout, each verified against PyTorch float32.
+
+    text_encoder/ unet/ vae_encoder/ vae_decoder/    model.onnx (+ model.data), config.json
+    tokenizer/ scheduler/ model_index.json digseg.json verification.json
+
+optimum's ONNX Runtime classes load the folder. The U-Net is the reference with its text pathway: it takes
+[image latent | mask latent] and, beside optimum's usual inputs, `token_mask`; it answers v (see `sampler.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import onnx
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+
+from digseg_engine.bundle import check_target, writing
+from digseg_engine.contract import GraphSpec, TensorSpec
+from digseg_engine.errors import UsageError
+from digseg_engine.images import fit
+from digseg_engine.model.autoencoder import raw_latent
+from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
+from digseg_engine.model.sampler import sample
+from digseg_engine.training.scenes import scene
+from digseg_export.clock import Clock, Progress
+from digseg_export.emulate import emulate
+from digseg_export.graph_check import check_graph
+from digseg_export.plan import save
+from digseg_export.precision import TYPES, Policy, last_layer, to_precision
+from digseg_export.ranges import session
+from digseg_export.shelf import is_large
+from digseg_export.to_onnx import export_graph, strip
+from digseg_export.verify import LIMITS, Array, Check, Limits, compare, judge
+
+MARKER = "model_index.json"
+PRECISIONS = ("fp32", "fp16")
+STEPS = 4  # of the end-to-end check
+PROMPTS = ("red circle", "a blue square", "the green star that is large", "zebra")
+ROWS, COLUMNS = "H", "W"
+
+
+def _tensor(name: str, axes: tuple[str | int, ...], kind: str = "float32") -> TensorSpec:
+    return TensorSpec(name, kind, axes, "")
+
+
+TEXT = GraphSpec("text_encoder/model.onnx", (_tensor("input_ids", ("N", "L"), "int64"),),
+                 (_tensor("last_hidden_state", ("N", "L", "D")),))  # fmt: skip
+IMAGE = GraphSpec("vae_encoder/model.onnx", (_tensor("sample", ("N", 3, ROWS, COLUMNS)),),
+                  (_tensor("latent_sample", ("N", 4, "h", "w")),))  # fmt: skip
+DENOISER = GraphSpec(
+    "unet/model.onnx",
+    (_tensor("sample", ("N", 8, "h", "w")), _tensor("timestep", (), "int64"),
+     _tensor("encoder_hidden_states", ("N", "L", "D")), _tensor("token_mask", ("N", "L"), "bool")),
+    (_tensor("out_sample", ("N", 4, "h", "w")),),
+)  # fmt: skip
+MASK = GraphSpec("vae_decoder/model.onnx", (_tensor("latent_sample", ("N", 4, "h", "w")),),
+                 (_tensor("sample", ("N", 3, ROWS, COLUMNS)),))  # fmt: skip
+STAGES = {"text encoder": TEXT, "image encoder": IMAGE, "denoiser": DENOISER, "mask decoder": MASK}
+
+
+class Function(nn.Module):
+    """A function of tensors over modules, as something that can be traced."""
+
+    def __init__(self, call: Callable[..., Tensor], *parts: nn.Module) -> None:
+        super().__init__()
+        self.call, self.parts = call, nn.ModuleList(parts)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.call(*tensors)
+
+
+def modules(checkpoint: Checkpoint) -> dict[str, Function]:
+    """The four stages. Latents are unscaled at the autoencoder's borders, as diffusers and optimum have them."""
+    reference, vae, text = checkpoint.reference, checkpoint.vae, checkpoint.text_encoder
+
+    def denoise(latents: Tensor, timestep: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        for other, axis, same in (
+            (states, 0, latents.shape[0]),
+            (mask, 0, latents.shape[0]),
+            (mask, 1, states.shape[1]),
+        ):
+            torch._check(other.shape[axis] == same)  # said at once, or the tracer takes them for sizes of their own
+        return reference(latents, timestep.expand(latents.shape[0]), states, mask)
+
+    return {
+        "text encoder": Function(lambda ids: text(ids).last_hidden_state, text).eval(),
+        "image encoder": Function(lambda image: raw_latent(vae, image), vae).eval(),
+        "denoiser": Function(denoise, reference).eval(),
+        "mask decoder": Function(lambda latent: vae.decode(latent).sample, vae).eval(),
+    }
+
+
+@dataclass(frozen=True)
+class FewStep:
+    """What an export did: where, the checks, sizes in bytes by file, seconds per step."""
+
+    folder: Path
+    checks: list[Check]
+    limits: Limits
+    sizes: dict[str, int]
+    seconds: dict[str, float]
+
+
+def export_few_step(
+    model: Path | None, precision: str, output: Path, limits: Limits | None = None,
+    progress: Progress = lambda step: None,
+) -> FewStep:  # fmt: skip
+    """Export the reference of a checkpoint directory (None: the bundled one); all or nothing.
+
+    Raises UsageError for a precision that does not apply and VerificationError when a stage differs from PyTorch.
+    """
+    check_few_step(model, precision, output)
+    limits, clock, folder = limits or LIMITS[precision], Clock(progress), model or BUNDLED
+    clock.start("load checkpoint")
+    checkpoint = load_checkpoint(folder)
+    parts, checks = modules(checkpoint), []
+    with writing(output, MARKER) as room:
+        inputs = stage_inputs(checkpoint, parts)
+        graphs = {}
+        for stage, spec in STAGES.items():
+            clock.start(f"trace {stage}")
+            traced = export_graph(parts[stage], spec, small(inputs[stage]), {"tensors": axes(spec, checkpoint)})
+            strip(traced)
+            graphs[stage] = write_stage(room, spec, traced, precision)
+        clock.start("verify")
+        checks = list(verify_few_step(room, checkpoint, parts, inputs, graphs, limits))
+        clock.start("write configurations")
+        for spec in STAGES.values():
+            check_graph(room / spec.file)
+        write_configurations(room, checkpoint, folder, checks, limits)
+        sizes = {str(p.relative_to(room)): p.stat().st_size for p in sorted(room.rglob("*")) if p.is_file()}
+    clock.stop()
+    return FewStep(output, checks, limits, sizes, clock.seconds)
+
+
+def check_few_step(model: Path | None, precision: str, output: Path) -> None:
+    """Raises UsageError for what the diffusers layout does not take, or an output that cannot be used."""
+    check_target(output, MARKER)
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision} does not apply to --layout diffusers: ONNX Runtime's own classes run it, "
+                         f"and they take {' or '.join(PRECISIONS)}")  # fmt: skip
+    if is_large(model or BUNDLED):
+        raise UsageError(f"--layout diffusers does not apply to {model}: its weights are over 1 GiB, and this layout is "
+                         "traced from memory; use --layout bundle")  # fmt: skip
+
+
+@torch.no_grad()
+def stage_inputs(checkpoint: Checkpoint, parts: dict[str, Function]) -> dict[str, tuple[Tensor, ...]]:
+    """Real inputs of every stage: a test scene, four prompts, the denoiser in the middle of its way, its clean answer."""
+    size = checkpoint.config.image_size
+    picture = fit(scene(90_000, "objects", size, "test").image, size, checkpoint.stride).pixels
+    ids, mask = (torch.from_numpy(array) for array in checkpoint.tokenizer.encode(PROMPTS))
+    image, n = torch.from_numpy(picture), len(PROMPTS)
+    states, z = parts["text encoder"](ids), parts["image encoder"](image) * checkpoint.vae.config.scaling_factor
+    noise = torch.randn(n, *z.shape[1:], generator=torch.Generator().manual_seed(0))
+    clean = checkpoint.reference.sample(z, states, mask, checkpoint.schedule, STEPS, noise)
+    middle = torch.tensor(checkpoint.config.train_timesteps // 2)
+    both = torch.cat([z.expand(n, -1, -1, -1), checkpoint.schedule.add_noise(clean, noise, middle.expand(n))], 1)
+    return {"text encoder": (ids,), "image encoder": (image,), "denoiser": (both, middle, states, mask),
+            "mask decoder": (clean / checkpoint.vae.config.scaling_factor,)}  # fmt: skip
+
+
+def small(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Inputs for tracing: two samples, so that no axis counts as 1."""
+    return tuple(x if x.ndim == 0 else torch.cat([x, x])[:2].contiguous() for x in inputs)
+
+
+def axes(spec: GraphSpec, checkpoint: Checkpoint) -> tuple[dict[int, Any], ...]:
+    """The free axes of every input: samples, tokens, and multiples of what the network halves."""
+    dim, fine = torch.export.Dim, 2 ** (len(checkpoint.reference.unet.down_blocks) - 1)
+    step = checkpoint.stride if spec is IMAGE else fine if spec is DENOISER else 1
+    free = {"N": dim("N", min=1, max=4096), "L": dim("L", min=2, max=77)}
+    for name, alias in (("h", "rows"), ("w", "columns"), (ROWS, "rows"), (COLUMNS, "columns")):
+        span = dim(alias, min=2, max=512)
+        free[name] = span if step == 1 else step * span
+    return tuple({i: free[a] for i, a in enumerate(t.axes) if a in free} for t in spec.inputs)
+
+
+def write_stage(room: Path, spec: GraphSpec, traced: onnx.ModelProto, precision: str) -> list[tuple[str, Any]]:
+    """Save one graph in the precision; returns every way to run it: (name, file or model)."""
+    borders = {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
+    policy = Policy(precision, nodes=last_layer(traced))
+    made, _ = to_precision(traced, policy, borders)
+    path = room / spec.file
+    path.parent.mkdir()
+    rounded = [(f"{spec.file} rounded", emulate(traced, policy, borders))] if precision in TYPES else []
+    if made is traced:
+        made = onnx.ModelProto()
+        made.CopyFrom(traced)
+    save(made, path)
+    return [*rounded, (spec.file, str(path))]
+
+
+@torch.no_grad()
+def verify_few_step(
+    room: Path, checkpoint: Checkpoint, parts: dict[str, Function], inputs: dict[str, tuple[Tensor, ...]],
+    graphs: dict[str, list[tuple[str, Any]]], limits: Limits,
+) -> Iterator[Check]:  # fmt: skip
+    """Every stage alone on PyTorch's inputs, then the saved graphs end to end over `STEPS` steps."""
+    runs = {}
+    for stage, spec in STAGES.items():
+        want = parts[stage](*inputs[stage]).numpy()
+        for name, form in graphs[stage]:
+            run = runs[stage] = runner(spec, session(form))
+            check = compare(stage, name, [(want, run(*inputs[stage]))], masks=False)
+            judge(check, limits)
+            yield check
+    ids, mask = inputs["text encoder"][0], inputs["denoiser"][3]
+    got = answer(checkpoint, {k: lambda *a, r=r: torch.from_numpy(r(*a)) for k, r in runs.items()}, inputs, ids, mask)
+    check = compare("end to end", f"{STEPS} steps", [(answer(checkpoint, parts, inputs, ids, mask), got)])
+    judge(check, limits)
+    yield check
+
+
+def runner(spec: GraphSpec, run: Any) -> Callable[..., Array]:
+    """The graph as a function of tensors."""
+    return lambda *tensors: run.run(None, {t.name: x.numpy() for t, x in zip(spec.inputs, tensors)})[0]
+
+
+def answer(checkpoint: Checkpoint, stage: Any, inputs: Any, ids: Tensor, mask: Tensor) -> Array:
+    """Logits [1, K, H, W] of the four stages in a row, whatever computes them."""
+    scale = checkpoint.vae.config.scaling_factor
+    states, z = stage["text encoder"](ids), stage["image encoder"](inputs["image encoder"][0]) * scale
+    noise = torch.randn(len(ids), *z.shape[1:], generator=torch.Generator().manual_seed(0))
+    m = sample(
+        lambda both, t: stage["denoiser"](both, t[0], states, mask), z, checkpoint.schedule, STEPS, noise, len(ids)
+    )
+    value = stage["mask decoder"](m / scale).mean(1).clamp(-0.999, 0.999)
+    return np.asarray((2 * torch.atanh(value))[None])
+
+
+def write_configurations(room: Path, checkpoint: Checkpoint, source: Path, checks: list[Check], limits: Limits) -> None:
+    """The configs that optimum and diffusers read; `model_index.json` is the last file."""
+    for part, config in (
+        ("text_encoder", "text_encoder"),
+        ("unet", "unet"),
+        ("vae_encoder", "vae"),
+        ("vae_decoder", "vae"),
+    ):
+        body = json.loads((source / config / "config.json").read_text())
+        if part.startswith("vae"):
+            body["scaling_factor"] = checkpoint.vae.config.scaling_factor
+        (room / part / "config.json").write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
+    (room / "tokenizer").mkdir()
+    (room / "tokenizer" / "tokenizer.json").write_bytes((source / "tokenizer" / "tokenizer.json").read_bytes())
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 77}
+    (room / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    zero = checkpoint.config.prediction == "v_prediction"
+    DDIMScheduler(
+        num_train_timesteps=checkpoint.config.train_timesteps, beta_start=0.00085, beta_end=0.012,
+        beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
+        prediction_type="v_prediction", rescale_betas_zero_snr=zero,
+    ).save_pretrained(room / "scheduler")  # fmt: skip
+    checkpoint.config.save(room)
+    report = {"limits": vars(limits), "checks": [vars(check) for check in checks]}
+    (room / "verification.json").write_text(json.dumps(report, indent=2) + "\n")
+    index = {
+        "_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__,
+        "scheduler": ["diffusers", "DDIMScheduler"], "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "text_encoder": ["transformers", "CLIPTextModel"], "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae_encoder": ["diffusers", type(checkpoint.vae).__name__], "vae_decoder": ["diffusers", type(checkpoint.vae).__name__],
+        "safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None],
+        "requires_safety_checker": False,
+    }  # fmt: skip
+    (room / MARKER).write_text(json.dumps(index, indent=2) + "\n")

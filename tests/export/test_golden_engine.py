@@ -1,0 +1,46 @@
+"""After a build the engines answer the bundle's golden sample, or they are not kept. A stand-in answers zeros."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tensorrt_standin import standin
+from test_tensorrt import HALF_11, FakeDriver, folder, script  # noqa: F401
+
+from digseg_engine.bundle import finish
+from digseg_engine.errors import VerificationError
+from digseg_export import to_tensorrt
+
+SHAPES = {"logits": (1, 2, 64, 64), "text_keys": (2, 3, 4, 16, 8), "text_values": (2, 3, 4, 8, 24)}
+TENSORS = sorted(["token_ids", "token_mask", "image", *SHAPES])
+
+
+def with_golden(folder, logits):  # noqa: F811
+    """The bundle with a golden sample that expects these logits."""
+    arrays = {"image": np.zeros((1, 3, 128, 128), np.float32), "token_ids": np.ones((2, 8), np.int64),
+              "token_mask": np.ones((2, 8), bool), "logits": logits}  # fmt: skip
+    save_file(arrays, str(folder / "golden.safetensors"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").unlink()
+    del manifest["files"]
+    finish(folder, {**manifest, "verification": {"limits": {"relative": 0.02, "iou": 0.99}}})
+
+
+@pytest.mark.parametrize("wanted", [0.0, 1.0])
+def test_engines_are_held_to_the_golden_sample(folder, wanted):  # noqa: F811
+    with_golden(folder, np.full(SHAPES["logits"], wanted, np.float32))
+    trt = standin("10.16.1", {
+        **script(HALF_11), ("ICudaEngine", "num_io_tensors"): len(TENSORS),
+        ("ICudaEngine", "get_tensor_name"): lambda i: TENSORS[i],
+        ("IExecutionContext", "set_input_shape"): True, ("IExecutionContext", "infer_shapes"): [],
+        ("IExecutionContext", "get_tensor_shape"): lambda name: SHAPES[name], ("IExecutionContext", "execute_async_v3"): True,
+    })  # fmt: skip
+    paths = to_tensorrt.build_engines(folder, to_tensorrt.BuildOptions(), lambda text: None, trt, FakeDriver())
+    if wanted == 0:
+        assert to_tensorrt.check_golden(folder, paths, trt, FakeDriver()) == (0.0, 1.0)
+        assert all(path.is_file() for path in paths)
+        return
+    with pytest.raises(VerificationError, match=r"wrong: error 1.00e\+00 on the golden sample.*nothing was kept"):
+        to_tensorrt.check_golden(folder, paths, trt, FakeDriver())
+    assert list(folder.glob("engines/*/*")) == []

@@ -1,0 +1,73 @@
+"""The graphs of a whole exported bundle survive other people's tools: same answers after each."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from safetensors.numpy import load_file
+
+POLYGRAPHY = [sys.executable, "-c", "import sys; from polygraphy.tools import main; sys.exit(main())"]
+
+
+@pytest.fixture(scope="module", params=["text_encoder.onnx", "segmenter.onnx", "segmenter.fp32.onnx"])
+def graph(request, nano_models):
+    """(path, feeds, outputs) of one graph of the fp16 bundle on its golden sample."""
+    folder = nano_models.fp16
+    golden = load_file(folder / "golden.safetensors")
+    text = {name: golden[name] for name in ("token_ids", "token_mask")}
+    if request.param.startswith("text"):
+        feeds = text
+    else:
+        encoder = request.param.replace("segmenter", "text_encoder")
+        keys, values = run(folder / encoder, text)
+        feeds = {"image": golden["image"], "text_keys": keys, "text_values": values, "token_mask": golden["token_mask"]}
+    path = folder / request.param
+    return path, feeds, run(path, feeds)
+
+
+def run(path, feeds):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run(None, feeds)
+
+
+def assert_unchanged(path, graph):
+    for got, want in zip(run(path, graph[1]), graph[2], strict=True):
+        rounding = 4e-3 if graph[0].name.endswith("r.onnx") else 1e-4  # fp16 graphs are rounded in another order
+        assert got.shape == want.shape and got.dtype == want.dtype
+        assert np.abs(got.astype(np.float32) - want).max() <= rounding * np.abs(want).max()
+
+
+def test_the_checker_accepts_it_in_full(graph):
+    onnx.checker.check_model(str(graph[0]), full_check=True)
+
+
+def test_symbolic_shape_inference_leaves_the_result(graph, tmp_path):
+    pytest.importorskip("sympy")
+    from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
+
+    inferred = SymbolicShapeInference.infer_shapes(onnx.load(str(graph[0])), auto_merge=True)
+    assert len(inferred.graph.value_info) > 0.8 * len(inferred.graph.node)
+    onnx.save(inferred, str(tmp_path / "inferred.onnx"))
+    assert_unchanged(tmp_path / "inferred.onnx", graph)
+
+
+def test_onnxslim_leaves_the_result(graph, tmp_path):
+    onnxslim = pytest.importorskip("onnxslim")
+    onnxslim.slim(str(graph[0]), str(tmp_path / "slim.onnx"))
+    assert_unchanged(tmp_path / "slim.onnx", graph)
+
+
+@pytest.mark.skipif(not (find_spec("polygraphy") and find_spec("onnx_graphsurgeon")),
+                    reason="polygraphy and onnx-graphsurgeon are not installed")  # fmt: skip
+def test_polygraphy_reads_and_sanitizes_it(graph, tmp_path):
+    shown = subprocess.run([*POLYGRAPHY, "inspect", "model", str(graph[0])], capture_output=True, text=True, check=True)
+    assert all(name in shown.stdout for name in graph[1])
+    out = tmp_path / "clean.onnx"
+    subprocess.run([*POLYGRAPHY, "surgeon", "sanitize", str(graph[0]), "--fold-constants", "-o", str(out)],
+                   capture_output=True, check=True)  # fmt: skip
+    assert_unchanged(out, graph)
