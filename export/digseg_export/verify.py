@@ -148,18 +148,23 @@ class Graphs:
     judged = True
 
     def __init__(self, text: Any, segmenter: Any, names: tuple[str, str], stash: Path | None = None) -> None:
-        self.text, self.segmenter = (session(model, stash=stash) for model in (text, segmenter))
-        self.names = names
-        kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-        self.dtype = kinds[next(i.type for i in self.segmenter.get_inputs() if i.name == "text_keys")]
+        self.models, self.stash, self.names = (text, segmenter), stash, names
+        self.held = None if stash else [session(model) for model in self.models]
+
+    def _session(self, stage: int) -> Any:
+        """The stage's session; of a large model it is made for the call, so that one data file is mapped at a time."""
+        return self.held[stage] if self.held else session(self.models[stage], stash=self.stash)
 
     def encode(self, s: Sample) -> tuple[Array, Array]:
-        keys, values = self.text.run(None, {"token_ids": s.token_ids, "token_mask": s.token_mask})
+        keys, values = self._session(0).run(None, {"token_ids": s.token_ids, "token_mask": s.token_mask})
         return keys, values
 
     def segment(self, s: Sample, keys: Array, values: Array) -> Array:
-        feeds = {"image": s.image, "text_keys": keys.astype(self.dtype), "text_values": values.astype(self.dtype)}
-        (logits,) = self.segmenter.run(None, {**feeds, "token_mask": s.token_mask})
+        run = self._session(1)
+        half = next(i.type for i in run.get_inputs() if i.name == "text_keys") == "tensor(float16)"
+        kind = np.float16 if half else np.float32
+        feeds = {"image": s.image, "text_keys": keys.astype(kind), "text_values": values.astype(kind)}
+        (logits,) = run.run(None, {**feeds, "token_mask": s.token_mask})
         return np.asarray(logits)
 
 
