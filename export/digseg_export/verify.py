@@ -40,12 +40,12 @@ class Limits:
     absolute: float | None = None  # largest error of any number; None: not judged
 
 
-LIMITS = {  # bf16 and int8: about four times what the bundled model loses (relative 5e-3 and 2.6e-2)
+LIMITS = {  # wide enough for a model with random weights; the bundled model loses a tenth of them (5e-3 in bf16, 2.6e-2 in int8)
     "fp32": Limits(1e-3, 0.999),
     "fp16": Limits(2e-2, 0.99),
-    "bf16": Limits(2e-2, 0.99),
-    "int8": Limits(1e-1, 0.94),
-    "fp8": Limits(1.2e-1, 0.93),
+    "bf16": Limits(5e-2, 0.97),
+    "int8": Limits(2e-1, 0.90),
+    "fp8": Limits(2e-1, 0.90),
 }
 
 
