@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import typer
 
@@ -49,6 +49,10 @@ def train(
         str | None, typer.Option(help="with --init: directory or hub id of a tiny autoencoder to use instead")
     ] = None,
     student_only: Annotated[bool, typer.Option(help="with --init: leave a trained reference as it is")] = False,
+    detail_blocks: Annotated[
+        int | None,
+        typer.Option(min=0, help="with --init: deepen the student's image stem to this many residual blocks"),
+    ] = None,
     changes: Changes = None,
     scale: Scale = 1.0,
     seed: Seed = 0,
@@ -59,8 +63,10 @@ def train(
     if slot not in ("zero", "noisy"):
         raise UsageError(f"--slot must be zero or noisy, got {slot!r}")
     if init is None:
-        for name, given in (("--autoencoder", autoencoder), ("--student-only", student_only), ("--size", size)):
-            if given:
+        only = {"--autoencoder": autoencoder, "--student-only": student_only or None, "--size": size,
+                "--detail-blocks": detail_blocks}  # fmt: skip
+        for name, given in only.items():
+            if given is not None:
                 raise UsageError(f"{name} applies to --init only; a model trained from nothing has its preset's own")
         if not is_scenes(data):
             raise UsageError(f"training from nothing needs scenes, got --data {data}; for own pictures start from "
@@ -76,7 +82,8 @@ def train(
         )
     else:
         tuned = adjusted(FinetuneConfig(seed=seed, size=size, folder=folder), scale, tensorboard, changes)
-        written = finetune(init, output, tuned, resume, data, slot, autoencoder, student_only)  # type: ignore[arg-type]
+        kind = cast(Literal["zero", "noisy"], slot)
+        written = finetune(init, output, tuned, resume, data, kind, autoencoder, student_only, detail_blocks)
     print(f"checkpoint written to {written}; export it with: digseg-export {written}")
 
 

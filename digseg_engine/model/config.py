@@ -24,6 +24,7 @@ class StudentConfig:
 
     width: common width C of the projected decoder features; heads: text-injection heads;
     head_width: channels Co each prompt's map carries; detail_width: channels of the image stem (0: no stem);
+    detail_blocks: residual blocks of the stem at each of its two resolutions;
     upsample: sub-pixel factor of the last layer, so logits have `upsample` x the latent resolution.
     """
 
@@ -31,11 +32,15 @@ class StudentConfig:
     heads: int = 4
     head_width: int = 24
     detail_width: int = 24
+    detail_blocks: int = 0
     upsample: int = 2
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise UsageError(f"student width must be a multiple of its heads, got {self.width} and {self.heads}")
+        if self.detail_blocks < 0 or (self.detail_blocks and not self.detail_width):
+            raise UsageError(f"student detail_blocks must be 0 or more, and 0 without an image stem, got "
+                             f"{self.detail_blocks} with detail_width {self.detail_width}")  # fmt: skip
         if self.upsample not in (1, 2, 4):
             raise UsageError(f"student upsample must be 1, 2 or 4, got {self.upsample}")
 
@@ -92,7 +97,7 @@ class Preset:
 
 
 TINY = Preset(
-    digseg=DigsegConfig(name="tiny", image_size=128, pathway_heads=4),
+    digseg=DigsegConfig(name="tiny", image_size=128, pathway_heads=4, student=StudentConfig(detail_blocks=2)),
     unet={
         "in_channels": 8,
         "out_channels": 4,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
-from digseg_engine.errors import CheckpointError
+from digseg_engine.errors import CheckpointError, UsageError
 from digseg_engine.model.autoencoder import Autoencoder, build_autoencoder, latent_stride
 from digseg_engine.model.config import DigsegConfig, Preset
 from digseg_engine.model.reference import Reference
@@ -84,6 +84,20 @@ def new_reference(unet: UNet2DConditionModel, config: DigsegConfig) -> Reference
 def new_student(unet: UNet2DConditionModel, config: DigsegConfig, vae: Autoencoder) -> Student:
     """A student around `unet` with fresh injections and head."""
     return Student(unet, config.student, latent_stride(vae), config.train_timesteps)
+
+
+def deepen_stem(checkpoint: Checkpoint, blocks: int) -> None:
+    """Give the student's image stem `blocks` residual blocks per resolution; new ones start as the identity.
+
+    Every mask stays what it was. Raises UsageError when the student has no stem or already more blocks.
+    """
+    config, old = checkpoint.config, checkpoint.student
+    if not config.student.detail_width or blocks < config.student.detail_blocks:
+        raise UsageError(f"the image stem can only be deepened: this student has detail_width "
+                         f"{config.student.detail_width} and {config.student.detail_blocks} blocks, got {blocks}")  # fmt: skip
+    checkpoint.config = replace(config, student=replace(config.student, detail_blocks=blocks))
+    checkpoint.student = new_student(old.unet, checkpoint.config, checkpoint.vae).eval().requires_grad_(False)
+    checkpoint.student.load_state_dict(old.state_dict(), strict=False)
 
 
 def save_checkpoint(checkpoint: Checkpoint, tokenizer_json: str, folder: Path) -> None:

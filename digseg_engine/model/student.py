@@ -58,7 +58,9 @@ class Student(nn.Module):
         self.kernel_slots: Slots = {"text_injection": text_injection}
 
     def _stem(self, config: StudentConfig, latent_stride: int) -> DetailStem:
-        return DetailStem(config.detail_width, self.unet.conv_in.out_channels, config.head_width, latent_stride)
+        return DetailStem(
+            config.detail_width, config.detail_blocks, self.unet.conv_in.out_channels, config.head_width, latent_stride
+        )
 
     @torch.no_grad()
     def set_whitening(self, tokens: Tensor, floor: float = 0.1) -> None:

@@ -43,7 +43,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 UNSEEN_PAIRS = ("blue star", "red ring", "yellow cross", "green triangle", "purple square", "orange circle")
 ALL_PAIRS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 SEEN_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in UNSEEN_PAIRS)
-NAMELESS_SHAPE, NAMELESS_COLOUR = 0.22, 0.18  # shares of training's shapes of no named shape, of no named colour
+NAMELESS_SHAPE, NAMELESS_COLOUR = 0.08, 0.05  # shares of training's shapes of no named shape, of no named colour
 
 
 def _shade(rng: Rng, base: tuple[float, float, float], spread: float = 0.06) -> Field:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from digseg_engine.errors import UsageError
-from digseg_engine.model.pretrained import Checkpoint, load_checkpoint
+from digseg_engine.model.pretrained import Checkpoint, deepen_stem, load_checkpoint
 from digseg_engine.model.reference import Slot
 from digseg_engine.model.stable_diffusion import find_directory, load_stable_diffusion
 from digseg_engine.training.denoising import DenoisingLoss, OneStepLoss, PairSource
@@ -51,12 +51,12 @@ def load_start(folder: Path, slot: Slot = "zero", autoencoder: str | None = None
 
 def finetune(
     source: str, out: Path, config: FinetuneConfig | None = None, resume: bool = False, data: str = "scenes",
-    slot: Slot = "zero", autoencoder: str | None = None, student_only: bool = False,
+    slot: Slot = "zero", autoencoder: str | None = None, student_only: bool = False, detail_blocks: int | None = None,
 ) -> Path:  # fmt: skip
     """Train from `source` into `out`; returns the checkpoint directory.
 
     data: "scenes", "scenes:DOMAIN,..." or a directory of labelled pictures. Raises CheckpointError for an unusable start,
-    UsageError for an occupied `out`, InputError for unusable data.
+    UsageError for an occupied `out`, InputError for unusable data. detail_blocks: see `deepen_stem`.
     """
     config = config or FinetuneConfig()
     run = Run(out, resume, config.seed)
@@ -67,9 +67,12 @@ def finetune(
             f"--student-only needs a DiGSeg checkpoint to start from; {source} is a Stable Diffusion model"
         )
     c.config = replace(c.config, image_size=config.size or c.config.image_size)
-    run.describe(config, init=source, data=data, slot=slot, autoencoder=autoencoder, student_only=student_only)
-    move(c)
     torch.manual_seed(config.seed)
+    if detail_blocks is not None:
+        deepen_stem(c, detail_blocks)
+    asked = {"init": source, "data": data, "slot": slot, "autoencoder": autoencoder}
+    run.describe(config, **asked, student_only=student_only, detail_blocks=detail_blocks)
+    move(c)
     freeze(c.vae, c.text_encoder)
     batches = open_batches(c, data, config, out)
     if not student_only:

@@ -16,7 +16,7 @@ from digseg_engine.training.loop import device_of
 from digseg_engine.training.pool import Pool, SceneBatches, build_pool, to_tensor
 from digseg_engine.training.scenes import DOMAINS
 
-SHARES = {"objects": 0.7, "textures": 0.075, "microscopy": 0.075, "aerial": 0.075, "crops": 0.075}
+SHARES = {"objects": 0.76, "textures": 0.06, "microscopy": 0.06, "aerial": 0.06, "crops": 0.06}
 CROWD = 5  # `objects` has this many times the scenes of another domain
 
 
