@@ -2,6 +2,9 @@
 //
 // On the CPU a graph's float32 twin (`*.fp32.onnx`) over the same stored weights runs where the bundle has one, as in Python.
 // The two graphs are opened side by side: optimising them is most of a start.
+#include <sched.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -96,6 +99,14 @@ std::vector<uint16_t> to_half(const Floats& from) {
   return out;
 }
 
+// How many cores this process may use where it is bound to fewer than the machine has (taskset, a container's cpuset), else
+// 0: ONNX Runtime counts the machine's, and more threads than cores wait for each other.
+int cores_if_bound() {
+  cpu_set_t cores;
+  const int count = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 0;
+  return count < static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)) ? count : 0;
+}
+
 class OrtBackend : public Backend {
  public:
   OrtBackend(const Bundle& bundle, const BackendSettings& settings, bool cuda)
@@ -180,7 +191,8 @@ class OrtBackend : public Backend {
     runtime_.check<ort::CreateSessionOptions>("options", &options.object);
     runtime_.check<ort::SetSessionLogSeverityLevel>("options", options.object, kOrtErrorSeverity);
     runtime_.check<ort::DisableMemPattern>("options", options.object);  // steadier memory when shapes vary
-    if (settings_.threads > 0) runtime_.check<ort::SetIntraOpNumThreads>("options", options.object, settings_.threads);
+    const int threads = settings_.threads > 0 ? settings_.threads : cores_if_bound();
+    if (threads > 0) runtime_.check<ort::SetIntraOpNumThreads>("options", options.object, threads);
     if (!spin) runtime_.check<ort::AddSessionConfigEntry>("options", options.object, "session.intra_op.allow_spinning", "0");
     if (cuda_) add_cuda(options.object);
     if (!cuda_ && !optimised.path.empty()) {

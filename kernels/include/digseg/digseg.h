@@ -116,7 +116,7 @@ typedef struct digseg_options {
   const char *backend;             /* NULL or "auto", "onnxruntime", "onnxruntime-cuda", "tensorrt" */
   const char *onnxruntime_library; /* path; NULL: $DIGSEG_ONNXRUNTIME, then libonnxruntime.so.1 */
   const char *vocabulary;          /* a file written by digseg_engine_save_vocabulary; NULL: the bundle's own, if any */
-  int32_t threads;                 /* CPU threads inside one run; 0: one per core */
+  int32_t threads;                 /* CPU threads inside one run; 0: one per core it may use */
   int32_t device;                  /* GPU number */
   int32_t cached_prompts;          /* folded prompts kept in memory; default 4096 */
   int32_t log_level;               /* least level that is logged; default DIGSEG_LOG_INFO */
