@@ -7,6 +7,7 @@ from digseg_engine.errors import UsageError
 from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.model.config import StudentConfig
 from digseg_engine.model.folding import fold_student
+from digseg_engine.model.pretrained import deepen_stem, load_checkpoint, save_checkpoint
 from digseg_engine.model.student import FoldedText
 from digseg_engine.model.text_pathway import TextInjection, text_injection
 
@@ -144,3 +145,25 @@ def test_impossible_student_sizes_are_refused():
         StudentConfig(width=30, heads=4)
     with pytest.raises(UsageError, match="upsample"):
         StudentConfig(upsample=3)
+
+
+@torch.no_grad()
+def test_a_deeper_stem_starts_as_the_same_student_and_is_stored(nano, raw_tokenizer, tmp_path):
+    image = torch.randn(1, 3, 32, 48)
+    z, text = encode_image(nano.vae, image), nano.student.fold_text(torch.randn(3, 8, 24), torch.ones(3, 8, dtype=torch.bool))
+    before = nano.student(image, z, text)
+    deepen_stem(nano, 2)
+    assert torch.equal(nano.student(image, z, text), before)
+    for name, weight in nano.student.named_parameters():
+        if "detail.fine" in name or "detail.coarse" in name:
+            weight.add_(0.1)  # as training would
+    changed = nano.student(image, z, text)
+    assert (changed - before).abs().max() > 1e-3
+    save_checkpoint(nano, raw_tokenizer.to_str(), tmp_path / "deep")
+    loaded = load_checkpoint(tmp_path / "deep")
+    assert loaded.config.student.detail_blocks == 2
+    torch.testing.assert_close(loaded.student(image, z, text), changed, atol=1e-2, rtol=1e-2)  # stored in fp16
+    with pytest.raises(UsageError, match="can only be deepened: this student has detail_width 8 and 2 blocks, got 1"):
+        deepen_stem(loaded, 1)
+    with pytest.raises(UsageError, match="0 without an image stem"):
+        StudentConfig(detail_width=0, detail_blocks=1)
