@@ -150,7 +150,10 @@ def test_impossible_student_sizes_are_refused():
 @torch.no_grad()
 def test_a_deeper_stem_starts_as_the_same_student_and_is_stored(nano, raw_tokenizer, tmp_path):
     image = torch.randn(1, 3, 32, 48)
-    z, text = encode_image(nano.vae, image), nano.student.fold_text(torch.randn(3, 8, 24), torch.ones(3, 8, dtype=torch.bool))
+    z, text = (
+        encode_image(nano.vae, image),
+        nano.student.fold_text(torch.randn(3, 8, 24), torch.ones(3, 8, dtype=torch.bool)),
+    )
     before = nano.student(image, z, text)
     deepen_stem(nano, 2)
     assert torch.equal(nano.student(image, z, text), before)
