@@ -17,6 +17,7 @@ from digseg_engine.errors import VerificationError
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
 from digseg_engine.runtime.backends.ort_backend import wide_name
 from digseg_engine.runtime.profile import Profile
+from digseg_export.beside import beside
 from digseg_export.calibration import check_folder
 from digseg_export.clock import Clock, Progress
 from digseg_export.graph_check import check_graph
@@ -105,10 +106,10 @@ def trace(checkpoint: Checkpoint, clock: Clock) -> Traced:
     how: dict[str, Any] = {"in_place": True, "filled": filled} if isinstance(checkpoint, Shelved) else {}
     parts = stages(checkpoint, **how)
     inputs = example_inputs(checkpoint, 2 * checkpoint.stride)
-    clock.start("trace text encoder")
-    text = export_text_encoder(parts, inputs)
-    clock.start("trace segmenter")
-    segmenter = export_segmenter(parts, inputs, checkpoint.stride)
+    clock.start("trace graphs")
+    with beside(lambda: export_text_encoder(parts, inputs)) as text_encoder:
+        segmenter = export_segmenter(parts, inputs, checkpoint.stride)
+        text = text_encoder()
     for made in (text, segmenter):
         strip(made)
     return Traced(parts, {TEXT_ENCODER.file: text, SEGMENTER.file: segmenter})

@@ -1,0 +1,57 @@
+"""Two graphs traced at once: one of them in a copy of this process. Tracing is Python, one core each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+
+import onnx
+
+Make = Callable[[], onnx.ModelProto]
+
+
+def second_core() -> bool:
+    """Can a forked copy of this process work beside it?"""
+    return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1
+
+
+@contextmanager
+def beside(make: Make) -> Iterator[Make]:
+    """Start `make` in a forked copy of this process and yield what waits for its graph.
+
+    Without a second core, and when the copy fails in any way (out of memory, say), the graph is made here, when it is asked for.
+    """
+    if not second_core():
+        yield make
+        return
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    copy = context.Process(target=_send, args=(make, theirs), daemon=True)
+    copy.start()
+    theirs.close()
+    try:
+        yield lambda: _receive(ours) or make()
+    finally:
+        copy.terminate()
+        copy.join()
+        ours.close()
+
+
+def _send(make: Make, pipe: Connection) -> None:
+    """In the copy. One thread: OpenMP's others were not copied, and waiting for them would never end."""
+    import torch
+
+    torch.set_num_threads(1)
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the copy lives; a failure is met again by the parent
+    pipe.send_bytes(make().SerializeToString())
+
+
+def _receive(pipe: Connection) -> onnx.ModelProto | None:
+    try:
+        return onnx.ModelProto.FromString(pipe.recv_bytes())
+    except (EOFError, OSError):
+        return None
