@@ -3,7 +3,8 @@
 For every side, a mosaic of scenes is written to disk row by row, segmented in overlapping tiles in a process of its own
 (so that peak memory is its own), and compared with the truth. "Per tile" is the same model on the scenes one by one: what
 tiling should lose nothing against. The distance between the two is in points of mean IoU. The seam figure is the share of
-label changes on tile borders over the share elsewhere, borders of scenes left out; 1 means that nothing can be seen there.
+label changes on tile borders over the share elsewhere, borders of scenes left out, beside the range of the same figure where
+there is no border: inside it, nothing can be seen.
 `--sides 4096 16384 --size 256 --prompts 2 --compare 0 --output benchmarks/results/tiles-memory.json` shows memory alone, in
 a fifth of the time.
 """
@@ -71,19 +72,25 @@ def one_by_one(engine: Engine, picture: np.ndarray, cell: int, prompts: list[str
     return labels
 
 
-def seam(labels: np.ndarray, tile: int, overlap: float, cell: int, grid: int) -> float:
-    """Share of label changes at tile borders relative to other places, along both axes; `grid` is pixels per logit.
+def seam(labels: np.ndarray, tile: int, overlap: float, cell: int, grid: int) -> tuple[float, float, float]:
+    """Share of label changes at tile borders relative to other places, and the 5 to 95 % range of the same figure for the
+    same number of places where no tile ends (the borders moved by 1, 2, ... logits).
 
-    Near the borders of scenes labels change anyway: 4 pixels on either side of them are left out.
+    `grid` is pixels per logit: upsampling puts label changes at preferred places between logits, so only places a whole number
+    of logits apart are compared. Near the borders of scenes labels change anyway: 4 pixels on either side are left out.
     """
     side, part = labels.shape[1], np.asarray(labels[:4096, :4096])
     starts = np.array(positions(side // grid, tile // grid, tile // grid - round(tile // grid * overlap))) * grid
     columns = np.arange(1, part.shape[1])
-    inside = np.abs((columns + cell // 2) % cell - cell // 2) > 4
-    at_tiles = np.isin(columns, [*starts, *(starts + tile)])
+    inside = (np.abs((columns + cell // 2) % cell - cell // 2) > 4) & (columns % grid == 0)
     changes = sum((a[:, 1:] != a[:, :-1]).mean(0) for a in (part, part.T))
-    here, elsewhere = changes[at_tiles & inside], changes[~at_tiles & inside]
-    return float(here.mean() / elsewhere.mean()) if len(here) else float("nan")
+
+    def share(moved: int) -> float:
+        here = np.isin(columns, [*(starts + moved), *(starts + tile + moved)]) & inside
+        return float(changes[here].mean() / changes[inside].mean()) if here.any() else float("nan")
+
+    low, high = np.nanpercentile([share(i * grid) for i in range(1, tile // 4 // grid)], (5, 95))
+    return share(0), float(low), float(high)
 
 
 def peak_mib() -> float:
@@ -115,13 +122,9 @@ def measure(options: argparse.Namespace, side: int, folder: Path) -> dict[str, o
         raise SystemExit(done.stderr)
     row = json.loads(done.stdout.strip().splitlines()[-1])
     found, truth = np.load(row.pop("labels"), mmap_mode="r"), np.load(truth_path, mmap_mode="r")
-    row |= {
-        "side": side,
-        "miou": mean_iou(found, truth, len(names)),
-        "seam": seam(
-            found, options.tile, options.overlap, options.cell, 2 * options.tile // (options.size or options.tile)
-        ),
-    }
+    grid = 2 * options.tile // (options.size or options.tile)
+    here, low, high = seam(found, options.tile, options.overlap, options.cell, grid)
+    row |= {"side": side, "miou": mean_iou(found, truth, len(names)), "seam": here, "seam_where_none_is": [low, high]}
     if side <= options.compare:
         with Engine.load(options.bundle, "onnxruntime") as engine:
             alone = one_by_one(engine, np.load(image, mmap_mode="r"), options.cell, names)
@@ -150,7 +153,7 @@ def main() -> None:
     if options.work:
         work(options, list(CLASSES[options.domain])[: options.prompts])
         return
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    with tempfile.TemporaryDirectory(prefix="tiles.tmp-", dir=Path.cwd()) as folder:
         rows = [measure(options, side, Path(folder)) for side in options.sides]
     about = {"bundle": options.bundle.name, "tile": options.tile, "overlap": options.overlap, "cell": options.cell,
              "size": options.size or options.tile, "prompts": list(CLASSES[options.domain])[: options.prompts],
