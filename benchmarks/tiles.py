@@ -3,8 +3,8 @@
 For every side, a mosaic of scenes is written to disk row by row, segmented in overlapping tiles in a process of its own
 (so that peak memory is its own), and compared with the truth. "Per tile" is the same model on the scenes one by one: what
 tiling should lose nothing against. The distance between the two is in points of mean IoU. The seam figure is the share of
-label changes on tile borders over the share elsewhere, borders of scenes left out, beside the range of the same figure where
-there is no border: inside it, nothing can be seen.
+label changes on tile borders over the share elsewhere, borders of scenes left out; beside it the same figure of the truth, which
+has no tiles, and its range where there is no border. The same as the truth's, within that range: nothing can be seen.
 `--sides 4096 16384 --size 256 --prompts 2 --compare 0 --output benchmarks/results/tiles-memory.json` shows memory alone, in
 a fifth of the time.
 """
@@ -124,7 +124,9 @@ def measure(options: argparse.Namespace, side: int, folder: Path) -> dict[str, o
     found, truth = np.load(row.pop("labels"), mmap_mode="r"), np.load(truth_path, mmap_mode="r")
     grid = 2 * options.tile // (options.size or options.tile)
     here, low, high = seam(found, options.tile, options.overlap, options.cell, grid)
-    row |= {"side": side, "miou": mean_iou(found, truth, len(names)), "seam": here, "seam_where_none_is": [low, high]}
+    there = seam(truth, options.tile, options.overlap, options.cell, grid)[0]
+    row |= {"side": side, "miou": mean_iou(found, truth, len(names))}
+    row |= {"seam": here, "seam_of_the_truth": there, "seam_where_none_is": [low, high]}
     if side <= options.compare:
         with Engine.load(options.bundle, "onnxruntime") as engine:
             alone = one_by_one(engine, np.load(image, mmap_mode="r"), options.cell, names)
