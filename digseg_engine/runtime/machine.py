@@ -34,10 +34,23 @@ def library_versions() -> dict[str, str]:
 
 def device_key() -> dict[str, str]:
     """Processor, cores, GPUs and driver, and the environment variables that change which of them is used."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    about = {"machine": platform.machine(), "processor": processor(), "cores": str(cores), "gpus": _gpus(),
+    about = {"machine": platform.machine(), "processor": processor(), "cores": str(cores()), "gpus": _gpus(),
              "driver": _first_line(Path("/proc/driver/nvidia/version"))}  # fmt: skip
     return {**about, **{name: os.environ[name] for name in WATCHED if name in os.environ}}
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_if_bound() -> int:
+    """`cores` where the machine has more (taskset, a container's cpuset), else 0.
+
+    ONNX Runtime counts the machine's and binds its threads to them: outside what taskset allows, or, where a container forbids
+    that, more threads than cores, which wait for each other.
+    """
+    return cores() if cores() < (os.cpu_count() or 1) else 0
 
 
 def processor() -> str:

@@ -11,12 +11,14 @@ from multiprocessing.connection import Connection
 
 import onnx
 
+from digseg_engine.runtime.machine import cores
+
 Make = Callable[[], onnx.ModelProto]
 
 
 def second_core() -> bool:
     """Can a forked copy of this process work beside it?"""
-    return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1
+    return sys.platform == "linux" and cores() > 1
 
 
 @contextmanager

@@ -52,6 +52,7 @@ def export_text_encoder(parts: Stages, inputs: dict[str, Tensor]) -> onnx.ModelP
 def export_segmenter(parts: Stages, inputs: dict[str, Tensor], stride: int) -> onnx.ModelProto:
     """ONNX of autoencoder, trunk, text injection and mask head, float32."""
     dim = torch.export.Dim
+    # Ranges that the tracer can prove at once; others it corrects and traces again. The graph takes any size, 1 included.
     b, k, length = dim("B", min=2, max=63), dim("K", min=2, max=4096), dim("L", min=2, max=77)
     rows, columns = dim("rows", min=2, max=512), dim("columns", min=2, max=512)
     shapes = {

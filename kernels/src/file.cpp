@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -97,6 +98,11 @@ void write_file(const std::string& path, const std::vector<char>& data) {
     if (wrote > 0) done += static_cast<size_t>(wrote);
   }
   if (fchmod(file.number, 0644) != 0 || fsync(file.number) != 0 || rename(room.c_str(), path.c_str()) != 0) stop("written");
+}
+
+int usable_cores() {
+  cpu_set_t cores;
+  return sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 0;
 }
 
 void* open_library(const std::string& name, std::string& why) {

@@ -1,4 +1,4 @@
-// Files and shared libraries of the operating system.
+// Files, shared libraries and cores, as the operating system has them.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -14,6 +14,9 @@ std::vector<char> read_file(const std::string& path, uint64_t limit);
 std::string file_sha256(const std::string& path);
 // Written beside `path`, flushed, renamed into place.
 void write_file(const std::string& path, const std::vector<char>& data);
+
+// Cores that this process may use; 0 when the system does not say.
+int usable_cores();
 
 // A loaded library; never unloaded, because runtimes keep threads and static state.
 void* open_library(const std::string& name, std::string& why);

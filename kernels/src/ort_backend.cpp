@@ -2,7 +2,6 @@
 //
 // On the CPU a graph's float32 twin (`*.fp32.onnx`) over the same stored weights runs where the bundle has one, as in Python.
 // The two graphs are opened side by side: optimising them is most of a start.
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -100,10 +99,10 @@ std::vector<uint16_t> to_half(const Floats& from) {
 }
 
 // How many cores this process may use where it is bound to fewer than the machine has (taskset, a container's cpuset), else
-// 0: ONNX Runtime counts the machine's, and more threads than cores wait for each other.
+// 0: ONNX Runtime counts the machine's and binds its threads to them, outside what taskset allows, or, where a container forbids
+// that, more threads than cores, which wait for each other.
 int cores_if_bound() {
-  cpu_set_t cores;
-  const int count = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 0;
+  const int count = usable_cores();
   return count < static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)) ? count : 0;
 }
 

@@ -1,6 +1,5 @@
 #include "verdict.hpp"
 
-#include <sched.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -69,13 +68,11 @@ std::string gpus() {
 // Everything that may change the choice.
 std::string key_of(const Bundle& bundle, const BackendSettings& settings) {
   utsname system{};
-  cpu_set_t cores;
   uname(&system);
-  const int count = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 0;
   Sha256 all;
   for (const std::string& part :
        {std::string("digseg " DIGSEG_VERSION), bundle.digest(), onnxruntime_version(settings), tensorrt_state(bundle), std::string(system.machine),
-        processor(), gpus(), std::to_string(count), std::to_string(settings.threads), std::to_string(settings.device),
+        processor(), gpus(), std::to_string(usable_cores()), std::to_string(settings.threads), std::to_string(settings.device),
         variable("CUDA_VISIBLE_DEVICES")})
     all.update(part.c_str(), part.size() + 1);
   return all.hex();

@@ -12,6 +12,7 @@ from digseg_engine.errors import BackendError, UsageError
 from digseg_engine.runtime import backends
 from digseg_engine.runtime.backends import ort_backend, torch_backend
 from digseg_engine.runtime.choice import judge
+from digseg_engine.runtime.machine import cores
 from digseg_engine.runtime.source import open_source
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (70, 50, 3), np.uint8)
@@ -148,3 +149,15 @@ def test_a_brief_engine_gives_the_same_masks(nano_models):
     one, other = (engine.segment(picture, ["red", "a star"]) for engine in (usual, brief))
     assert np.abs(one.logits - other.logits).max() < 1e-4 * np.abs(one.logits).max()
     assert (one.masks == other.masks).mean() > 0.9999
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or cores() < 2, reason="needs two cores to leave one out")
+def test_a_bound_process_takes_no_more_threads_than_cores():
+    code = (
+        "import os, onnxruntime\n"
+        "from digseg_engine.runtime.backends import ort_backend\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "print(ort_backend._options(onnxruntime).intra_op_num_threads)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "1"

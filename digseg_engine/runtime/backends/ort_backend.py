@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from digseg_engine.contract import SEGMENTER, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.runtime.backends import Array, TokenMask, Tokens, Usable
+from digseg_engine.runtime.machine import cores_if_bound
 from digseg_engine.runtime.profile import Profile
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ def _options(runtime: Any) -> Any:
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.enable_mem_pattern = False  # steadier memory when shapes vary
+    options.intra_op_num_threads = cores_if_bound()  # 0: its own choice
     return options
 
 
