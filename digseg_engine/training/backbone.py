@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from digseg_engine.model.mask_head import upsample_sum
-from digseg_engine.model.student import Student
+from digseg_engine.model.student import FoldedText, Student
 from digseg_engine.training.loop import StageConfig, device_of
 from digseg_engine.training.losses import shrink
-from digseg_engine.training.pool import NAMES, SceneBatches
+from digseg_engine.training.pool import NAMES, Drawn, SceneBatches
 from digseg_engine.training.scenes import ALL_PAIRS, CLASSES
 
 PRIMITIVES = tuple(name for name in NAMES if name not in ALL_PAIRS)  # pairs are left to language
@@ -36,7 +36,20 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor, latents: Tensor) -> Tensor:
         """images [B, 3, H, W], latents [B, 4, h, w] -> logits of every class [B, P, h, w]."""
         features, _ = self.student.describe(images, latents)
+        return self.read(features)
+
+    def read(self, features: list[Tensor]) -> Tensor:
+        """Features of every scale -> logits of every class [B, P, h, w]."""
         return upsample_sum([read(x) for read, x in zip(self.classify, features)], self.student.strides)
+
+
+class Tutored(Backbone):
+    """A student that also answers to dense labels while it learns to answer prompts; only the student is kept."""
+
+    def forward(self, images: Tensor, latents: Tensor, text: FoldedText) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """As the student's -> (logits of the prompts [B, K, u*h, u*w], logits of every class [B, P, h, w])."""
+        features, to_head = self.student.describe(images, latents)
+        return self.student.answer(features, to_head, text), self.read(features)
 
 
 def pool_regions(features: list[Tensor], masks: Tensor) -> Tensor:
@@ -48,8 +61,23 @@ def pool_regions(features: list[Tensor], masks: Tensor) -> Tensor:
     return torch.cat(means, dim=1)
 
 
+def dense_loss(logits: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
+    """(BCE over all classes, Dice over those of the pictures' domain) of logits [B, P, h, w], per pixel of the latent grid."""
+    own = [i for i, name in enumerate(PRIMITIVES) if name in CLASSES[drawn.pool.domain]]
+    names, device = [PRIMITIVES[i] for i in own], logits.device
+    labels, weight = torch.zeros_like(logits), torch.ones_like(logits)
+    labels[:, own] = shrink(drawn.pool.masks(drawn.index, names).to(device), logits.shape[-2:])
+    known = drawn.pool.known(drawn.index, names)
+    if known is not None:
+        weight[:, own] = shrink(known.to(device), logits.shape[-2:])
+    bce = (weight * F.binary_cross_entropy_with_logits(logits, labels, reduction="none")).mean((0, 2, 3)).sum()
+    p, y = logits[:, own].sigmoid() * weight[:, own], labels[:, own] * weight[:, own]
+    dice = 1 - (2 * (p * y).sum((0, 2, 3)) + 1) / ((p + y).sum((0, 2, 3)) + 1)
+    return bce, dice.mean()
+
+
 class BackboneLoss:
-    """BCE over all classes and Dice over those of the batch's domain, per pixel of the latent grid."""
+    """Dense labels of single words, a batch of one domain at a time."""
 
     def __init__(self, batches: SceneBatches, config: StageConfig) -> None:
         self.batches, self.config = batches, config
@@ -57,15 +85,5 @@ class BackboneLoss:
     def __call__(self, model: nn.Module, step: int) -> tuple[Tensor, Mapping[str, float]]:
         _, drawn = self.batches.draw(step, self.config.batch)
         device = device_of(model)
-        own = [i for i, name in enumerate(PRIMITIVES) if name in CLASSES[drawn.pool.domain]]
-        logits = model(drawn.images.to(device), drawn.latents.to(device))
-        labels, weight = torch.zeros_like(logits), torch.ones_like(logits)
-        names = [PRIMITIVES[i] for i in own]
-        labels[:, own] = shrink(drawn.pool.masks(drawn.index, names).to(device), logits.shape[-2:])
-        known = drawn.pool.known(drawn.index, names)
-        if known is not None:
-            weight[:, own] = shrink(known.to(device), logits.shape[-2:])
-        bce = (weight * F.binary_cross_entropy_with_logits(logits, labels, reduction="none")).mean((0, 2, 3)).sum()
-        p, y = logits[:, own].sigmoid() * weight[:, own], labels[:, own] * weight[:, own]
-        dice = 1 - (2 * (p * y).sum((0, 2, 3)) + 1) / ((p + y).sum((0, 2, 3)) + 1)
-        return 0.3 * bce + dice.mean(), {"bce": float(bce.detach()), "dice": float(dice.mean().detach())}
+        bce, dice = dense_loss(model(drawn.images.to(device), drawn.latents.to(device)), drawn)
+        return 0.3 * bce + dice, {"bce": float(bce.detach()), "dice": float(dice.detach())}

@@ -15,6 +15,7 @@ from digseg_engine.errors import UsageError
 from digseg_engine.model.pretrained import Checkpoint, deepen_stem, load_checkpoint
 from digseg_engine.model.reference import Slot
 from digseg_engine.model.stable_diffusion import find_directory, load_stable_diffusion
+from digseg_engine.training.backbone import Tutored
 from digseg_engine.training.denoising import DenoisingLoss, OneStepLoss, PairSource
 from digseg_engine.training.folder_batches import FolderOptions, folder_batches
 from digseg_engine.training.loop import StageConfig
@@ -33,6 +34,7 @@ class FinetuneConfig:
     scenes: int = 4000  # per domain, when trained on scenes
     folder: FolderOptions = FolderOptions()  # when trained on a folder of labelled pictures
     size: int | None = None  # pixels; None: the model's own
+    dense: bool = False  # the student learns dense labels of single words beside the prompts (scenes only)
     reference: StageConfig = StageConfig(20000, 4, 3e-5, warmup=100, accumulate=8, ema=0.999, optimizer="adamw")
     one_step: StageConfig = StageConfig(10000, 2, 3e-5, warmup=100, accumulate=16, ema=0.999, optimizer="adamw")
     student: StageConfig = StageConfig(20000, 4, 1e-4, warmup=100, accumulate=4, ema=0.999, optimizer="adamw")
@@ -66,6 +68,10 @@ def finetune(
         raise UsageError(
             f"--student-only needs a DiGSeg checkpoint to start from; {source} is a Stable Diffusion model"
         )
+    if config.dense and not _is_scenes(data):
+        raise UsageError(
+            f"dense labels exist for generated scenes only, got --data {data!r}; leave out --set dense=true"
+        )
     c.config = replace(c.config, image_size=config.size or c.config.image_size)
     torch.manual_seed(config.seed)
     if detail_blocks is not None:
@@ -83,7 +89,8 @@ def finetune(
     freeze(c.reference)
     c.student.requires_grad_(True)
     parts = (c.vae, c.text_encoder, c.tokenizer, c.reference, c.schedule)
-    run.stage("student", c.student, DistillationLoss(batches, *parts, config.student), config.student)
+    learner = Tutored(c.student) if config.dense else c.student
+    run.stage("student", learner, DistillationLoss(batches, *parts, config.student), config.student)
     return run.finish(c, tokenizer_json, start if trained else None)
 
 
@@ -96,13 +103,17 @@ def _train_reference(run: Run, c: Checkpoint, batches: Batches, config: Finetune
     run.stage("one_step", c.reference, OneStepLoss(single, c.schedule), config.one_step)
 
 
+def _is_scenes(data: str) -> bool:
+    return data == "scenes" or data.startswith("scenes:")
+
+
 def open_batches(c: Checkpoint, data: str, config: FinetuneConfig, out: Path) -> Batches:
     """Training batches from scenes, or from a directory of labelled pictures."""
     size = config.size or c.config.image_size
     if size % c.stride or size < 2 * c.stride:
         raise UsageError(f"training size must be a multiple of {c.stride} for this model, at least {2 * c.stride}, "
                          f"got {size}")  # fmt: skip
-    if data == "scenes" or data.startswith("scenes:"):
+    if _is_scenes(data):
         pools = scene_pools(parse_domains(data), config.scenes, size, out / "pools")
         cache_latents(c.vae, pools, out / "pools")
         return scene_batches(pools, config.seed)

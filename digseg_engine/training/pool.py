@@ -90,6 +90,7 @@ class Batch:
     queries: list[Query]
     masks: Tensor  # [B, K, S, S] in 0..1
     valid: Tensor | None = None  # [B, K or 1, S, S] in 0..1, 0 where nobody knows the label; None: all pixels count
+    drawn: Drawn | None = None  # where the pictures come from, when every region's names are known
 
     def of(self, pictures: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor | None]:
         """Masks [P, S, S] and valid pixels [P, 1, S, S] of P (picture, prompt) pairs."""
@@ -99,7 +100,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         valid = None if self.valid is None else self.valid.to(device)
-        return Batch(self.images.to(device), self.latents.to(device), self.queries, self.masks.to(device), valid)
+        moved = self.images.to(device), self.latents.to(device), self.queries, self.masks.to(device)
+        return Batch(*moved, valid, self.drawn)
 
 
 def to_tensor(images: NDArray[np.uint8]) -> Tensor:
@@ -191,7 +193,7 @@ class SceneBatches:
         queries = [phrase(rng, name) for name in choose_names(rng, present, self.names, prompts)]
         names = [query.name for query in queries]
         masks, known = drawn.pool.masks(drawn.index, names), drawn.pool.known(drawn.index, names)
-        return Batch(drawn.images, drawn.latents, queries, masks, known)
+        return Batch(drawn.images, drawn.latents, queries, masks, known, drawn)
 
     def phrase(self, rng: np.random.Generator, name: str) -> Query:
         return phrase(rng, name)

@@ -17,7 +17,7 @@ from digseg_engine.model.reference import Reference
 from digseg_engine.model.sampler import Schedule, sample
 from digseg_engine.model.student import Student
 from digseg_engine.text import PromptTokenizer, pad_tokens
-from digseg_engine.training.backbone import pool_regions
+from digseg_engine.training.backbone import Tutored, dense_loss, pool_regions
 from digseg_engine.training.loop import StageConfig, device_of, unwrap
 from digseg_engine.training.losses import mask_loss, ranking_loss, shrink, shrink_labels
 from digseg_engine.training.pool import Batch, Batches, SceneBatches
@@ -25,6 +25,7 @@ from digseg_engine.training.prompts import encode_text
 
 Parts = Mapping[str, float]
 CROP = 32
+DENSE = 1.0  # weight of dense labels beside the prompts
 
 
 class AutoencoderLoss:
@@ -110,7 +111,10 @@ class AlignmentLoss:
 
 
 class DistillationLoss:
-    """Student logits against ground truth, and on every 16th step also against the reference's N-step masks."""
+    """Student logits against ground truth, and on every 16th step also against the reference's N-step masks.
+
+    A `Tutored` student is taught by dense labels too, with the weight `DENSE`.
+    """
 
     def __init__(
         self, batches: Batches, vae: Autoencoder, text: CLIPTextModel, tokenizer: PromptTokenizer,
@@ -124,12 +128,19 @@ class DistillationLoss:
         batch = self.batches.batch(step, self.config.batch, self.config.prompts).to(device_of(student))
         with torch.no_grad():
             text, mask = encode_text(self.text, self.tokenizer, [q.text for q in batch.queries])
-        bare: Student = unwrap(student)
-        logits = student(batch.images, batch.latents, bare.fold_text(text, mask))
+        bare: Student | Tutored = unwrap(student)
+        tutored = isinstance(bare, Tutored)
+        folded = (bare.student if tutored else bare).fold_text(text, mask)
+        answer = student(batch.images, batch.latents, folded)
+        logits: Tensor = answer[0] if tutored else answer
         labels = shrink_labels(batch.masks, batch.valid, logits.shape[-2:])
         (bce, dice), rank = mask_loss(logits, *labels), ranking_loss(logits, *labels)
         loss = 2 * bce + dice + 0.5 * rank
         parts = {"bce": float(bce.detach()), "dice": float(dice.detach()), "rank": float(rank.detach())}
+        if tutored and batch.drawn is not None:
+            bce, dice = dense_loss(answer[1], batch.drawn)
+            loss = loss + DENSE * (0.3 * bce + dice)
+            parts["dense"] = float(dice.detach())
         if step % self.every == 0:
             imitation = self._imitation(batch, logits, text, mask, step)
             loss = loss + 0.5 * imitation

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from digseg_engine.training.backbone import PRIMITIVES, Backbone, BackboneLoss, pool_regions
+from digseg_engine.training.backbone import PRIMITIVES, Backbone, BackboneLoss, Tutored, dense_loss, pool_regions
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.muon import Muon
 from digseg_engine.training.pool import INDEX, SceneBatches, build_pool, look_alikes
 from digseg_engine.training.scenes import ALL_PAIRS
+from digseg_engine.training.stages import DistillationLoss
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +110,22 @@ def test_look_alikes_are_present_pairs_of_few_colours():
         assert len(chosen) == 4 and set(chosen) <= set(present[:5])
         assert len({name.split()[0] for name in chosen}) <= 3
     assert look_alikes(rng, ["red", "star"], 4) == ["red", "star"]
+
+
+def test_a_tutored_student_answers_as_the_student_and_every_weight_learns(batches, nano):
+    model = Tutored(nano.student).train().requires_grad_(True)
+    parts = (nano.vae, nano.text_encoder, nano.tokenizer, nano.reference, nano.schedule)
+    loss = DistillationLoss(batches, *parts, StageConfig(1, 4, 1e-3, prompts=3), every=10**9)
+    value, figures = loss(model, 0)
+    alone, plain = loss(nano.student, 0)
+    assert {**plain, "dense": figures["dense"]} == pytest.approx(figures)
+    bce, dice = dense_loss(model.read(described(model, batches)), batches.batch(0, 4, 3).drawn)
+    assert float((value - alone).detach()) == pytest.approx(float((0.3 * bce + dice).detach()), rel=1e-3)
+    value.backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.classify.parameters())
+    nano.student.eval().requires_grad_(False)
+
+
+def described(model, batches):
+    batch = batches.batch(0, 4, 3)
+    return model.student.describe(batch.images, batch.latents)[0]

@@ -96,12 +96,23 @@ def test_stable_diffusion_to_masks(tmp_path, raw_tokenizer, style):
     assert result.masks.shape == (2, 100, 80)
 
 
+def test_a_tutored_run_keeps_the_student_alone(tmp_path, nano_folder):
+    settings = FinetuneConfig(scenes=8, size=64, dense=True, student=replace(SHORT, precision="bf16"))
+    folder = finetune(str(nano_folder), tmp_path / "run", settings, data="scenes:crops", student_only=True)
+    before, after = load_checkpoint(nano_folder).student.state_dict(), load_checkpoint(folder).student.state_dict()
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert "dense" in (folder / "training" / "student.csv").read_text().splitlines()[0]
+
+
 def test_unusable_settings_are_refused_before_any_work(tmp_path, nano_folder, raw_tokenizer):
     with pytest.raises(UsageError, match="multiple of 8"):
         finetune(str(nano_folder), tmp_path / "a", FinetuneConfig(scenes=4, size=60))
     sd = write_directory(tmp_path / "sd", raw_tokenizer)
     with pytest.raises(UsageError, match="--student-only needs a DiGSeg checkpoint"):
         finetune(str(sd), tmp_path / "b", student_only=True)
+    with pytest.raises(UsageError, match="generated scenes only"):
+        finetune(str(nano_folder), tmp_path / "b", FinetuneConfig(dense=True), data=str(tmp_path / "own"))
     with pytest.raises(UsageError, match="no trained reference"):
         distill(str(sd), tmp_path / "c")
     with pytest.raises(UsageError, match="below the teacher's 4 steps"):
