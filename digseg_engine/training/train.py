@@ -15,7 +15,7 @@ from digseg_engine.errors import UsageError
 from digseg_engine.model.config import preset
 from digseg_engine.model.pretrained import build
 from digseg_engine.text import PromptTokenizer
-from digseg_engine.training.backbone import Backbone, BackboneLoss
+from digseg_engine.training.backbone import Backbone, BackboneLoss, Tutored
 from digseg_engine.training.denoising import DenoisingLoss, PairSource
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.prompts import typical_tokens
@@ -32,11 +32,12 @@ class TrainConfig:
     seed: int = 0
     scenes: int = 4000
     size: int = 128
+    dense: bool = True  # the student learns dense labels of single words beside the prompts
     autoencoder: StageConfig = StageConfig(1000, 48, 2e-3, optimizer="adamw")
     backbone: StageConfig = StageConfig(2800, 16, 5e-3, compile=True)
     text: StageConfig = StageConfig(600, 16, 2e-3, prompts=32)
     reference: StageConfig = StageConfig(500, 16, 3e-3, compile=True)
-    student: StageConfig = StageConfig(3600, 8, 4e-3, compile=True)
+    student: StageConfig = StageConfig(4200, 16, 4e-3, prompts=8, compile=True)
 
 
 def train(name: str, out: Path, config: TrainConfig | None = None, resume: bool = False, data: str = "scenes") -> Path:
@@ -76,5 +77,6 @@ def train(name: str, out: Path, config: TrainConfig | None = None, resume: bool 
     freeze(c.reference)
     # 5. Student.
     parts = (c.vae, c.text_encoder, c.tokenizer, c.reference, c.schedule)
-    run.stage("student", c.student, DistillationLoss(batches, *parts, config.student), config.student)
+    learner = Tutored(c.student) if config.dense else c.student
+    run.stage("student", learner, DistillationLoss(batches, *parts, config.student), config.student)
     return run.finish(c, raw.to_str(pretty=True))
