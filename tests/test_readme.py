@@ -77,3 +77,12 @@ def test_figures_are_the_committed_ones():
         assert alone == f"{results['student'][f'{name}, each prompt alone']:.3f}"
     for domain in ("objects", "textures", "microscopy", "aerial", "crops"):
         assert f"{domain} {100 * results['student'][f'{domain}, false area, each prompt alone']:.2f} %" in TEXT
+
+
+def test_the_domain_left_out_has_the_committed_figures():
+    import json
+
+    found = json.loads((ROOT / "benchmarks" / "results" / "leave-one-out.json").read_text())
+    for when in ("before", "after"):
+        assert f"{found[when]['mIoU']:.3f}" in TEXT
+    assert found["command"] in TEXT.replace("\n", " ")
