@@ -68,6 +68,8 @@ def train(
         for name, given in only.items():
             if given is not None:
                 raise UsageError(f"{name} applies to --init only; a model trained from nothing has its preset's own")
+        from digseg_engine.training.scenes import is_scenes
+
         if not is_scenes(data):
             raise UsageError(f"training from nothing needs scenes, got --data {data}; for own pictures start from "
                              "pretrained weights with --init")  # fmt: skip
@@ -125,12 +127,10 @@ def adjusted(settings: Settings, scale: float, tensorboard: bool, changes: list[
     return with_tensorboard(settings) if tensorboard else settings
 
 
-def is_scenes(data: str) -> bool:
-    return data == "scenes" or data.startswith("scenes:")
-
-
 def folder_options(data: str, layout: str | None, split: str, cached_crops: int, workers: int) -> Any:
     """The `FolderOptions` of a run. Raises UsageError when options of a folder are given with scenes."""
+    from digseg_engine.training.scenes import is_scenes
+
     if is_scenes(data) and (layout, split, cached_crops) != (None, "train", 0):
         raise UsageError("--layout, --split and --cached-crops describe a folder of labelled pictures; "
                          f"--data is {data} here")  # fmt: skip

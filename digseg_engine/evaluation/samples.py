@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import Rule
 from digseg_engine.training.datasets import dataset_splits, open_dataset
-from digseg_engine.training.scenes import ALL_PAIRS, CLASSES, Query, scene
+from digseg_engine.training.scenes import ALL_PAIRS, CLASSES, Query, is_scenes, scene
 
 TEST_SEED = 1_000_000
 OVERLAPPING = ("microscopy",)  # a nucleus is part of its cell
@@ -115,7 +115,7 @@ def open_samples(
 
     count: scenes per domain, or at most so many pictures of a folder. Raises UsageError or InputError.
     """
-    if data == "scenes" or data.startswith("scenes:"):
+    if is_scenes(data):
         from digseg_engine.training.sources import parse_domains
 
         if layout or split:

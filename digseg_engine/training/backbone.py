@@ -61,8 +61,8 @@ def pool_regions(features: list[Tensor], masks: Tensor) -> Tensor:
     return torch.cat(means, dim=1)
 
 
-def dense_loss(logits: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
-    """(BCE over all classes, Dice over those of the pictures' domain) of logits [B, P, h, w], per pixel of the latent grid."""
+def dense_loss(logits: Tensor, drawn: Drawn) -> tuple[Tensor, Mapping[str, float]]:
+    """0.3 BCE over all classes + Dice over those of the pictures' domain, for logits [B, P, h, w]; and the two alone."""
     own = [i for i, name in enumerate(PRIMITIVES) if name in CLASSES[drawn.pool.domain]]
     names, device = [PRIMITIVES[i] for i in own], logits.device
     labels, weight = torch.zeros_like(logits), torch.ones_like(logits)
@@ -72,8 +72,8 @@ def dense_loss(logits: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
         weight[:, own] = shrink(known.to(device), logits.shape[-2:])
     bce = (weight * F.binary_cross_entropy_with_logits(logits, labels, reduction="none")).mean((0, 2, 3)).sum()
     p, y = logits[:, own].sigmoid() * weight[:, own], labels[:, own] * weight[:, own]
-    dice = 1 - (2 * (p * y).sum((0, 2, 3)) + 1) / ((p + y).sum((0, 2, 3)) + 1)
-    return bce, dice.mean()
+    dice = (1 - (2 * (p * y).sum((0, 2, 3)) + 1) / ((p + y).sum((0, 2, 3)) + 1)).mean()
+    return 0.3 * bce + dice, {"bce": float(bce.detach()), "dice": float(dice.detach())}
 
 
 class BackboneLoss:
@@ -85,5 +85,4 @@ class BackboneLoss:
     def __call__(self, model: nn.Module, step: int) -> tuple[Tensor, Mapping[str, float]]:
         _, drawn = self.batches.draw(step, self.config.batch)
         device = device_of(model)
-        bce, dice = dense_loss(model(drawn.images.to(device), drawn.latents.to(device)), drawn)
-        return 0.3 * bce + dice, {"bce": float(bce.detach()), "dice": float(dice.detach())}
+        return dense_loss(model(drawn.images.to(device), drawn.latents.to(device)), drawn)

@@ -24,6 +24,7 @@ from digseg_engine.training.finetune import FinetuneConfig, load_start, open_bat
 from digseg_engine.training.folder_batches import FolderOptions
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.run import Run, freeze, move
+from digseg_engine.training.scenes import is_scenes
 from digseg_engine.training.stages import DistillationLoss
 
 
@@ -84,7 +85,7 @@ def distill(
 def report_samples(c: Checkpoint, config: DistillConfig, data: str) -> list[Samples]:
     """What the report is made on: test scenes, or the held-out split of the folder that was trained on."""
     size = c.config.image_size
-    if data == "scenes" or data.startswith("scenes:"):
+    if is_scenes(data):
         return [TestScenes(domain, config.report_scenes, size) for domain in ("microscopy", "aerial", "crops")]
     return open_samples(data, config.report_scenes, size, config.folder.layout)
 

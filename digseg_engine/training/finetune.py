@@ -22,6 +22,7 @@ from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.pool import Batches
 from digseg_engine.training.prompts import typical_tokens
 from digseg_engine.training.run import Run, freeze, move
+from digseg_engine.training.scenes import is_scenes
 from digseg_engine.training.sources import cache_latents, parse_domains, scene_batches, scene_pools
 from digseg_engine.training.stages import DistillationLoss
 
@@ -68,7 +69,7 @@ def finetune(
         raise UsageError(
             f"--student-only needs a DiGSeg checkpoint to start from; {source} is a Stable Diffusion model"
         )
-    if config.dense and not _is_scenes(data):
+    if config.dense and not is_scenes(data):
         raise UsageError(
             f"dense labels exist for generated scenes only, got --data {data!r}; leave out --set dense=true"
         )
@@ -103,17 +104,13 @@ def _train_reference(run: Run, c: Checkpoint, batches: Batches, config: Finetune
     run.stage("one_step", c.reference, OneStepLoss(single, c.schedule), config.one_step)
 
 
-def _is_scenes(data: str) -> bool:
-    return data == "scenes" or data.startswith("scenes:")
-
-
 def open_batches(c: Checkpoint, data: str, config: FinetuneConfig, out: Path) -> Batches:
     """Training batches from scenes, or from a directory of labelled pictures."""
     size = config.size or c.config.image_size
     if size % c.stride or size < 2 * c.stride:
         raise UsageError(f"training size must be a multiple of {c.stride} for this model, at least {2 * c.stride}, "
                          f"got {size}")  # fmt: skip
-    if _is_scenes(data):
+    if is_scenes(data):
         pools = scene_pools(parse_domains(data), config.scenes, size, out / "pools")
         cache_latents(c.vae, pools, out / "pools")
         return scene_batches(pools, config.seed)

@@ -16,7 +16,18 @@ from digseg_engine.errors import UsageError
 from digseg_engine.training.domains import ALL_PAIRS, CLASSES, COLOURS, PAINTERS, SEEN_PAIRS, UNSEEN_PAIRS
 from digseg_engine.training.painting import SHAPES, speckle
 
-__all__ = ["ALL_PAIRS", "CLASSES", "DOMAINS", "SEEN_PAIRS", "UNSEEN_PAIRS", "Query", "Scene", "phrase", "scene"]
+__all__ = [
+    "ALL_PAIRS",
+    "CLASSES",
+    "DOMAINS",
+    "SEEN_PAIRS",
+    "UNSEEN_PAIRS",
+    "Query",
+    "Scene",
+    "is_scenes",
+    "phrase",
+    "scene",
+]
 
 DOMAINS = tuple(PAINTERS)
 SPLITS = ("train", "test", "demo")
@@ -92,6 +103,11 @@ def scene(seed: int, domain: str, size: int = 128, split: str = "train") -> Scen
     image = speckle(rng, image * np.float32(light), rng.uniform(0.005, 0.035))
     pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
     return Scene(pixels, ids, tuple(names), domain, seed)
+
+
+def is_scenes(data: str) -> bool:
+    """Does --data name generated scenes (not a folder)?"""
+    return data == "scenes" or data.startswith("scenes:")
 
 
 def phrase(rng: np.random.Generator, name: str) -> Query:

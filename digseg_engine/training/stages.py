@@ -25,7 +25,6 @@ from digseg_engine.training.prompts import encode_text
 
 Parts = Mapping[str, float]
 CROP = 32
-DENSE = 1.0  # weight of dense labels beside the prompts
 
 
 class AutoencoderLoss:
@@ -113,7 +112,7 @@ class AlignmentLoss:
 class DistillationLoss:
     """Student logits against ground truth, and on every 16th step also against the reference's N-step masks.
 
-    A `Tutored` student is taught by dense labels too, with the weight `DENSE`.
+    A `Tutored` student is taught by dense labels too (see `backbone.py`).
     """
 
     def __init__(
@@ -138,9 +137,9 @@ class DistillationLoss:
         loss = 2 * bce + dice + 0.5 * rank
         parts = {"bce": float(bce.detach()), "dice": float(dice.detach()), "rank": float(rank.detach())}
         if tutored and batch.drawn is not None:
-            bce, dice = dense_loss(answer[1], batch.drawn)
-            loss = loss + DENSE * (0.3 * bce + dice)
-            parts["dense"] = float(dice.detach())
+            dense, words = dense_loss(answer[1], batch.drawn)
+            loss = loss + dense
+            parts["dense"] = words["dice"]
         if step % self.every == 0:
             imitation = self._imitation(batch, logits, text, mask, step)
             loss = loss + 0.5 * imitation
