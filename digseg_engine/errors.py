@@ -21,6 +21,10 @@ class InputError(DigsegError):
     exit_code = 2
 
 
+class OutputError(DigsegError):
+    """A result cannot be written: disk full, no permission, name too long, something else in its place."""
+
+
 class BundleError(DigsegError):
     """A bundle is incomplete, damaged, or of another format version."""
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import run_program
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
@@ -109,8 +110,13 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory):
-    """The bundled model exported by scripts/demo.sh (`digseg-export --precision fp16`); shared by all workers of a run."""
+    """The bundled model exported by scripts/demo.sh (`digseg-export --precision fp16`); shared by all workers of a run.
+
+    DIGSEG_TEST_BUNDLE names one exported before, for the daily loop: an export takes minutes."""
     from filelock import FileLock
+
+    if ready := os.environ.get("DIGSEG_TEST_BUNDLE"):
+        return Path(ready)
 
     base = tmp_path_factory.getbasetemp()
     room = (base.parent if base.name.startswith("popen-") else base) / "exported"
@@ -128,6 +134,4 @@ def run_command(*command: str, cwd: Path, env: dict[str, str] | None = None) -> 
     """Run one of the project's commands as a user does, from another directory."""
     environment = {**os.environ, "COLUMNS": "160", **(env or {})}
     program = shutil.which(command[0], path=str(Path(sys.executable).parent)) or command[0]
-    return subprocess.run(
-        [program, *command[1:]], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900, check=False
-    )
+    return run_program([program, *command[1:]], cwd=cwd, env=environment)

@@ -3,24 +3,21 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from programs import run_program
 
 
 @pytest.mark.slow
 def test_two_exports_differ_in_their_date_alone(pico_folder, tmp_path):
     program = shutil.which("digseg-export", path=str(Path(sys.executable).parent)) or "digseg-export"
     command = [program, str(pico_folder), "--rtol", "0.05", "--min-iou", "0.5", "-o"]
-    running = [
-        subprocess.Popen([*command, name], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for name in ("a", "b")
-    ]
-    for process in running:
-        said = process.communicate(timeout=900)
-        assert process.returncode == 0, said
+    with ThreadPoolExecutor(2) as both:
+        for done in both.map(lambda name: run_program([*command, name], cwd=tmp_path), ("a", "b")):
+            assert done.returncode == 0, done.stdout + done.stderr
     names = sorted(os.listdir(tmp_path / "a"))
     assert names == sorted(os.listdir(tmp_path / "b")) and {"segmenter.onnx", "segmenter.data", "manifest.json"} <= set(
         names

@@ -1,11 +1,11 @@
 """The `sd21` preset at its full size: counts and shapes without memory (meta device), and once with real weights."""
 
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
+from programs import run_program
 
 from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.model.config import SD21
@@ -64,7 +64,7 @@ def test_a_full_size_picture_goes_through(hollow):
 @pytest.mark.skipif(os.environ.get("DIGSEG_TEST_SLOW") != "1", reason="a minute and 10 GB: set DIGSEG_TEST_SLOW=1")
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in Linux's unit")
 def test_built_with_real_weights_it_holds_them_once():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=1200, check=False)
+    done = run_program([sys.executable, "-c", PROGRAM])
     assert done.returncode == 0, done.stderr[-3000:]
     weights, peak = (int(word) for word in done.stdout.split()[:2])
     print(f"peak {peak / 1e9:.2f} GB for {LOADED:.2f} GB of weights, {done.stdout.split()[2]} s")

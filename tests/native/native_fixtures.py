@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from programs import run_program
 
 __all__ = ["environment", "installed", "library", "native", "native_bundle", "slow"]
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
@@ -19,9 +20,7 @@ slow = pytest.mark.skipif(os.environ.get("DIGSEG_TEST_SLOW") != "1", reason="min
 
 
 def run(*command: object, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False, timeout=1200, **options
-    )
+    return run_program(command, **options)
 
 
 def succeed(*command: object, **options) -> str:

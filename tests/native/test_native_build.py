@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from native_fixtures import *  # noqa: F403
 from PIL import Image
+from programs import run_program
 
 from digseg_engine import Engine
 
@@ -27,9 +28,7 @@ target_link_libraries(app_static PRIVATE digseg::digseg_static)
 
 
 def run(*command, **options):
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False, timeout=600, **options
-    )
+    done = run_program(command, **options)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

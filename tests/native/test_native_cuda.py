@@ -1,17 +1,17 @@
 """The CUDA sources: their CPU twins agree with the library's resizing; they compile where nvcc is, and run where a GPU is."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from native_fixtures import slow
+from programs import run_program
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 
 
 def run(*command):
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=1500)
+    return run_program(command)
 
 
 def test_the_twins_agree_with_the_library(tmp_path):

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from native_fixtures import *  # noqa: F403
 from native_fixtures import slow
 from PIL import Image
+from programs import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "docs" / name for name in ("embedding.md", "jetson.md")]
@@ -39,8 +39,7 @@ def test_the_build_script_leaves_a_library_and_masks(native_bundle, tmp_path):
     if shutil.which("cmake") is None or shutil.which("g++") is None:
         pytest.skip("no cmake or g++ here")
     environment = {**os.environ, "DIGSEG_BUNDLE": str(native_bundle), "DIGSEG_NATIVE_BUILD": str(tmp_path / "build")}
-    done = subprocess.run(["bash", str(ROOT / "scripts/native.sh"), str(tmp_path)], env=environment, capture_output=True,
-                          text=True, check=False, timeout=1200)  # fmt: skip
+    done = run_program(["bash", ROOT / "scripts/native.sh", tmp_path], env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "native/include/digseg/digseg.h").is_file() and list(
         tmp_path.glob("native/lib*/**/libdigseg.so")

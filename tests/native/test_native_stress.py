@@ -1,15 +1,13 @@
 """Threads, memory and abuse: small counts here, the full ones marked slow and under sanitizers in kernels/tests/sanitize.sh."""
 
-import subprocess
-
 import pytest
 from native_fixtures import *  # noqa: F403
 from native_fixtures import slow
+from programs import run_program
 
 
 def stress(installed, environment, *arguments):
-    done = subprocess.run([str(installed / "programs" / "stress"), *map(str, arguments)], capture_output=True, text=True,
-                          env=environment, check=False, timeout=3000)  # fmt: skip
+    done = run_program([installed / "programs" / "stress", *arguments], env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

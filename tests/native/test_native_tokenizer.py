@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from native_fixtures import *  # noqa: F403
+from programs import run_program
 from tokenizers import Tokenizer
 
 from digseg_engine.bundle import sha256
@@ -89,7 +90,7 @@ def clip_vocabulary(room: Path) -> Path:
         "open_clip_torch==3.3.0",
     ]
     try:
-        done = subprocess.run(fetch, capture_output=True, text=True, check=False, timeout=120)
+        done = run_program(fetch, limit=120)
     except subprocess.TimeoutExpired:
         pytest.skip("CLIP's vocabulary could not be fetched in two minutes; set DIGSEG_CLIP_VOCABULARY")
     wheels = list(room.glob("open_clip_torch-*.whl"))

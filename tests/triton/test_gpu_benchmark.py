@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from programs import run_program
 
 import digseg_triton
 
@@ -19,7 +20,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(digseg_triton.__path__[0]).parent), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return run_program(command, env=environment)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from programs import LIMIT
 
 pytest.importorskip("triton.language", reason="triton is not installed: nothing to compile with")
 
@@ -35,7 +36,7 @@ def compiled():
     ]  # fmt: skip
     resources, broken = {}, []
     for process in running:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=LIMIT)
         assert process.returncode in (0, 1), err
         answer = json.loads(out)
         resources |= {(row["arch"], row["case"]): row for row in answer["results"]}
