@@ -14,7 +14,8 @@ MODULES = {
 }
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "skimage", "matplotlib", "onnx", "onnxscript"}
 TORCH_FREE = ("digseg_engine.contract", "digseg_engine.errors", "digseg_engine.files", "digseg_engine.bundle",
-              "digseg_engine.images", "digseg_engine.text", "digseg_engine.runtime", "digseg_engine.cli", "digseg_engine.commands",
+              "digseg_engine.images", "digseg_engine.text", "digseg_engine.runtime", "digseg_engine.cli",
+              "digseg_engine.commands",
               "digseg_engine.__init__", "digseg_engine.arguments", "digseg_engine.evaluation.command",
               "digseg_engine.data_command", "digseg_engine.training_commands")  # fmt: skip
 
