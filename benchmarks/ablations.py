@@ -31,11 +31,11 @@ from digseg_engine.evaluation.score import evaluate
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint, new_reference, new_student
 from digseg_engine.model.reference import Reference, expand_conv_in
 from digseg_engine.runtime.machine import processor
-from digseg_engine.training.denoising import DenoisingLoss, OneStepLoss, PairSource
 from digseg_engine.training.loop import Loss, StageConfig, train_stage
-from digseg_engine.training.pool import Pool
-from digseg_engine.training.sources import cache_latents, parse_domains, scene_batches, scene_pools
-from digseg_engine.training.stages import DistillationLoss
+from digseg_engine.training.objectives.denoising import DenoisingLoss, OneStepLoss, PairSource
+from digseg_engine.training.objectives.student import DistillationLoss
+from digseg_engine.worlds.pool import Pool
+from digseg_engine.worlds.sources import cache_latents, parse_domains, scene_batches, scene_pools
 
 RESULTS = Path(__file__).with_name("results")
 BASE = "W|0"  # zero slot, one step, text pathway, pretrained U-Net

@@ -26,11 +26,11 @@ from digseg_engine.evaluation.samples import TestScenes
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.model.pretrained import load_checkpoint
 from digseg_engine.runtime.machine import processor
-from digseg_engine.training.finetune import FinetuneConfig, finetune
 from digseg_engine.training.loop import StageConfig
+from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
+from digseg_engine.training.recipes.tiny import TrainConfig, train
 from digseg_engine.training.run import scaled, stages_of
-from digseg_engine.training.scenes import DOMAINS
-from digseg_engine.training.train import TrainConfig, train
+from digseg_engine.worlds.scenes import DOMAINS
 
 RESULTS = Path(__file__).with_name("results")
 

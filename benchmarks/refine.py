@@ -18,7 +18,7 @@ from digseg_engine import Engine
 from digseg_engine.model.pretrained import BUNDLED
 from digseg_engine.runtime.choice import pair_iou
 from digseg_engine.runtime.machine import device_key
-from digseg_engine.training.scenes import DOMAINS, Scene, scene
+from digseg_engine.worlds.scenes import DOMAINS, Scene, scene
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TEST_SEED = 3_000_000

@@ -24,7 +24,7 @@ import numpy as np
 from digseg_engine import Engine
 from digseg_engine.runtime.blending import positions
 from digseg_engine.runtime.machine import device_key
-from digseg_engine.training.scenes import CLASSES, scene
+from digseg_engine.worlds.scenes import CLASSES, scene
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TEST_SEED = 2_000_000

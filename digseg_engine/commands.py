@@ -39,7 +39,7 @@ def scenes(
     """Paint labelled test pictures (PNG) to try the model on."""
     from PIL import Image
 
-    from digseg_engine.training.scenes import DOMAINS, scene
+    from digseg_engine.worlds.scenes import DOMAINS, scene
 
     check_output(output)
     for name in DOMAINS if domain == "all" else (domain,):

@@ -24,8 +24,8 @@ def data(
     from rich.console import Console
     from rich.progress import Progress
 
-    from digseg_engine.training.datasets import open_dataset
-    from digseg_engine.training.survey import class_table, contact_sheet, survey
+    from digseg_engine.data.datasets import open_dataset
+    from digseg_engine.data.survey import class_table, contact_sheet, survey
 
     if output.suffix.lower() != ".png" or output.is_dir():
         raise UsageError(f"output {output} must be a .png file; choose another with -o")

@@ -68,15 +68,15 @@ def train(
         for name, given in only.items():
             if given is not None:
                 raise UsageError(f"{name} applies to --init only; a model trained from nothing has its preset's own")
-        from digseg_engine.training.scenes import is_scenes
+        from digseg_engine.worlds.scenes import is_scenes
 
         if not is_scenes(data):
             raise UsageError(f"training from nothing needs scenes, got --data {data}; for own pictures start from "
                              "pretrained weights with --init")  # fmt: skip
     folder = folder_options(data, layout, split, cached_crops, workers)
-    from digseg_engine.training.finetune import FinetuneConfig, finetune
-    from digseg_engine.training.train import TrainConfig
-    from digseg_engine.training.train import train as from_nothing
+    from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
+    from digseg_engine.training.recipes.tiny import TrainConfig
+    from digseg_engine.training.recipes.tiny import train as from_nothing
 
     if init is None:
         written = from_nothing(
@@ -106,8 +106,8 @@ def distill(
     resume: Resume = False,
 ) -> None:
     """Distil a reference to few steps and to the one-pass student; reports quality and cost at every number of steps."""
-    from digseg_engine.training.distill import DistillConfig
-    from digseg_engine.training.distill import distill as run
+    from digseg_engine.training.recipes.distill import DistillConfig
+    from digseg_engine.training.recipes.distill import distill as run
 
     if not all(part.strip().isdigit() for part in steps.split(",")):
         raise UsageError(f"--steps must be whole numbers separated by commas, such as 1,2,4, got {steps!r}")
@@ -129,11 +129,11 @@ def adjusted(settings: Settings, scale: float, tensorboard: bool, changes: list[
 
 def folder_options(data: str, layout: str | None, split: str, cached_crops: int, workers: int) -> Any:
     """The `FolderOptions` of a run. Raises UsageError when options of a folder are given with scenes."""
-    from digseg_engine.training.scenes import is_scenes
+    from digseg_engine.worlds.scenes import is_scenes
 
     if is_scenes(data) and (layout, split, cached_crops) != (None, "train", 0):
         raise UsageError("--layout, --split and --cached-crops describe a folder of labelled pictures; "
                          f"--data is {data} here")  # fmt: skip
-    from digseg_engine.training.folder_batches import FolderOptions
+    from digseg_engine.data.batches import FolderOptions
 
     return FolderOptions(layout, split, cached_crops, workers)

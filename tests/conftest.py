@@ -50,7 +50,7 @@ def nano_preset():
 
 @pytest.fixture(scope="session")
 def raw_tokenizer():
-    from digseg_engine.training.vocabulary import train_tokenizer
+    from digseg_engine.worlds.vocabulary import train_tokenizer
 
     return train_tokenizer(704)
 

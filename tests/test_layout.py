@@ -19,6 +19,14 @@ TORCH_FREE = ("digseg_engine.contract", "digseg_engine.errors", "digseg_engine.f
               "digseg_engine.__init__", "digseg_engine.arguments", "digseg_engine.evaluation.command",
               "digseg_engine.data_command", "digseg_engine.training_commands")  # fmt: skip
 
+NEVER = {  # which packages of ours a package never imports, not even inside a function
+    "data": ("worlds", "training", "evaluation", "runtime", "commands"),
+    "worlds": ("training", "evaluation", "runtime", "commands"),
+    "evaluation": ("training", "commands"),
+    "training.objectives": ("training.recipes", "evaluation", "commands"),
+    "model": ("data", "worlds", "training", "evaluation", "runtime", "commands"),
+}
+
 
 def imports(path: Path, top_level_only: bool) -> set[str]:
     tree = ast.parse(path.read_text())
@@ -51,8 +59,11 @@ def test_import_direction(module):
         assert not hits(at_load, HEAVY | {"digseg_engine.model", "digseg_engine.training", "digseg_export"})
     if module.startswith("digseg_engine.model"):
         assert not hits(everywhere, {"digseg_engine.training", "digseg_engine.runtime", "digseg_export"})
-    if module in ("digseg_engine.errors", "digseg_engine.contract"):
+    if module in ("digseg_engine.errors", "digseg_engine.contract", "digseg_engine.files"):
         assert not hits(everywhere, {"digseg_engine.runtime", "digseg_engine.bundle", "digseg_engine.model"})
+    for package, forbidden in NEVER.items():
+        if module.startswith(f"digseg_engine.{package}"):
+            assert not hits(everywhere, {f"digseg_engine.{name}" for name in forbidden})
 
 
 @pytest.mark.parametrize("module", MODULES)

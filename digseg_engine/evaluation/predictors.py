@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from digseg_engine.bundle import MANIFEST, read_manifest
+from digseg_engine.data.wordings import encode_text
 from digseg_engine.errors import UsageError
 from digseg_engine.images import fit, unfit
 from digseg_engine.model.autoencoder import decode_mask, encode_image
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
 from digseg_engine.model.student import FoldedText
-from digseg_engine.training.prompts import encode_text
 
 Logits = NDArray[np.float32]
 Predict = Callable[[NDArray[np.uint8], list[str]], Logits]  # [H, W, 3], K prompts -> [K, H, W], 0 is the border

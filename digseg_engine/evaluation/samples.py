@@ -10,10 +10,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from digseg_engine.data.datasets import dataset_splits, open_dataset
+from digseg_engine.data.query import Query
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import Rule
-from digseg_engine.training.datasets import dataset_splits, open_dataset
-from digseg_engine.training.scenes import ALL_PAIRS, CLASSES, Query, is_scenes, scene
+from digseg_engine.worlds.scenes import ALL_PAIRS, CLASSES, is_scenes, scene
 
 TEST_SEED = 1_000_000
 OVERLAPPING = ("microscopy",)  # a nucleus is part of its cell
@@ -116,7 +117,7 @@ def open_samples(
     count: scenes per domain, or at most so many pictures of a folder. Raises UsageError or InputError.
     """
     if is_scenes(data):
-        from digseg_engine.training.sources import parse_domains
+        from digseg_engine.worlds.sources import parse_domains
 
         if layout or split:
             raise UsageError("--layout and --split describe a folder of labelled pictures; --data is scenes here")

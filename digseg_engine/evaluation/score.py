@@ -17,7 +17,7 @@ from digseg_engine.evaluation.metrics import Score, Scores
 from digseg_engine.evaluation.predictors import Predict, choose_predictor, decide
 from digseg_engine.evaluation.report import write_report
 from digseg_engine.evaluation.samples import Samples, open_samples
-from digseg_engine.training.scenes import SEEN_PAIRS, UNSEEN_PAIRS
+from digseg_engine.worlds.scenes import SEEN_PAIRS, UNSEEN_PAIRS
 
 
 def evaluate(predict: Predict, samples: Samples, tick: Callable[[int], None] = lambda done: None) -> Scores:

@@ -6,6 +6,7 @@ starting point that is already a working codec.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, TypeAlias
 
 import torch
@@ -87,3 +88,11 @@ def _carry_colours(conv: nn.Conv2d) -> None:
             conv.weight[colour, colour, 1:, 1:] = 0.25  # the 2 x 2 pixels of this output pixel
         else:
             conv.weight[colour, colour, 1, 1] = 1
+
+
+def fingerprint(vae: Autoencoder) -> str:
+    """Short hash of an autoencoder's weights and scale."""
+    digest = hashlib.sha256(str(vae.config.scaling_factor).encode())
+    for name, value in sorted(vae.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:12]

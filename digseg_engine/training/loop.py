@@ -126,11 +126,6 @@ def unwrap(module: Any) -> Any:
     return getattr(module, "module", module)
 
 
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module's weights are."""
-    return next(module.parameters()).device
-
-
 def _accelerator(config: StageConfig) -> Accelerator:
     """This stage's own accelerator. The library shares one precision per process, so that of the last stage is forgotten
     (of the shared state only the precision and plugins are lost, process group and device stay)."""

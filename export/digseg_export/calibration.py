@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from digseg_engine.errors import DigsegError, InputError
 from digseg_engine.images import as_rgb, fit
 from digseg_engine.model.pretrained import Checkpoint
-from digseg_engine.training.scenes import DOMAINS, scene
+from digseg_engine.worlds.scenes import DOMAINS, scene
 from digseg_export.shelf import Shelved, working_size
 
 SCENES_PER_DOMAIN = 8

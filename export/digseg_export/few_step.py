@@ -29,7 +29,7 @@ from digseg_engine.images import fit
 from digseg_engine.model.autoencoder import raw_latent
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
 from digseg_engine.model.sampler import sample
-from digseg_engine.training.scenes import scene
+from digseg_engine.worlds.scenes import scene
 from digseg_export.clock import Clock, Progress
 from digseg_export.emulate import emulate
 from digseg_export.graph_check import check_graph

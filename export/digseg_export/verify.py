@@ -21,7 +21,7 @@ from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.runtime.choice import pair_iou
 from digseg_engine.runtime.profile import Profile
-from digseg_engine.training.scenes import CLASSES, DOMAINS, scene
+from digseg_engine.worlds.scenes import CLASSES, DOMAINS, scene
 from digseg_export.ranges import session
 from digseg_export.shelf import Shelved, computing, working_size
 from digseg_export.to_onnx import Stages

@@ -9,7 +9,7 @@ from conftest import run_command
 from PIL import Image
 
 from digseg_engine import __version__
-from digseg_engine.training.scenes import scene
+from digseg_engine.worlds.scenes import scene
 
 
 @pytest.fixture

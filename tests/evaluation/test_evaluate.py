@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from digseg_engine.data.query import Query
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.metrics import Score, outline_band
 from digseg_engine.evaluation.panel import CELL, GAP, GROUP, panel
@@ -15,7 +16,7 @@ from digseg_engine.evaluation.predictors import decide, reference_predictor, stu
 from digseg_engine.evaluation.report import write_report
 from digseg_engine.evaluation.samples import Sample, TestScenes, open_samples, scene_queries
 from digseg_engine.evaluation.score import evaluate, figures, score_model
-from digseg_engine.training.scenes import SEEN_PAIRS, UNSEEN_PAIRS, Query, phrase
+from digseg_engine.worlds.scenes import SEEN_PAIRS, UNSEEN_PAIRS, phrase
 from tests.training import dataset_trees
 
 

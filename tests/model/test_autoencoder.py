@@ -54,8 +54,8 @@ def test_masks_are_pictures_of_minus_one_and_one(source, request):
 
 @torch.no_grad()
 def test_bundled_autoencoder_carries_masks_and_colours(tiny):
-    from digseg_engine.training.pool import to_tensor
-    from digseg_engine.training.scenes import scene
+    from digseg_engine.data.batch import to_tensor
+    from digseg_engine.worlds.scenes import scene
 
     one = scene(5, "objects", 64, "test")
     wanted = torch.from_numpy(one.mask(one.names()[0]))[None]

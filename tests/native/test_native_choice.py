@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from native_fixtures import *  # noqa: F403
 
-from digseg_engine.training.scenes import scene
+from digseg_engine.worlds.scenes import scene
 
 PROMPTS = ["road", "something that is green"]
 

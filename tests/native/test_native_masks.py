@@ -9,7 +9,7 @@ from native_fixtures import *  # noqa: F403
 from PIL import Image as PillowImage
 
 from digseg_engine import Engine
-from digseg_engine.training.scenes import scene
+from digseg_engine.worlds.scenes import scene
 
 PROMPTS = ["red", "road", "nucleus", "something that is green"]
 

@@ -100,7 +100,7 @@ def pascal_context_mat(root: Path) -> list[int]:
     """The original: .mat files with 459 labels, whose names are in labels.txt; `dog` is 113 there and `table` 397."""
     from scipy.io import savemat
 
-    from digseg_engine.training.layouts import known_layout
+    from digseg_engine.data.layouts import known_layout
 
     values = [1, 113, 397, 459]
     names = {1: "accordion", 113: "dog", 397: "table", 459: "zebra"}

@@ -4,9 +4,9 @@ latents. Arguments: checkpoint, folder of pictures, output folder, micro-batches
 import sys
 from pathlib import Path
 
-from digseg_engine.training.finetune import FinetuneConfig, finetune
-from digseg_engine.training.folder_batches import FolderOptions
+from digseg_engine.data.batches import FolderOptions
 from digseg_engine.training.loop import StageConfig
+from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
 
 
 def main(checkpoint: str, data: str, out: Path, accumulate: int) -> None:

@@ -4,12 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from digseg_engine.training.backbone import PRIMITIVES, Backbone, BackboneLoss, Tutored, dense_loss, pool_regions
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.muon import Muon
-from digseg_engine.training.pool import INDEX, SceneBatches, build_pool, look_alikes
-from digseg_engine.training.scenes import ALL_PAIRS
-from digseg_engine.training.stages import DistillationLoss
+from digseg_engine.training.objectives.dense import (
+    PRIMITIVES,
+    Backbone,
+    BackboneLoss,
+    Tutored,
+    dense_loss,
+    pool_regions,
+)
+from digseg_engine.training.objectives.student import DistillationLoss
+from digseg_engine.worlds.pool import INDEX, SceneBatches, build_pool, look_alikes
+from digseg_engine.worlds.scenes import ALL_PAIRS
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from dataset_trees import grey, label_map, picture
 
-from digseg_engine.training.classes import parse_classes
-from digseg_engine.training.datasets import layout_names
+from digseg_engine.data.classes import parse_classes
+from digseg_engine.data.datasets import layout_names
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
 BLOCKS = dict(re.findall(r"^```(json|python)\n(.*?)^```", TEXT, re.M | re.S))

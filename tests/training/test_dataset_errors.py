@@ -9,8 +9,8 @@ import pytest
 from dataset_trees import CLASSES, TREES, grey, label_map, own, palette, picture
 from PIL import Image
 
+from digseg_engine.data.datasets import IGNORE, open_dataset
 from digseg_engine.errors import InputError, UsageError
-from digseg_engine.training.datasets import IGNORE, open_dataset
 
 
 def read(folder, **options):

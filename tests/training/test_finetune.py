@@ -9,12 +9,12 @@ import torch
 
 from digseg_engine.errors import UsageError
 from digseg_engine.model.pretrained import load_checkpoint
-from digseg_engine.training.denoising import DenoisingLoss, FewStepLoss, OneStepLoss, PairSource
-from digseg_engine.training.distill import DistillConfig, distill
-from digseg_engine.training.finetune import FinetuneConfig, finetune
 from digseg_engine.training.loop import StageConfig
-from digseg_engine.training.pool import SceneBatches, build_pool
-from digseg_engine.training.sources import cache_latents, parse_domains
+from digseg_engine.training.objectives.denoising import DenoisingLoss, FewStepLoss, OneStepLoss, PairSource
+from digseg_engine.training.recipes.distill import DistillConfig, distill
+from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
+from digseg_engine.worlds.pool import SceneBatches, build_pool
+from digseg_engine.worlds.sources import cache_latents, parse_domains
 from tests.model.sd_directories import write_directory
 
 SHORT = StageConfig(2, 2, 1e-4, prompts=3, warmup=1, optimizer="adamw")

@@ -7,12 +7,12 @@ import pytest
 import torch
 from dataset_trees import TREES, grey, label_map, own, picture
 
+from digseg_engine.data.batches import FolderOptions, folder_batches
+from digseg_engine.data.crops import CropLoader, draw_crop
+from digseg_engine.data.datasets import IGNORE, Item, open_dataset
 from digseg_engine.errors import InputError, UsageError
 from digseg_engine.model.autoencoder import encode_image
-from digseg_engine.training.crops import CropLoader, draw_crop
-from digseg_engine.training.datasets import IGNORE, Item, open_dataset
-from digseg_engine.training.finetune import FinetuneConfig, open_batches
-from digseg_engine.training.folder_batches import FolderOptions, folder_batches
+from digseg_engine.training.recipes.finetune import FinetuneConfig, open_batches
 
 
 @pytest.fixture

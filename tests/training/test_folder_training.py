@@ -9,11 +9,11 @@ from conftest import run_command
 from dataset_trees import TREES, own
 from PIL import Image
 
+from digseg_engine.data.batches import FolderOptions
 from digseg_engine.model.pretrained import load_checkpoint
-from digseg_engine.training.distill import DistillConfig, distill
-from digseg_engine.training.finetune import FinetuneConfig, finetune
-from digseg_engine.training.folder_batches import FolderOptions
 from digseg_engine.training.loop import StageConfig
+from digseg_engine.training.recipes.distill import DistillConfig, distill
+from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
 
 SHORT = StageConfig(2, 2, 1e-3, prompts=3, warmup=1, optimizer="adamw")
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from digseg_engine.errors import UsageError
 from digseg_engine.training.loop import StageConfig, train_stage
+from digseg_engine.training.recipes.tiny import TrainConfig
 from digseg_engine.training.run import with_tensorboard
-from digseg_engine.training.train import TrainConfig
 
 
 class Line(nn.Module):

@@ -2,7 +2,14 @@
 
 import torch
 
-from digseg_engine.training.losses import dice_loss, latent_error, mask_loss, ranking_loss, shrink, shrink_labels
+from digseg_engine.training.objectives.losses import (
+    dice_loss,
+    latent_error,
+    mask_loss,
+    ranking_loss,
+    shrink,
+    shrink_labels,
+)
 
 
 def drawn(seed=0, shape=(2, 3, 8, 12)):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from digseg_engine.errors import UsageError
-from digseg_engine.training.domains import COLOURS, NAMELESS_COLOUR, NAMELESS_SHAPE, _cut
-from digseg_engine.training.nameless import CLEARANCE, NAMELESS_SHAPES, nameless_colour
-from digseg_engine.training.painting import SHAPES, local
-from digseg_engine.training.scenes import (
+from digseg_engine.worlds.domains import COLOURS, NAMELESS_COLOUR, NAMELESS_SHAPE, _cut
+from digseg_engine.worlds.nameless import CLEARANCE, NAMELESS_SHAPES, nameless_colour
+from digseg_engine.worlds.painting import SHAPES, local
+from digseg_engine.worlds.scenes import (
     CLASSES,
     DOMAINS,
     SEEN_PAIRS,
@@ -32,7 +32,7 @@ def test_a_scene_is_the_same_in_another_process():
     import sys
     import zlib
 
-    code = "from digseg_engine.training.scenes import *; import zlib; print([zlib.crc32(scene(3, d, 64).image) for d in DOMAINS])"
+    code = "from digseg_engine.worlds.scenes import *; import zlib; print([zlib.crc32(scene(3, d, 64).image) for d in DOMAINS])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str([zlib.crc32(scene(3, d, 64).image) for d in DOMAINS])
 
@@ -104,7 +104,7 @@ def test_shapes_are_closed_and_about_as_large_as_their_radius(name):
 
 
 def test_photographs_are_cut_from_disjoint_halves(monkeypatch):
-    from digseg_engine.training import domains
+    from digseg_engine.worlds import domains
 
     columns = np.broadcast_to(np.arange(512, dtype=np.float32)[None], (512, 512))
     monkeypatch.setattr(domains, "_photograph", lambda name: columns)

@@ -9,11 +9,11 @@ from torch import nn
 
 from digseg_engine.errors import TrainingError, UsageError
 from digseg_engine.training.loop import StageConfig, train_stage
-from digseg_engine.training.losses import dice_loss, mask_loss, shrink
-from digseg_engine.training.pool import NAMES, SceneBatches, build_pool
+from digseg_engine.training.objectives.losses import dice_loss, mask_loss, shrink
+from digseg_engine.training.recipes.tiny import TrainConfig
 from digseg_engine.training.run import with_settings
-from digseg_engine.training.scenes import UNSEEN_PAIRS, scene
-from digseg_engine.training.train import TrainConfig
+from digseg_engine.worlds.pool import NAMES, SceneBatches, build_pool
+from digseg_engine.worlds.scenes import UNSEEN_PAIRS, scene
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 def test_the_whole_run_trains_saves_and_loads(tmp_path, nano_preset, monkeypatch):
     from digseg_engine.model import config
     from digseg_engine.model.pretrained import load_checkpoint
-    from digseg_engine.training import train as module
+    from digseg_engine.training.recipes import tiny as module
 
     monkeypatch.setitem(config.PRESETS, "tiny", nano_preset)
     short = StageConfig(3, 8, 1e-3, prompts=6, warmup=1)
@@ -149,8 +149,8 @@ def test_the_whole_run_trains_saves_and_loads(tmp_path, nano_preset, monkeypatch
 
 
 def test_presets_that_need_pretrained_weights_are_refused(tmp_path):
+    from digseg_engine.training.recipes.tiny import TrainConfig, train
     from digseg_engine.training.run import scaled
-    from digseg_engine.training.train import TrainConfig, train
 
     with pytest.raises(UsageError, match="pretrained"):
         train("sd21", tmp_path / "x")

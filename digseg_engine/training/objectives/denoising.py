@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel
 
+from digseg_engine.data.batch import Batches
+from digseg_engine.data.wordings import encode_text
 from digseg_engine.model.autoencoder import Autoencoder, decode_mask, encode_mask
+from digseg_engine.model.devices import device_of
 from digseg_engine.model.reference import Reference
 from digseg_engine.model.sampler import Schedule, sample, trailing_timesteps
 from digseg_engine.text import PromptTokenizer
-from digseg_engine.training.loop import StageConfig, device_of
-from digseg_engine.training.losses import latent_error, mask_loss
-from digseg_engine.training.pool import Batches
-from digseg_engine.training.prompts import encode_text
+from digseg_engine.training.loop import StageConfig
+from digseg_engine.training.objectives.losses import latent_error, mask_loss
 
 Parts = Mapping[str, float]
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from digseg_engine.training.classes import IGNORE
-from digseg_engine.training.datasets import Dataset, Item
-from digseg_engine.training.masks import Ids
+from digseg_engine.data.classes import IGNORE
+from digseg_engine.data.datasets import Dataset, Item
+from digseg_engine.data.masks import Ids
 
 SMALLEST = 8  # pixels of the picture that a crop must span
 

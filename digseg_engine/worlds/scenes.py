@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from digseg_engine.data.query import Query
 from digseg_engine.errors import UsageError
-from digseg_engine.training.domains import ALL_PAIRS, CLASSES, COLOURS, PAINTERS, SEEN_PAIRS, UNSEEN_PAIRS
-from digseg_engine.training.painting import SHAPES, speckle
+from digseg_engine.worlds.domains import ALL_PAIRS, CLASSES, COLOURS, PAINTERS, SEEN_PAIRS, UNSEEN_PAIRS
+from digseg_engine.worlds.painting import SHAPES, speckle
 
 __all__ = [
     "ALL_PAIRS",
@@ -22,7 +23,6 @@ __all__ = [
     "DOMAINS",
     "SEEN_PAIRS",
     "UNSEEN_PAIRS",
-    "Query",
     "Scene",
     "is_scenes",
     "phrase",
@@ -51,14 +51,6 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "grass": ("lawn", "grass texture"),
     "gravel": ("gravel stones", "small stones"),
 }
-
-
-@dataclass(frozen=True)
-class Query:
-    """A prompt as typed and the canonical name whose region it means."""
-
-    text: str
-    name: str
 
 
 @dataclass(frozen=True)

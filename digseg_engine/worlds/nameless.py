@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from digseg_engine.training.painting import Field, Rng, box, circle, triangle
+from digseg_engine.worlds.painting import Field, Rng, box, circle, triangle
 
 CLEARANCE = 0.3  # a nameless colour keeps this RGB distance from every named one
 ATTEMPTS = 1000

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import torch
 
+from digseg_engine.data.batch import Batches
+from digseg_engine.data.batches import FolderOptions, folder_batches
+from digseg_engine.data.wordings import typical_tokens
 from digseg_engine.errors import UsageError
 from digseg_engine.model.pretrained import Checkpoint, deepen_stem, load_checkpoint
 from digseg_engine.model.reference import Slot
 from digseg_engine.model.stable_diffusion import find_directory, load_stable_diffusion
-from digseg_engine.training.backbone import Tutored
-from digseg_engine.training.denoising import DenoisingLoss, OneStepLoss, PairSource
-from digseg_engine.training.folder_batches import FolderOptions, folder_batches
 from digseg_engine.training.loop import StageConfig
-from digseg_engine.training.pool import Batches
-from digseg_engine.training.prompts import typical_tokens
+from digseg_engine.training.objectives.denoising import DenoisingLoss, OneStepLoss, PairSource
+from digseg_engine.training.objectives.dense import Tutored
+from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.run import Run, freeze, move
-from digseg_engine.training.scenes import is_scenes
-from digseg_engine.training.sources import cache_latents, parse_domains, scene_batches, scene_pools
-from digseg_engine.training.stages import DistillationLoss
+from digseg_engine.worlds.scenes import is_scenes
+from digseg_engine.worlds.sources import cache_latents, parse_domains, scene_batches, scene_pools
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -10,11 +9,12 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 
+from digseg_engine.data.batch import to_tensor
 from digseg_engine.errors import UsageError
-from digseg_engine.model.autoencoder import Autoencoder, encode_image, raw_latent
-from digseg_engine.training.loop import device_of
-from digseg_engine.training.pool import Pool, SceneBatches, build_pool, to_tensor
-from digseg_engine.training.scenes import DOMAINS
+from digseg_engine.model.autoencoder import Autoencoder, encode_image, fingerprint, raw_latent
+from digseg_engine.model.devices import device_of
+from digseg_engine.worlds.pool import Pool, SceneBatches, build_pool
+from digseg_engine.worlds.scenes import DOMAINS
 
 SHARES = {"objects": 0.76, "textures": 0.06, "microscopy": 0.06, "aerial": 0.06, "crops": 0.06}
 CROWD = 5  # `objects` has this many times the scenes of another domain
@@ -64,11 +64,3 @@ def cache_latents(vae: Autoencoder, pools: dict[str, Pool], cache: Path) -> None
                 latents = torch.cat([encode_image(vae, chunk).half().cpu() for chunk in chunks]).contiguous()
                 save_file({"latents": latents}, stored)
             pool.latents = load_file(stored)["latents"]
-
-
-def fingerprint(vae: Autoencoder) -> str:
-    """Short hash of an autoencoder's weights and scale."""
-    digest = hashlib.sha256(str(vae.config.scaling_factor).encode())
-    for name, value in sorted(vae.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:12]

@@ -11,8 +11,8 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from digseg_engine.training.nameless import NAMELESS_SHAPES, nameless_colour
-from digseg_engine.training.painting import (
+from digseg_engine.worlds.nameless import NAMELESS_SHAPES, nameless_colour
+from digseg_engine.worlds.painting import (
     SHAPES,
     Field,
     Rng,

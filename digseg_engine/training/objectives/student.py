@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel
 
+from digseg_engine.data.batch import Batch, Batches
+from digseg_engine.data.wordings import encode_text
 from digseg_engine.model.autoencoder import Autoencoder, decode_mask, draw_mask, raw_latent
+from digseg_engine.model.devices import device_of
 from digseg_engine.model.reference import Reference
 from digseg_engine.model.sampler import Schedule, sample
 from digseg_engine.model.student import Student
 from digseg_engine.text import PromptTokenizer, pad_tokens
-from digseg_engine.training.backbone import Tutored, dense_loss, pool_regions
-from digseg_engine.training.loop import StageConfig, device_of, unwrap
-from digseg_engine.training.losses import mask_loss, ranking_loss, shrink, shrink_labels
-from digseg_engine.training.pool import Batch, Batches, SceneBatches
-from digseg_engine.training.prompts import encode_text
+from digseg_engine.training.loop import StageConfig, unwrap
+from digseg_engine.training.objectives.dense import Tutored, dense_loss, pool_regions
+from digseg_engine.training.objectives.losses import mask_loss, ranking_loss, shrink, shrink_labels
+from digseg_engine.worlds.pool import SceneBatches
 
 Parts = Mapping[str, float]
 CROP = 32

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from digseg_engine.model.devices import device_of
 from digseg_engine.model.mask_head import upsample_sum
 from digseg_engine.model.student import FoldedText, Student
-from digseg_engine.training.loop import StageConfig, device_of
-from digseg_engine.training.losses import shrink
-from digseg_engine.training.pool import NAMES, Drawn, SceneBatches
-from digseg_engine.training.scenes import ALL_PAIRS, CLASSES
+from digseg_engine.training.loop import StageConfig
+from digseg_engine.training.objectives.losses import shrink
+from digseg_engine.worlds.pool import NAMES, Drawn, SceneBatches
+from digseg_engine.worlds.scenes import ALL_PAIRS, CLASSES
 
 PRIMITIVES = tuple(name for name in NAMES if name not in ALL_PAIRS)  # pairs are left to language
 RARE = -2.0  # starting logit: a pixel belongs to few classes

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from digseg_engine.data.query import Query
 from digseg_engine.text import PromptTokenizer, pad_tokens
-from digseg_engine.training.scenes import Query
 
 Phrase = Callable[[np.random.Generator, str], Query]
 

@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from digseg_engine.data.classes import EXAMPLE, ClassTable, parse_classes, read_classes
 from digseg_engine.errors import InputError, UsageError
 from digseg_engine.images import SUFFIXES as PICTURES
-from digseg_engine.training.classes import EXAMPLE, ClassTable, parse_classes, read_classes
 
 TABLES = Path(__file__).resolve().parent.parent / "assets" / "datasets"
 OWN = "folder"

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from digseg_engine.data.query import Query
 from digseg_engine.errors import InputError
-from digseg_engine.training.scenes import Query
 
 IGNORE = -1  # a pixel that counts neither in training nor in evaluation
 BACKGROUND = -2  # a pixel of none of the classes: every prompt is wrong there

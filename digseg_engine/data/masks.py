@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from digseg_engine.data.classes import BACKGROUND, IGNORE, UNKNOWN, ClassTable, colour_text
 from digseg_engine.errors import InputError
 from digseg_engine.images import decode
-from digseg_engine.training.classes import BACKGROUND, IGNORE, UNKNOWN, ClassTable, colour_text
 
 Ids = NDArray[np.int16]
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp")

@@ -12,15 +12,14 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from digseg_engine.data.batch import Batch, choose_names, to_tensor
+from digseg_engine.data.classes import IGNORE
+from digseg_engine.data.crops import CropLoader, Crops
+from digseg_engine.data.datasets import Dataset, open_dataset
+from digseg_engine.data.query import Query
 from digseg_engine.errors import UsageError
-from digseg_engine.model.autoencoder import Autoencoder, encode_image, latent_stride
-from digseg_engine.training.classes import IGNORE
-from digseg_engine.training.crops import CropLoader, Crops
-from digseg_engine.training.datasets import Dataset, open_dataset
-from digseg_engine.training.loop import device_of
-from digseg_engine.training.pool import Batch, choose_names, to_tensor
-from digseg_engine.training.scenes import Query
-from digseg_engine.training.sources import fingerprint
+from digseg_engine.model.autoencoder import Autoencoder, encode_image, fingerprint, latent_stride
+from digseg_engine.model.devices import device_of
 
 Encode = Callable[[Crops], Tensor]
 

@@ -13,19 +13,19 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from digseg_engine.data.batches import FolderOptions
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import Predict, reference_predictor, student_predictor
 from digseg_engine.evaluation.samples import Samples, TestScenes, open_samples
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.model.stable_diffusion import find_directory
-from digseg_engine.training.denoising import FewStepLoss, PairSource
-from digseg_engine.training.finetune import FinetuneConfig, load_start, open_batches
-from digseg_engine.training.folder_batches import FolderOptions
 from digseg_engine.training.loop import StageConfig
+from digseg_engine.training.objectives.denoising import FewStepLoss, PairSource
+from digseg_engine.training.objectives.student import DistillationLoss
+from digseg_engine.training.recipes.finetune import FinetuneConfig, load_start, open_batches
 from digseg_engine.training.run import Run, freeze, move
-from digseg_engine.training.scenes import is_scenes
-from digseg_engine.training.stages import DistillationLoss
+from digseg_engine.worlds.scenes import is_scenes
 
 
 @dataclass(frozen=True)

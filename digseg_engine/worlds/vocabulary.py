@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from digseg_engine.training.pool import TRAIN_NAMES
-from digseg_engine.training.scenes import phrase
+from digseg_engine.worlds.pool import TRAIN_NAMES
+from digseg_engine.worlds.scenes import phrase
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 # CLIP's split: contractions, runs of letters, single digits, runs of anything else.

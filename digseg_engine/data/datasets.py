@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from digseg_engine.data.classes import BACKGROUND, IGNORE, ClassTable
+from digseg_engine.data.layouts import Layout, Part, Record, find_layout, layout_names, list_records
+from digseg_engine.data.masks import Ids, read_mask
+from digseg_engine.data.query import Query
 from digseg_engine.errors import InputError, UsageError
 from digseg_engine.images import read_image
-from digseg_engine.training.classes import BACKGROUND, IGNORE, ClassTable
-from digseg_engine.training.layouts import Layout, Part, Record, find_layout, layout_names, list_records
-from digseg_engine.training.masks import Ids, read_mask
-from digseg_engine.training.scenes import Query
 
 __all__ = ["BACKGROUND", "IGNORE", "Dataset", "Item", "dataset_splits", "layout_names", "open_dataset"]
 

@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 from rich.text import Text
 
+from digseg_engine.data.classes import BACKGROUND, IGNORE
+from digseg_engine.data.datasets import Dataset, Item
+from digseg_engine.data.layouts import stray_masks
 from digseg_engine.errors import InputError
-from digseg_engine.training.classes import BACKGROUND, IGNORE
-from digseg_engine.training.datasets import Dataset, Item
-from digseg_engine.training.layouts import stray_masks
 
 CELL, MARGIN, LINE, COLUMNS = 256, 8, 16, 3
 Counts = NDArray[np.int64]

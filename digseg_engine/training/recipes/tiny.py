@@ -11,18 +11,18 @@ from pathlib import Path
 
 import torch
 
+from digseg_engine.data.wordings import typical_tokens
 from digseg_engine.errors import UsageError
 from digseg_engine.model.config import preset
 from digseg_engine.model.pretrained import build
 from digseg_engine.text import PromptTokenizer
-from digseg_engine.training.backbone import Backbone, BackboneLoss, Tutored
-from digseg_engine.training.denoising import DenoisingLoss, PairSource
 from digseg_engine.training.loop import StageConfig
-from digseg_engine.training.prompts import typical_tokens
+from digseg_engine.training.objectives.denoising import DenoisingLoss, PairSource
+from digseg_engine.training.objectives.dense import Backbone, BackboneLoss, Tutored
+from digseg_engine.training.objectives.student import AlignmentLoss, AutoencoderLoss, DistillationLoss, TextAlignment
 from digseg_engine.training.run import Run, freeze, move
-from digseg_engine.training.sources import cache_latents, parse_domains, scene_batches, scene_pools, set_latent_scale
-from digseg_engine.training.stages import AlignmentLoss, AutoencoderLoss, DistillationLoss, TextAlignment
-from digseg_engine.training.vocabulary import train_tokenizer
+from digseg_engine.worlds.sources import cache_latents, parse_domains, scene_batches, scene_pools, set_latent_scale
+from digseg_engine.worlds.vocabulary import train_tokenizer
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from digseg_engine.training.domains import COLOURS
-from digseg_engine.training.scenes import CLASSES, UNSEEN_PAIRS, Query, phrase, scene
+from digseg_engine.data.batch import Batch, choose_names, to_tensor
+from digseg_engine.data.query import Query
+from digseg_engine.worlds.domains import COLOURS
+from digseg_engine.worlds.scenes import CLASSES, UNSEEN_PAIRS, phrase, scene
 
 NAMES: tuple[str, ...] = tuple(name for names in CLASSES.values() for name in names)
 TRAIN_NAMES = tuple(name for name in NAMES if name not in UNSEEN_PAIRS)
@@ -81,34 +82,6 @@ class Drawn:
     latents: Tensor  # [B, 4, s, s]; [B, 0] before the autoencoder is trained
 
 
-@dataclass
-class Batch:
-    """B pictures and the K prompts asked about all of them."""
-
-    images: Tensor  # [B, 3, S, S] in -1..1
-    latents: Tensor  # [B, 4, s, s]; [B, 0] before the autoencoder is trained
-    queries: list[Query]
-    masks: Tensor  # [B, K, S, S] in 0..1
-    valid: Tensor | None = None  # [B, K or 1, S, S] in 0..1, 0 where nobody knows the label; None: all pixels count
-    drawn: Drawn | None = None  # where the pictures come from, when every region's names are known
-
-    def of(self, pictures: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Masks [P, S, S] and valid pixels [P, 1, S, S] of P (picture, prompt) pairs."""
-        if self.valid is None:
-            return self.masks[pictures, prompts], None
-        return self.masks[pictures, prompts], self.valid.expand_as(self.masks)[pictures, prompts][:, None]
-
-    def to(self, device: torch.device) -> Batch:
-        valid = None if self.valid is None else self.valid.to(device)
-        moved = self.images.to(device), self.latents.to(device), self.queries, self.masks.to(device)
-        return Batch(*moved, valid, self.drawn)
-
-
-def to_tensor(images: NDArray[np.uint8]) -> Tensor:
-    """uint8 [B, S, S, 3] -> float [B, 3, S, S] in -1..1."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-
-
 def _paint_range(domain: str, size: int, split: str, seeds: range) -> tuple[NDArray[np.uint8], ...]:
     scenes = [scene(seed, domain, size, split) for seed in seeds]
     members = np.zeros((len(scenes), 1 + MAX_REGIONS, len(NAMES)), np.uint8)
@@ -133,29 +106,6 @@ def build_pool(domain: str, count: int, size: int, cache: Path, split: str = "tr
         partial_file.replace(path)
     with np.load(path) as stored:
         return Pool(domain, stored["images"], stored["ids"], stored["members"].astype(bool))
-
-
-class Batches(Protocol):
-    """A source of training batches; batch number `step` is always the same."""
-
-    names: tuple[str, ...]  # every name that prompts are made of
-
-    def batch(self, step: int, size: int, prompts: int) -> Batch: ...
-
-    def phrase(self, rng: np.random.Generator, name: str) -> Query: ...
-
-
-def choose_names(rng: np.random.Generator, present: list[str], names: tuple[str, ...], count: int) -> list[str]:
-    """`count` of `names`: mostly those present in a batch, a fifth from anywhere (absent ones have an empty mask)."""
-    others = max(1, count // 5) if count > 1 else int(rng.random() < 0.2)
-    strangers = rng.choice(names, min(others, len(names)), replace=False).tolist()
-    known = rng.permutation(present).tolist()[: count - len(strangers)]
-    chosen = list(dict.fromkeys(known + strangers))
-    spare = [name for name in rng.permutation(names).tolist() if name not in chosen]
-    chosen += spare[: count - len(chosen)]
-    while len(chosen) < count:  # a small vocabulary: ask again, the phrasing will differ
-        chosen += chosen[: count - len(chosen)]
-    return chosen
 
 
 def look_alikes(rng: np.random.Generator, present: list[str], count: int) -> list[str]:
