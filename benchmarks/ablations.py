@@ -153,7 +153,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
     },
     "language": {BASE: "with text pathway", "cross-attention only": "U-Net's own cross-attention only"},
     "prompts": {BASE: "one pass per prompt", "shared trunk (student)": "shared trunk (student)"},
-    "pretraining": {BASE: "pretrained diffusion U-Net", "plain U-Net from nothing": "plain U-Net from nothing"},
+    "pretraining": {BASE: "U-Net that saw dense labels of these domains", "plain U-Net from nothing": "plain U-Net from nothing"},
 }  # fmt: skip
 
 

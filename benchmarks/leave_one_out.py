@@ -5,6 +5,9 @@ fine-tunes the student on a handful of the domain's pictures as `digseg train --
 again. Nothing of the architecture changes: the new names are prompts like any other. The tokenizer has seen the
 domain's words, as CLIP's has; no picture, mask or aligned text of the domain was. An interrupted run goes on where it
 was.
+
+The peer that could refute it is measured by --from-nothing: the same pictures, steps and settings from random weights of
+autoencoder, text encoder and student alike. Its figures are added to the same report.
 """
 
 from __future__ import annotations
@@ -24,13 +27,16 @@ from digseg_engine.evaluation.panel import panel
 from digseg_engine.evaluation.predictors import student_predictor
 from digseg_engine.evaluation.samples import TestScenes
 from digseg_engine.evaluation.score import evaluate
-from digseg_engine.model.pretrained import load_checkpoint
+from digseg_engine.model.config import preset
+from digseg_engine.model.pretrained import build, load_checkpoint, save_checkpoint
 from digseg_engine.runtime.machine import processor
+from digseg_engine.text import PromptTokenizer
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
 from digseg_engine.training.recipes.tiny import TrainConfig, train
 from digseg_engine.training.run import scaled, stages_of
 from digseg_engine.worlds.scenes import DOMAINS
+from digseg_engine.worlds.vocabulary import train_tokenizer
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -61,6 +67,42 @@ def minutes(checkpoint: Path) -> float:
     return round(made["seconds"]["total"] / 60, 1)
 
 
+def random_weights(folder: Path) -> Path:
+    """The preset as drawn, nothing trained, as a checkpoint."""
+    chosen = preset("tiny")
+    torch.manual_seed(0)
+    raw = train_tokenizer(chosen.text["vocab_size"])
+    if not (folder / "digseg.json").is_file():
+        save_checkpoint(build(chosen, PromptTokenizer(raw)), raw.to_str(pretty=True), folder)
+    return folder
+
+
+def tune(start: Path, folder: Path, a: argparse.Namespace) -> Path:
+    """The student on a handful of the domain's pictures, as `digseg train --init --student-only` does it."""
+    stage = StageConfig(a.steps, 8, 2e-3, prompts=8, warmup=min(20, a.steps), ema=0.98)
+    tuning = replace(FinetuneConfig(), scenes=a.pictures, student=stage)
+    return finetune(str(start), folder, tuning, True, f"scenes:{a.domain}", student_only=True)
+
+
+def measure_peer(a: argparse.Namespace) -> None:
+    """Add the peer to a report whose pictures, steps and domain it shares."""
+    body = json.loads(a.report.read_text())
+    for name in ("domain", "pictures", "steps"):
+        if body[name] != getattr(a, name):
+            raise SystemExit(f"{a.report} was measured with {name} {body[name]}, not {getattr(a, name)}")
+    tuned = tune(random_weights(a.output / "nothing"), a.output / "tuned-from-nothing", a)
+    body["from_nothing"] = {
+        "command": command_line(), "after": score(tuned, a.domain, a.scenes)[0], "training_minutes": 0,
+        "tuning_minutes": minutes(tuned), "machine": {"processor": processor(), "threads": torch.get_num_threads()},
+    }  # fmt: skip
+    a.report.write_text(json.dumps(body, indent=2) + "\n")
+    print(json.dumps(body["from_nothing"], indent=2))
+
+
+def command_line() -> str:
+    return " ".join(["python", "benchmarks/leave_one_out.py", *sys.argv[1:]])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the runs")
@@ -71,19 +113,20 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=0.2, help="length of the training without the domain")
     parser.add_argument("--scenes", type=int, default=200, help="test scenes")
     parser.add_argument("--no-compile", action="store_true", help="never torch.compile, for short trials")
+    parser.add_argument("--from-nothing", action="store_true", help="only the peer: the same pictures, random weights")
     a = parser.parse_args()
+    if a.from_nothing:
+        return measure_peer(a)
     others = "scenes:" + ",".join(d for d in DOMAINS if d != a.domain)
     settings = settings_without(a.scale, not a.no_compile)
     without = train("tiny", a.output / "without", settings, resume=True, data=others)
     before, first = score(without, a.domain, a.scenes)
-    stage = StageConfig(a.steps, 8, 2e-3, prompts=8, warmup=min(20, a.steps), ema=0.98)
-    tuning = replace(FinetuneConfig(), scenes=a.pictures, student=stage)
-    tuned = finetune(str(without), a.output / "tuned", tuning, True, f"scenes:{a.domain}", student_only=True)
+    tuned = tune(without, a.output / "tuned", a)
     after, second = score(tuned, a.domain, a.scenes)
     with (a.output / "tuned" / "student" / "log.csv").open(newline="") as file:
         curve = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     body = {
-        "command": " ".join(["python", "benchmarks/leave_one_out.py", *sys.argv[1:]]), "domain": a.domain,
+        "command": command_line(), "domain": a.domain,
         "trained_on": others, "scale": a.scale, "pictures": a.pictures, "steps": a.steps, "test_scenes": a.scenes,
         "before": before, "after": after, "training_minutes": minutes(without), "tuning_minutes": minutes(tuned),
         "torch": torch.__version__, "machine": {"processor": processor(), "threads": torch.get_num_threads()},

@@ -1,5 +1,6 @@
 # Sourced by the other scripts: `source setup.sh EXTRA`. Uses the active virtual environment, or makes .venv beside the
-# project, and installs the project with the given extra into it. DIGSEG_SKIP_INSTALL=1 takes the environment as it is.
+# project, and installs the project with the given extra into it. DIGSEG_SKIP_INSTALL=1 takes the environment as it is;
+# DIGSEG_CONSTRAINTS names another file of versions than constraints.txt.
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [ "${DIGSEG_SKIP_INSTALL:-0}" != 1 ]; then
   if [ -z "${VIRTUAL_ENV:-}" ]; then
@@ -8,5 +9,5 @@ if [ "${DIGSEG_SKIP_INSTALL:-0}" != 1 ]; then
     source "$root/.venv/bin/activate"
   fi
   echo "installing digseg-engine[$1] into $VIRTUAL_ENV"
-  python -m pip install --quiet --constraint "$root/constraints.txt" --editable "$root[$1]"
+  python -m pip install --quiet --constraint "${DIGSEG_CONSTRAINTS:-$root/constraints.txt}" --editable "$root[$1]"
 fi
