@@ -5,7 +5,7 @@ For every side, a mosaic of scenes is written to disk row by row, segmented in o
 tiling should lose nothing against. The distance between the two is in points of mean IoU. The seam figure is the share of
 label changes on tile borders over the share elsewhere, borders of scenes left out; beside it the same figure of the truth, which
 has no tiles, and its range where there is no border. The same as the truth's, within that range: nothing can be seen.
-`--sides 4096 16384 --size 256 --prompts 2 --compare 0 --output benchmarks/results/tiles-memory.json` shows memory alone, in
+`--sides 4096 16384 --size 128 --prompts 2 --compare 0 --output benchmarks/results/tiles-memory.json` shows memory alone, in
 a fifth of the time.
 """
 
