@@ -32,7 +32,9 @@ from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint,
 from digseg_engine.model.reference import Reference, expand_conv_in
 from digseg_engine.runtime.machine import processor
 from digseg_engine.training.loop import Loss, StageConfig, train_stage
-from digseg_engine.training.objectives.denoising import DenoisingLoss, OneStepLoss, PairSource
+from digseg_engine.training.objectives.denoising import DenoisingLoss
+from digseg_engine.training.objectives.one_step import OneStepLoss
+from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.worlds.pool import Pool
 from digseg_engine.worlds.sources import cache_latents, parse_domains, scene_batches, scene_pools

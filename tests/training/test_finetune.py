@@ -10,7 +10,10 @@ import torch
 from digseg_engine.errors import UsageError
 from digseg_engine.model.pretrained import load_checkpoint
 from digseg_engine.training.loop import StageConfig
-from digseg_engine.training.objectives.denoising import DenoisingLoss, FewStepLoss, OneStepLoss, PairSource
+from digseg_engine.training.objectives.denoising import DenoisingLoss
+from digseg_engine.training.objectives.few_step import FewStepLoss
+from digseg_engine.training.objectives.one_step import OneStepLoss
+from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.recipes.distill import DistillConfig, distill
 from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
 from digseg_engine.worlds.pool import SceneBatches, build_pool

@@ -1,7 +1,4 @@
-"""Losses of the autoencoder, the text encoder and the student, each a pure function of (module, number of the batch).
-
-The trunk's own pretraining is in `backbone.py`, the reference's losses are in `denoising.py`.
-"""
+"""The loss of the student: ground truth, and now and then the reference's masks (distillation)."""
 
 from __future__ import annotations
 
@@ -14,107 +11,23 @@ from transformers import CLIPTextModel
 
 from digseg_engine.data.batch import Batch, Batches
 from digseg_engine.data.wordings import encode_text
-from digseg_engine.model.autoencoder import Autoencoder, decode_mask, draw_mask, raw_latent
+from digseg_engine.model.autoencoder import Autoencoder, decode_mask
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.reference import Reference
 from digseg_engine.model.sampler import Schedule, sample
 from digseg_engine.model.student import Student
-from digseg_engine.text import PromptTokenizer, pad_tokens
+from digseg_engine.text import PromptTokenizer
 from digseg_engine.training.loop import StageConfig, unwrap
-from digseg_engine.training.objectives.dense import Tutored, dense_loss, pool_regions
+from digseg_engine.training.objectives.dense import Tutored, dense_loss
 from digseg_engine.training.objectives.losses import mask_loss, ranking_loss, shrink, shrink_labels
-from digseg_engine.worlds.pool import SceneBatches
 
 Parts = Mapping[str, float]
-CROP = 32
-
-
-class AutoencoderLoss:
-    """L1 + L2 reconstruction of crops and of masks drawn as -1/+1 pictures, with the same again on colour.
-
-    The colour term (what is left of the error without its grey part) keeps the few latent channels from spending
-    themselves on brightness alone. An autoencoder is local, so crops of 32 pixels teach as much as pictures.
-    """
-
-    def __init__(self, batches: SceneBatches, config: StageConfig) -> None:
-        self.batches, self.config = batches, config
-
-    def __call__(self, vae: nn.Module, step: int) -> tuple[Tensor, Parts]:
-        batch = self.batches.batch(step, self.config.batch, 4).to(device_of(vae))
-        masks = self._crop(batch.masks.flatten(0, 1), step)
-        busy = masks[(masks.mean((1, 2)) - 0.5).abs() < 0.45][: self.config.batch // 5]
-        drawn = draw_mask(busy)
-        x = torch.cat([self._crop(batch.images, step)[: self.config.batch - len(busy)], drawn])
-        model = unwrap(vae)
-        error = model.decode(raw_latent(model, x)).sample - x
-        colour = error - error.mean(1, keepdim=True)
-        losses = [e.abs().mean() + e.square().mean() for e in (error, colour)]
-        parts = {"recon": float(losses[0].detach()), "colour": float(losses[1].detach())}
-        return losses[0] + 2 * losses[1], parts
-
-    def _crop(self, x: Tensor, step: int) -> Tensor:
-        """The same random window of `CROP` pixels for the whole batch: [..., H, W] -> [..., size, size]."""
-        size = CROP
-        random = torch.Generator().manual_seed(step)
-        top, left = (int(torch.randint(0, n - size + 1, (), generator=random)) for n in x.shape[-2:])
-        return x[..., top : top + size, left : left + size]
-
-
-class TextAlignment(nn.Module):
-    """Text encoder and the projections of both sides, trained together; only the text encoder is kept."""
-
-    def __init__(self, text_encoder: CLIPTextModel, region_width: int, dim: int = 128) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-        self.tower = nn.Sequential(nn.Linear(region_width, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
-        self.project = nn.Linear(text_encoder.config.hidden_size, dim, bias=False)
-        self.temperature = nn.Parameter(torch.tensor(2.3))
-        self.bias = nn.Parameter(torch.tensor(-4.0))
-
-    def forward(self, regions: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """R region features and K prompts -> match logits [R, K]."""
-        text = self.text_encoder(ids).last_hidden_state
-        end = mask.sum(1) - 1
-        text = F.normalize(self.project(text[torch.arange(len(text)), end]), dim=-1)
-        return F.normalize(self.tower(regions), dim=-1) @ text.T * self.temperature.exp() + self.bias
-
-
-class AlignmentLoss:
-    """Sigmoid contrastive loss (SigLIP): a region matches every phrase whose mask covers it.
-
-    Regions are described by the frozen trunk's features, averaged under their masks.
-    """
-
-    def __init__(
-        self, batches: SceneBatches, student: Student, tokenizer: PromptTokenizer, config: StageConfig
-    ) -> None:
-        self.batches, self.student, self.tokenizer, self.config = batches, student, tokenizer, config
-
-    def __call__(self, model: nn.Module, step: int) -> tuple[Tensor, Parts]:
-        batch = self.batches.batch(step, self.config.batch, self.config.prompts).to(device_of(model))
-        picture, prompt = (batch.masks.sum((-2, -1)) > 20).nonzero().T  # [R] each
-        regions = batch.masks[picture, prompt]  # [R, S, S]
-        everyone = batch.masks[picture]  # [R, K, S, S]: which prompts cover this region
-        covered = torch.einsum("rkhw,rhw->rk", everyone, regions) / regions.sum((-2, -1))[:, None] > 0.95
-        with torch.no_grad():
-            features, _ = self.student.describe(batch.images, batch.latents)
-            described = pool_regions([x[picture] for x in features], regions)
-        ids, mask = pad_tokens([self.tokenizer.ids(q.text) for q in batch.queries])
-        device = device_of(model)
-        logits = model(described, torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
-        error = F.binary_cross_entropy_with_logits(logits, covered.float(), reduction="none")
-        if batch.valid is not None:  # what nobody knows of a region teaches nothing
-            untold = torch.einsum("rkhw,rhw->rk", 1 - batch.valid[picture], regions) > 0
-            error = error.masked_fill(untold, 0.0)
-        loss = error.sum(1).mean()
-        missed = (logits[covered] <= 0).float().mean()
-        return loss, {"align": float(loss.detach()), "missed": float(missed)}
 
 
 class DistillationLoss:
     """Student logits against ground truth, and on every 16th step also against the reference's N-step masks.
 
-    A `Tutored` student is taught by dense labels too (see `backbone.py`).
+    A `Tutored` student is taught by dense labels too (see `dense.py`).
     """
 
     def __init__(

@@ -21,7 +21,8 @@ from digseg_engine.evaluation.score import evaluate
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.model.stable_diffusion import find_directory
 from digseg_engine.training.loop import StageConfig
-from digseg_engine.training.objectives.denoising import FewStepLoss, PairSource
+from digseg_engine.training.objectives.few_step import FewStepLoss
+from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.recipes.finetune import FinetuneConfig, load_start, open_batches
 from digseg_engine.training.run import Run, freeze, move

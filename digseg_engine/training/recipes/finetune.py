@@ -19,8 +19,10 @@ from digseg_engine.model.pretrained import Checkpoint, deepen_stem, load_checkpo
 from digseg_engine.model.reference import Slot
 from digseg_engine.model.stable_diffusion import find_directory, load_stable_diffusion
 from digseg_engine.training.loop import StageConfig
-from digseg_engine.training.objectives.denoising import DenoisingLoss, OneStepLoss, PairSource
+from digseg_engine.training.objectives.denoising import DenoisingLoss
 from digseg_engine.training.objectives.dense import Tutored
+from digseg_engine.training.objectives.one_step import OneStepLoss
+from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.run import Run, freeze, move
 from digseg_engine.worlds.scenes import is_scenes

@@ -17,9 +17,12 @@ from digseg_engine.model.config import preset
 from digseg_engine.model.pretrained import build
 from digseg_engine.text import PromptTokenizer
 from digseg_engine.training.loop import StageConfig
-from digseg_engine.training.objectives.denoising import DenoisingLoss, PairSource
+from digseg_engine.training.objectives.alignment import AlignmentLoss, TextAlignment
+from digseg_engine.training.objectives.autoencoder import AutoencoderLoss
+from digseg_engine.training.objectives.denoising import DenoisingLoss
 from digseg_engine.training.objectives.dense import Backbone, BackboneLoss, Tutored
-from digseg_engine.training.objectives.student import AlignmentLoss, AutoencoderLoss, DistillationLoss, TextAlignment
+from digseg_engine.training.objectives.pairs import PairSource
+from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.run import Run, freeze, move
 from digseg_engine.worlds.sources import cache_latents, parse_domains, scene_batches, scene_pools, set_latent_scale
 from digseg_engine.worlds.vocabulary import train_tokenizer

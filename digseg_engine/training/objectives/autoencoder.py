@@ -1,0 +1,47 @@
+"""The loss of the autoencoder: pictures, and masks drawn as pictures, come back as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from digseg_engine.model.autoencoder import draw_mask, raw_latent
+from digseg_engine.model.devices import device_of
+from digseg_engine.training.loop import StageConfig, unwrap
+from digseg_engine.worlds.pool import SceneBatches
+
+Parts = Mapping[str, float]
+CROP = 32
+
+
+class AutoencoderLoss:
+    """L1 + L2 reconstruction of crops and of masks drawn as -1/+1 pictures, with the same again on colour.
+
+    The colour term (what is left of the error without its grey part) keeps the few latent channels from spending
+    themselves on brightness alone. An autoencoder is local, so crops of 32 pixels teach as much as pictures.
+    """
+
+    def __init__(self, batches: SceneBatches, config: StageConfig) -> None:
+        self.batches, self.config = batches, config
+
+    def __call__(self, vae: nn.Module, step: int) -> tuple[Tensor, Parts]:
+        batch = self.batches.batch(step, self.config.batch, 4).to(device_of(vae))
+        masks = self._crop(batch.masks.flatten(0, 1), step)
+        busy = masks[(masks.mean((1, 2)) - 0.5).abs() < 0.45][: self.config.batch // 5]
+        drawn = draw_mask(busy)
+        x = torch.cat([self._crop(batch.images, step)[: self.config.batch - len(busy)], drawn])
+        model = unwrap(vae)
+        error = model.decode(raw_latent(model, x)).sample - x
+        colour = error - error.mean(1, keepdim=True)
+        losses = [e.abs().mean() + e.square().mean() for e in (error, colour)]
+        parts = {"recon": float(losses[0].detach()), "colour": float(losses[1].detach())}
+        return losses[0] + 2 * losses[1], parts
+
+    def _crop(self, x: Tensor, step: int) -> Tensor:
+        """The same random window of `CROP` pixels for the whole batch: [..., H, W] -> [..., size, size]."""
+        size = CROP
+        random = torch.Generator().manual_seed(step)
+        top, left = (int(torch.randint(0, n - size + 1, (), generator=random)) for n in x.shape[-2:])
+        return x[..., top : top + size, left : left + size]

@@ -1,0 +1,43 @@
+"""Stage B of the reference: the zero slot at the last timestep, judged by its decoded mask.
+
+Garcia et al. 2024 (arXiv 2409.11355) fine-tune depth this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from digseg_engine.model.autoencoder import decode_mask
+from digseg_engine.model.devices import device_of
+from digseg_engine.model.sampler import Schedule
+from digseg_engine.training.objectives.losses import latent_error, mask_loss
+from digseg_engine.training.objectives.pairs import PairSource
+
+Parts = Mapping[str, float]
+
+
+class OneStepLoss:
+    """Stage B: the decoded one-step mask against the truth, BCE + Dice, and a little of the latent error.
+
+    The mask slot is zero; `noise` fills it with noise instead (an ablation).
+    """
+
+    def __init__(self, source: PairSource, schedule: Schedule, latent_weight: float = 0.5, noise: bool = False) -> None:
+        self.source, self.schedule, self.latent_weight, self.noise = source, schedule, latent_weight, noise
+
+    def __call__(self, reference: nn.Module, step: int) -> tuple[Tensor, Parts]:
+        random, device = torch.Generator().manual_seed(step), device_of(reference)
+        pairs = self.source.draw(step, random, device)
+        shape = pairs.clean.shape
+        slot = torch.randn(shape, generator=random).to(device) if self.noise else torch.zeros(shape, device=device)
+        t = torch.full((len(slot),), len(self.schedule) - 1, device=device)
+        v = reference(torch.cat([pairs.z, slot], 1), t, pairs.text, pairs.token_mask)
+        clean = self.schedule.clean(slot, v, t)
+        logits = decode_mask(self.source.vae, clean)
+        bce, dice = mask_loss(logits[:, None], pairs.masks[:, None], pairs.valid)
+        close = latent_error((clean - pairs.clean).square(), pairs.valid).mean()
+        loss = 2 * bce + dice + self.latent_weight * close
+        return loss, {"bce": float(bce.detach()), "dice": float(dice.detach())}
