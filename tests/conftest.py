@@ -23,6 +23,17 @@ def pytest_report_header() -> str:
     return ", ".join(f"{name} {version(name)}" for name in names)
 
 
+# Fixtures that export, compile or load the bundled model: minutes on two cores.
+HEAVY_FIXTURES = {"bundle", "installed", "library", "nano_models", "native", "native_bundle", "pico_folder", "tiny"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m quick`: every test that is not marked slow and needs no heavy fixture, for the daily loop."""
+    for item in items:
+        if not HEAVY_FIXTURES & set(getattr(item, "fixturenames", ())) and not item.get_closest_marker("slow"):
+            item.add_marker("quick")
+
+
 @pytest.fixture(scope="session")
 def nano_preset():
     """Sizes so small that every test of a mechanism is quick; same classes, same code paths as the bundled model."""
