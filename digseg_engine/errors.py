@@ -25,6 +25,10 @@ class OutputError(DigsegError):
     """A result cannot be written: disk full, no permission, name too long, something else in its place."""
 
 
+class MissingPackageError(DigsegError):
+    """An optional part of the installation is needed and not there."""
+
+
 class BundleError(DigsegError):
     """A bundle is incomplete, damaged, or of another format version."""
 

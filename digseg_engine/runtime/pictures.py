@@ -6,9 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from digseg_engine.arguments import check_output, complain, find_pictures, stems
+from digseg_engine.console import complain
 from digseg_engine.errors import InputError
 from digseg_engine.runtime.engine import Engine
+from digseg_engine.runtime.inputs import check_output, find_pictures, stems
 from digseg_engine.text import check_prompts
 
 DEFAULT_BUNDLE = "digseg-tiny-fp16"

@@ -3,54 +3,27 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from digseg_engine.commands.boundary import guarded
+from digseg_engine.commands.declare import Command, Option
+from digseg_engine.commands.main import run_command
 
-from digseg_engine.cli import guarded
-from digseg_export.request import Request
+if TYPE_CHECKING:
+    from rich.console import Console
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    from digseg_export.request import Request
 
 
-@app.command()
-def export(
-    model: Annotated[
-        Path | None, typer.Argument(help="checkpoint directory; the bundled digseg-tiny when left out")
-    ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8 or fp8")] = "fp16",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="bundle to write [default: MODEL-PRECISION]")
-    ] = None,
-    format: Annotated[str, typer.Option(help="onnx; all: also build TensorRT engines here; tensorrt: the same")] = "onnx",
-    target: Annotated[str | None, typer.Option(help="device whose on-device build script to add, as jetson-orin")] = None,
-    imgsz: Annotated[str | None, typer.Option(help="fixed picture size: 512, or HEIGHTxWIDTH")] = None,
-    batch: Annotated[int | None, typer.Option(help="fixed number of pictures")] = None,
-    prompts: Annotated[int | None, typer.Option(help="fixed number of prompts")] = None,
-    min_shapes: Annotated[str | None, typer.Option("--minShapes", help="as segmenter.image:1x3x256x256")] = None,
-    opt_shapes: Annotated[str | None, typer.Option("--optShapes", help="in trtexec's spelling, comma separated")] = None,
-    max_shapes: Annotated[str | None, typer.Option("--maxShapes", help="largest shapes a request may have")] = None,
-    calibration: Annotated[Path | None, typer.Option(help="folder of pictures and prompts.txt [default: scenes]")] = None,
-    auto_islands: Annotated[bool, typer.Option("--auto-islands", help="keep in float32 what the bisect names")] = False,
-    islands: Annotated[str, typer.Option(help="measured: by kind and by measured range; kinds: by kind alone")] = "measured",
-    atol: Annotated[float | None, typer.Option(help="largest absolute error allowed")] = None,
-    rtol: Annotated[float | None, typer.Option(help="largest relative error (L2) allowed")] = None,
-    min_iou: Annotated[float | None, typer.Option("--min-iou", help="smallest mean mask IoU with PyTorch")] = None,
-    workspace: Annotated[int | None, typer.Option(help="MiB the engine build may use for tactics")] = None,
-    timing_cache: Annotated[Path | None, typer.Option("--timing-cache", help="TensorRT timing cache to use and keep")] = None,
-    builder_level: Annotated[int | None, typer.Option("--builder-optimization-level", help="0 to 5")] = None,
-    layout: Annotated[str, typer.Option(help="bundle; diffusers: the few-step reference, for optimum")] = "bundle",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check the arguments, say what would be done")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
-) -> None:  # fmt: skip
-    """Export a trained checkpoint to a verified ONNX bundle."""
-    request = Request(precision, format, target, imgsz, batch, prompts, min_shapes, opt_shapes, max_shapes, calibration,
-                      auto_islands, islands, atol, rtol, min_iou, workspace, timing_cache, builder_level, layout)  # fmt: skip
+def export(model: Path | None, output: Path | None, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Export a trained checkpoint to a verified ONNX bundle; `options` are the fields of `Request`."""
+    from digseg_export.request import Request
+
+    request = Request(**options)
+    precision, format, layout = request.precision, request.format, request.layout
     request.check()
     if layout == "diffusers":
         _few_step(request, model, output, dry_run, as_json)
@@ -64,6 +37,8 @@ def export(
     if dry_run:
         _dry_run(request, model, output or default_output(model, precision), as_json)
         return
+    from rich.console import Console
+
     console = Console(stderr=True)
     with console.status("starting") as status:
         done = export_bundle(model, precision, output, request.limits(), status.update, request.options())
@@ -89,6 +64,8 @@ def _few_step(request: Request, model: Path | None, output: Path | None, dry_run
                 "files": [*(spec.file for spec in STAGES.values()), MARKER], "limits": vars(request.limits())}  # fmt: skip
         _say_plan(plan, as_json)
         return
+    from rich.console import Console
+
     console = Console(stderr=True)
     with console.status("starting") as status:
         done = export_few_step(model, request.precision, folder, request.limits(), status.update)
@@ -134,6 +111,9 @@ def _say_plan(plan: dict[str, Any], as_json: bool) -> None:
 
 def _print_checks(console: Console, done: Any) -> None:
     """The verification table, its limits, and the size of every file."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(title=Text(f"verified against PyTorch float32: {done.folder}"), title_justify="left")
     for column in ("stage", "graph", "max error", "mean error", "relative", "mask IoU", "labels", "pairs"):
         table.add_column(column, justify="left" if column in ("stage", "graph") else "right")
@@ -149,6 +129,8 @@ def _print_checks(console: Console, done: Any) -> None:
 
 
 def _print(console: Console, done: Any) -> None:
+    from rich.text import Text
+
     _print_checks(console, done)
     for file, words in done.policy["graphs"].items():
         console.print(Text(f"  {file}: {_policy_line(words)}"))
@@ -166,6 +148,56 @@ def _policy_line(words: dict[str, Any]) -> str:
     return f"{count} float32 islands, {len(words['nodes'])} of them single nodes"
 
 
+COMMAND = Command(
+    name="digseg-export",
+    summary="Export a trained checkpoint to a verified ONNX bundle.",
+    run=export,
+    extras=("export",),
+    options=(
+        Option("model", "checkpoint directory", kind=Path, shown="the bundled digseg-tiny"),
+        Option("--precision", "fp32, fp16, bf16, int8 or fp8", default="fp16", metavar="NAME"),
+        Option("--output -o", "bundle to write", kind=Path, shown="MODEL-PRECISION", metavar="FOLDER"),
+        Option("--format", "onnx; all: also build TensorRT engines here; tensorrt: the same", default="onnx", metavar="NAME"),
+        Option("--target", "device whose on-device build script to add, as jetson-orin", metavar="DEVICE"),
+        Option("--imgsz --size", "fixed picture size: 512, or HEIGHTxWIDTH", metavar="SIZE"),
+        Option("--batch", "fixed number of pictures", kind=int),
+        Option("--prompts", "fixed number of prompts", kind=int),
+        Option("--minShapes", "smallest shapes of a request, as segmenter.image:1x3x256x256", metavar="SHAPES",
+               into="min_shapes"),
+        Option("--optShapes", "shapes to be fastest at, in trtexec's spelling, comma separated", metavar="SHAPES",
+               into="opt_shapes"),
+        Option("--maxShapes", "largest shapes a request may have", metavar="SHAPES", into="max_shapes"),
+        Option("--calibration", "folder of pictures and prompts.txt", kind=Path, shown="scenes", metavar="FOLDER"),
+        Option("--auto-islands", "keep in float32 what the bisect names", kind=bool, default=False),
+        Option("--islands", "measured: by kind and by measured range; kinds: by kind alone", default="measured",
+               metavar="RULE"),
+        Option("--atol", "largest absolute error allowed", kind=float),
+        Option("--rtol", "largest relative error (L2) allowed", kind=float),
+        Option("--min-iou", "smallest mean mask IoU with PyTorch", kind=float),
+        Option("--workspace", "MiB the engine build may use for tactics", kind=int),
+        Option("--timing-cache", "TensorRT timing cache to use and keep", kind=Path, metavar="FILE"),
+        Option("--builder-optimization-level", "0 to 5", kind=int, into="builder_level"),
+        Option("--layout", "bundle; diffusers: the few-step reference, for optimum", default="bundle", metavar="NAME"),
+        Option("--dry-run", "check the arguments, say what would be done", kind=bool, default=False),
+        Option("--json", "print the result as JSON", kind=bool, default=False, into="as_json"),
+    ),
+    examples=(
+        "digseg-export --precision fp16",
+        "digseg-export runs/mine/checkpoint -o mine-fp16",
+        "digseg-export runs/mine/checkpoint --precision int8 --dry-run",
+    ),
+)  # fmt: skip
+
+
+def _main(words: list[str]) -> int:
+    if words[:1] == ["--version"]:
+        from digseg_engine import __version__
+
+        print(f"digseg-export {__version__}")
+        return 0
+    return run_command(COMMAND, COMMAND.name, words)
+
+
 def main() -> None:
     """Entry point of `digseg-export`."""
-    guarded(app, "digseg-export")
+    guarded(lambda: _main(sys.argv[1:]), COMMAND.name)

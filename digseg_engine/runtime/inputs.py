@@ -1,52 +1,12 @@
-"""Command-line arguments to pictures, output names and folders, and errors as one line. Shared by the commands.
-
-The options of `segment` are read here too when they are written plainly: importing the library for command lines takes
-longer than segmenting a picture.
-"""
+"""Arguments of commands to pictures, output names and folders. Torch-free."""
 
 from __future__ import annotations
 
 import glob
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from digseg_engine.errors import InputError, UsageError
-
-SEGMENT: dict[str, Callable[[str], Any]] = {
-    "prompt": str, "output": Path, "bundle": Path, "backend": str, "checkpoint": Path, "imgsz": int, "tile": int,
-    "overlap": float, "refine": int, "steps": int, "seed": int,
-}  # fmt: skip
-SHORT = {"-p": "prompt", "-o": "output", "-b": "bundle"}
-
-
-def plain_segment(words: list[str]) -> dict[str, Any] | None:
-    """The arguments of `segment` by name, or None for another command and for anything that is not plainly `--name value`:
-    help, abbreviations and every mistake are left to the full command line, which knows what to say."""
-    if words[:1] != ["segment"]:
-        return None
-    found: dict[str, Any] = {"photos": [], "prompt": []}
-    left = iter(words[1:])
-    for word in left:
-        if not word.startswith("-"):
-            found["photos"].append(word)
-            continue
-        name, value = SHORT.get(word, word.removeprefix("--")), next(left, "-")
-        if name not in SEGMENT or value.startswith("-"):
-            return None
-        try:
-            read = SEGMENT[name](value)
-        except ValueError:
-            return None
-        found[name] = [*found["prompt"], read] if name == "prompt" else read
-    return found if found["photos"] else None
-
-
-def complain(name: str, message: str) -> None:
-    """One line on stderr: `name: error: message`."""
-    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
 
 
 def find_pictures(arguments: list[str]) -> list[Path]:

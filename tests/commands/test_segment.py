@@ -125,7 +125,7 @@ def test_doctor_shows_what_runs(room, bundle):
         (chosen,) = [row for row in table["rows"] if row["chosen"]]
         assert chosen["backend"] == "onnxruntime" and chosen["right"] and chosen["ms"] > 0
     done = run_command("digseg", "doctor", "--json", "choice.json", cwd=room)
-    assert done.returncode == 2 and "name one with --bundle" in done.stderr
+    assert done.returncode == 2 and "no effect without --bundle" in done.stderr
 
 
 def test_scenes_and_version(room):

@@ -1,0 +1,1 @@
+"""The command lines `digseg` and (by the same means) `digseg-export`: one module per command, every option declared once."""

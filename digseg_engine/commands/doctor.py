@@ -1,0 +1,94 @@
+"""`digseg doctor`: what runs on this machine, and how it is printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from digseg_engine.commands.declare import Command, Option
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+    from digseg_engine.runtime.choice import Verdict
+
+
+def run(
+    bundle: Path | None, checkpoint: Path | None, size: int | None, batch: int, prompts: list[int], report: Path | None
+) -> int:  # fmt: skip
+    from rich.console import Console
+
+    from digseg_engine.runtime.doctor import choice_table, describe_bundle, inspect_machine, write_tables
+
+    console = Console()
+    rows = [
+        [r.name, "yes" if r.usable else "no", r.detail if r.usable else r.reason, r.install] for r in inspect_machine()
+    ]
+    console.print(_table("usable on this machine", ("part", "usable", "what was found", "to get it"), rows))
+    if bundle is None:
+        return 0
+    console.print(describe_bundle(bundle), highlight=False, markup=False)
+    verdicts = []
+    for count in prompts or [1]:
+        verdicts.append(choice_table(bundle, checkpoint, size, batch, count))
+        console.print(_choice(verdicts[-1]))
+    if report is not None:
+        write_tables(report, bundle, verdicts)
+    return 0 if all(verdict.chosen for verdict in verdicts) else 1  # raises with every reason when no backend was right
+
+
+COMMAND = Command(
+    name="doctor",
+    summary="Show what is usable on this machine, how to install the rest, and which backend is right and fastest.",
+    run=run,
+    options=(
+        Option("--bundle -b", "also check this bundle (or checkpoint), time every backend, choose one", kind=Path,
+               metavar="FOLDER"),
+        Option("--checkpoint", "checkpoint the bundle came from: adds torch backends", kind=Path, metavar="FOLDER",
+               only_with=("--bundle",)),
+        Option("--size --imgsz", "time at this many pixels per side", kind=int, shown="the model's own",
+               only_with=("--bundle",)),
+        Option("--batch", "time with this many pictures at once", kind=int, default=1, at_least=1,
+               only_with=("--bundle",)),
+        Option("--prompts", "time with this many prompts, rounded up to 1, 4, 20, 64 or 256; repeat for several",
+               kind=int, many=True, at_least=1, shown="1", only_with=("--bundle",)),
+        Option("--json", "also write the tables, with machine and versions", kind=Path, metavar="FILE", into="report",
+               only_with=("--bundle",)),
+    ),
+    examples=("digseg doctor", "digseg doctor --bundle digseg-tiny-fp16 --prompts 1 --prompts 20 --json choice.json"),
+)  # fmt: skip
+
+
+def _choice(verdict: Verdict) -> Group:
+    """One line of figures per backend, and below the table, at full width, what each one runs or why it does not."""
+    from rich.console import Group
+    from rich.text import Text
+
+    task = verdict.task
+    title = f"golden sample, and time at {task.size} px, {task.batch} picture(s), {task.prompts} prompt(s)"
+    rows, notes = [], []
+    for row in verdict.rows:
+        figures = [f"{row.error:.1e}" if row.error is not None else "", f"{row.iou:.5f}" if row.iou is not None else "",
+                   f"{row.ms:.1f}" if row.ms is not None else ""]  # fmt: skip
+        rows.append([row.backend, "yes" if row.usable else "no", *figures, "<- chosen" if row.chosen else ""])
+        notes.append(f"{row.backend}: {row.detail if row.right else _why(row.reason, row.install)}")
+    columns = ("backend", "usable", "error", "mask IoU", "ms", "")
+    return Group(_table(title, columns, rows), *(Text(note) for note in notes))
+
+
+def _why(reason: str, install: str) -> str:
+    """A reason and what helps, each said once."""
+    return reason if not install or install in reason else f"{reason}; {install}"
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table

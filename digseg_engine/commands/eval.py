@@ -1,0 +1,37 @@
+"""`digseg eval`: score a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from digseg_engine.commands.declare import Command, Option
+
+
+def run(
+    model: Path | None, data: str, layout: str | None, split: str | None, count: int, size: int | None,
+    reference_steps: int, report: Path | None,
+) -> None:  # fmt: skip
+    from digseg_engine.evaluation.score import score_model
+
+    score_model(model, data, count, size, reference_steps, report, layout, split)
+
+
+COMMAND = Command(
+    name="eval",
+    summary="Score a model on the fixed test scenes or on labelled pictures: IoU, Dice, boundary IoU, false alarms.",
+    run=run,
+    extras=("train",),
+    options=(
+        Option("--model", "checkpoint or bundle", kind=Path, shown="the bundled model", metavar="FOLDER"),
+        Option("--data", "scenes, scenes:DOMAIN,... or a folder of labelled pictures", default="scenes", metavar="DATA"),
+        Option("--layout", "layout of the folder", shown="recognised", metavar="NAME"),
+        Option("--split", "split of the folder", shown="its validation split", metavar="NAME"),
+        Option("--count", "test scenes per domain; of a folder, at most so many pictures", kind=int, default=100,
+               at_least=1),
+        Option("--size --imgsz", "working size in pixels", kind=int, shown="the model's own"),
+        Option("--reference-steps", "score the reference with this many steps instead of the student", kind=int,
+               default=0, at_least=0),
+        Option("--report", "write all figures to this .json, with .csv and .png", kind=Path, metavar="FILE"),
+    ),
+    examples=("digseg eval --count 20", "digseg eval --model runs/mine/checkpoint --data mydata --report scores.json"),
+)  # fmt: skip

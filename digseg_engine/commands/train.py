@@ -1,0 +1,120 @@
+"""`digseg train`: from nothing on generated scenes, or from pretrained weights on scenes or own pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from digseg_engine.commands.declare import Command, Option
+from digseg_engine.errors import UsageError
+
+Settings = TypeVar("Settings")
+DATA = (
+    Option("--data", "scenes, scenes:DOMAIN,... or a folder of labelled pictures (docs/data.md)", default="scenes",
+           metavar="DATA"),
+    Option("--layout", "layout of the folder", shown="recognised", metavar="NAME", only_with=("--data",)),
+    Option("--split", "split of the folder to train on", default="train", metavar="NAME", only_with=("--data",)),
+    Option("--cached-crops", "of a folder: fixed crops per picture with kept latents", kind=int, default=0, at_least=0,
+           shown="new crops for ever", only_with=("--data",)),
+    Option("--workers", "of a folder: threads that read pictures ahead", kind=int, default=2, at_least=1,
+           only_with=("--data",)),
+)  # fmt: skip
+RUN = (
+    Option(
+        "--set",
+        "change a setting, as student.steps=500; repeatable",
+        metavar="STAGE.NAME=VALUE",
+        many=True,
+        into="changes",
+    ),
+    Option("--scale", "multiply steps and scenes, for a trial run", kind=float, default=1.0, at_least=0.0001),
+    Option("--seed", "random seed", kind=int, default=0),
+    Option("--tensorboard", "also write event files for TensorBoard", kind=bool, default=False),
+    Option("--resume", "continue the run in the output folder", kind=bool, default=False),
+)
+
+
+def run(
+    config: str, init: str | None, data: str, layout: str | None, split: str, cached_crops: int, workers: int,
+    output: Path, size: int | None, slot: Any, autoencoder: str | None, student_only: bool, detail_blocks: int | None,
+    changes: list[str], scale: float, seed: int, tensorboard: bool, resume: bool,
+) -> None:  # fmt: skip
+    from digseg_engine.worlds.scenes import is_scenes
+
+    if init is None and not is_scenes(data):
+        raise UsageError(f"training from nothing needs scenes, got --data {data}; for own pictures start from "
+                         "pretrained weights with --init")  # fmt: skip
+    check_data(data)
+    folder = folder_options(data, layout, split, cached_crops, workers)
+    from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
+    from digseg_engine.training.recipes.tiny import TrainConfig
+    from digseg_engine.training.recipes.tiny import train as from_nothing
+
+    if init is None:
+        plan = adjusted(TrainConfig(seed=seed), scale, tensorboard, changes)
+        written = from_nothing(config, output, plan, resume, data)
+    else:
+        tuned = adjusted(FinetuneConfig(seed=seed, size=size, folder=folder), scale, tensorboard, changes)
+        written = finetune(init, output, tuned, resume, data, slot, autoencoder, student_only, detail_blocks)
+    print(f"checkpoint written to {written}; export it with: digseg-export {written}")
+
+
+def check_data(data: str) -> None:
+    """Raises UsageError for data that are neither scenes nor a folder, before anything is imported or written."""
+    from digseg_engine.worlds.scenes import is_scenes
+
+    if not is_scenes(data) and not Path(data).is_dir():
+        raise UsageError(f"--data {data} is neither scenes nor a folder; expected scenes, scenes:DOMAIN,... or a folder "
+                         "of labelled pictures (docs/data.md)")  # fmt: skip
+
+
+def adjusted(settings: Settings, scale: float, tensorboard: bool, changes: list[str]) -> Settings:
+    """The settings as the command line changes them."""
+    from digseg_engine.training.run import scaled, with_settings, with_tensorboard
+
+    settings = with_settings(settings, changes)
+    settings = settings if scale == 1 else scaled(settings, scale)
+    return with_tensorboard(settings) if tensorboard else settings
+
+
+def folder_options(data: str, layout: str | None, split: str, cached_crops: int, workers: int) -> Any:
+    """The `FolderOptions` of a run. Raises UsageError when options of a folder are given with scenes."""
+    from digseg_engine.worlds.scenes import is_scenes
+
+    if is_scenes(data) and (layout, split, cached_crops) != (None, "train", 0):
+        raise UsageError("--layout, --split and --cached-crops describe a folder of labelled pictures; "
+                         f"--data is {data} here")  # fmt: skip
+    from digseg_engine.data.batches import FolderOptions
+
+    return FolderOptions(layout, split, cached_crops, workers)
+
+
+COMMAND = Command(
+    name="train",
+    summary="Train a model from nothing on generated scenes, or from pretrained weights on scenes or your own pictures.",
+    run=run,
+    extras=("train",),
+    options=(
+        Option("--config", "model preset to train from nothing: tiny", default="tiny", metavar="NAME",
+               not_with=("--init",)),
+        Option("--init", "start from a Stable Diffusion 1.x/2.x or DiGSeg directory, or a hub id", metavar="MODEL"),
+        *DATA,
+        Option("--output -o", "folder for logs, curves and the checkpoint", kind=Path, default=Path("runs/tiny"),
+               metavar="FOLDER"),
+        Option("--size --imgsz", "training pictures' side in pixels", kind=int, shown="the model's own",
+               only_with=("--init",)),
+        Option("--slot", "how masks enter the first convolution", default="zero", choices=("zero", "noisy"),
+               only_with=("--init",)),
+        Option("--autoencoder", "directory or hub id of a tiny autoencoder to use instead", metavar="MODEL",
+               only_with=("--init",)),
+        Option("--student-only", "leave a trained reference as it is", kind=bool, default=False, only_with=("--init",)),
+        Option("--detail-blocks", "deepen the student's image stem to this many residual blocks", kind=int, at_least=0,
+               only_with=("--init",)),
+        *RUN,
+    ),
+    examples=(
+        "digseg train --init digseg-tiny --data mydata -o runs/mine",
+        "digseg train --config tiny -o runs/tiny",
+        "digseg train --config tiny -o runs/tiny --resume",
+    ),
+)  # fmt: skip
