@@ -173,7 +173,7 @@ def time_backend(backend: Backend, task: Task, source: Source, clock: Callable[[
 def verdict_key(source: Source, task: Task) -> str:
     """Hash of everything that may change the verdict."""
     about = {"weights": source.digest, "device": device_key(), "versions": library_versions(),
-             "task": asdict(task), "backends": list(kinds())}  # fmt: skip
+             "task": asdict(task), "threads": source.threads, "on": source.device, "backends": list(kinds())}  # fmt: skip
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

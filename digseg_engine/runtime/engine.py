@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -54,22 +54,24 @@ class Engine:
     @classmethod
     def load(
         cls, model: Path | str, backend: str = "auto", checkpoint: Path | str | None = None, size: int | None = None,
-        batch: int = 1, prompts: int = 1, pictures: int | None = None,
+        batch: int = 1, prompts: int = 1, pictures: int | None = None, threads: int | None = None, device: str | None = None,
     ) -> Engine:  # fmt: skip
         """Open a bundle (every hash is checked) or a checkpoint directory and create a backend.
 
         backend: a name, or `auto` for the fastest one that is right, measured at size x size pixels (default: the
         model's own), `batch` pictures and `prompts` prompts; the verdict is remembered. checkpoint: the directory the
         bundle was exported from, which the torch backends and `refine` need. pictures: how many will follow, if that
-        is known: for a few small ones ONNX Runtime starts sooner and runs slower.
+        is known: for a few small ones ONNX Runtime starts sooner and runs slower. threads: how many a backend on the CPU
+        may use (default: the cores of this process, a container's quota respected). device: "cpu", "cuda" or "cuda:1"
+        (default: each backend's own).
         Raises BundleError for a damaged or foreign bundle, CheckpointError for a broken checkpoint, UsageError for an
-        unknown backend name, BackendError for one that cannot run here.
+        unknown backend name, threads or device, BackendError for a backend that cannot run here.
         """
         known = kinds()
         if backend not in ("auto", *known):
             raise UsageError(f"unknown backend {backend!r}; expected auto or one of {', '.join(known)}")
         source = open_source(model, checkpoint)
-        source = source.with_work(pictures, size or source.sizes[0])
+        source = replace(source, threads=threads, device=device).with_work(pictures, size or source.sizes[0])
         if backend != "auto":
             return cls(source, known[backend].create(source))
         from digseg_engine.runtime.choice import Task, choose

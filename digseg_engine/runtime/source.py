@@ -7,6 +7,7 @@ export); for a bare checkpoint it is computed by plain PyTorch.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from digseg_engine.bundle import Bundle, open_bundle
-from digseg_engine.errors import BackendError
+from digseg_engine.errors import BackendError, UsageError
 
 FLOAT32_LIMITS = (1e-3, 0.999)
 LITTLE = 5.2e11  # pictures x pixels x bytes of weights: four pictures of 128 pixels for the bundled model in fp16
@@ -40,12 +41,25 @@ class Golden:
 class Source:
     """At least one of bundle and checkpoint is given. Every hash of the bundle has been checked.
 
-    brief: little work follows; a backend that can should start sooner rather than run faster.
+    brief: little work follows; a backend that can should start sooner rather than run faster. threads: how many a
+    backend on the CPU may use (None: as many as this process has cores); device: "cpu", "cuda" or "cuda:1" (None: the
+    backend's own choice). Raises UsageError for other threads or devices.
     """
 
     bundle: Bundle | None
     checkpoint: Path | None
     brief: bool = False
+    threads: int | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        count = self.threads
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1024):
+            raise UsageError(
+                f"threads must be a whole number from 1 to 1024, got {count!r}; leave it out for all cores"
+            )
+        if self.device is not None and not re.fullmatch(r"cpu|cuda(:\d{1,3})?", str(self.device)):
+            raise UsageError(f"unknown device {self.device!r}; expected cpu, cuda or cuda:NUMBER")
 
     def need_bundle(self, backend: str) -> Bundle:
         """The bundle. Raises BackendError when there is none."""

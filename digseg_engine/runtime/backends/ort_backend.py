@@ -71,6 +71,7 @@ class OrtBackend:
             raise BackendError(f"backend {name} cannot run here: {error}; install it with {INSTALL[name]}") from error
         self.name = name
         self._runtime, self._provider = onnxruntime, PROVIDERS[name]
+        self._threads = source.threads
         self._brief = source.brief and self._provider == PROVIDER
         bundle = source.need_bundle(name)
         precision = bundle.manifest["precision"]["name"]
@@ -84,7 +85,7 @@ class OrtBackend:
         self._text_dtype = np.float16 if halves else np.float32
 
     def _session(self, bundle: Bundle, spec: GraphSpec) -> Any:
-        options = _options(self._runtime)
+        options = _options(self._runtime, self._threads)
         if self._brief:  # creates a session in a third of the time; a run takes a quarter longer
             options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         return create_session(
@@ -157,11 +158,11 @@ def create_session(
     return session
 
 
-def _options(runtime: Any) -> Any:
+def _options(runtime: Any, threads: int | None = None) -> Any:
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.enable_mem_pattern = False  # steadier memory when shapes vary
-    options.intra_op_num_threads = cores_if_bound()  # 0: its own choice
+    options.intra_op_num_threads = threads or cores_if_bound()  # 0: its own choice
     return options
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from digseg_engine.errors import BackendError, DigsegError
 from digseg_engine.runtime.backends import Array, TokenMask, Tokens, Usable
 from digseg_engine.runtime.backends.cuda_graphs import Replayed
+from digseg_engine.runtime.machine import cores
 
 if TYPE_CHECKING:
     from digseg_engine.runtime.source import Source
@@ -71,6 +72,14 @@ def device() -> Any:
     return torch.device(name)
 
 
+def set_threads(wanted: int | None) -> None:
+    """Let PyTorch use so many threads on the CPU, in this whole process. None: as many as now, but no more than this
+    process has cores (PyTorch does not see a container's quota)."""
+    import torch
+
+    torch.set_num_threads(wanted or min(torch.get_num_threads(), cores()))
+
+
 @lru_cache(maxsize=2)
 def checkpoint_at(folder: Path) -> Any:
     """The checkpoint of a directory, loaded once. Raises BackendError without torch, CheckpointError when broken."""
@@ -117,6 +126,8 @@ class TorchBackend:
         from digseg_engine.model.stages import stages
 
         self._torch, self.name, self.device = torch, name, device()
+        if self.device.type == "cpu":
+            set_threads(source.threads)
         self.fixed_shapes = name == "torch-compile"
         parts = stages(self.checkpoint)
         self._dtype = torch.float16 if name == "torch-fp16" else torch.float32
