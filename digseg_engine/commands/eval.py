@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from digseg_engine.commands.declare import Command, Option
+from digseg_engine.commands.train import check_data
+from digseg_engine.errors import UsageError
 
 
 def run(
     model: Path | None, data: str, layout: str | None, split: str | None, count: int, size: int | None,
     reference_steps: int, report: Path | None,
 ) -> None:  # fmt: skip
+    check_data(data)
+    if model is not None and not model.is_dir():
+        raise UsageError(f"--model {model} is not a folder; expected a checkpoint or a bundle")
     from digseg_engine.evaluation.score import score_model
 
     score_model(model, data, count, size, reference_steps, report, layout, split)

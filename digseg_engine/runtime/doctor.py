@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import platform
 import shutil
 import subprocess
@@ -11,27 +10,22 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from digseg_engine.errors import UsageError
+from digseg_engine.extras import EXTRAS, install_line, lacking
+from digseg_engine.files import write_json
 from digseg_engine.runtime.backends import Usable, kinds
 from digseg_engine.runtime.choice import Task, Verdict, measure
 from digseg_engine.runtime.machine import device_key, library_versions
 from digseg_engine.runtime.source import open_source
 
-PARTS = {
-    "onnxruntime-gpu": ("onnxruntime-gpu", 'pip install "digseg-engine[gpu]" (NVIDIA GPU)'),
-    "torch": ("torch", 'pip install "digseg-engine[train]" (training, evaluation)'),
-    "onnx": ("onnx", 'pip install "digseg-engine[export]" (digseg-export)'),
-    "tensorrt": ("tensorrt", 'pip install "digseg-engine[tensorrt]" (NVIDIA GPU)'),
-    "triton": ("triton", "pip install triton (fused kernels, Linux with an NVIDIA GPU)"),
-}
+COMMANDS = {"train": "digseg train, distill and eval", "export": "digseg-export"}  # extra -> what it is for
 
 
 def inspect_machine() -> list[Usable]:
-    """Rows of the doctor's table: machine, GPU, backends (created for real), optional packages (found or not)."""
+    """Rows of the doctor's table: machine, GPU, backends (created for real), what the other commands need (found or not)."""
     rows = [Usable("machine", True, f"Python {platform.python_version()}, {platform.machine()}, {platform.system()}")]
     rows.append(_gpu())
     rows += [kind.probe() for kind in kinds().values()]
-    return rows + [_package(name, *entry) for name, entry in PARTS.items()]
+    return [*rows, *(_command(extra, name) for extra, name in COMMANDS.items()), _triton()]
 
 
 def _gpu() -> Usable:
@@ -46,15 +40,26 @@ def _gpu() -> Usable:
     return Usable("NVIDIA GPU", bool(answer), answer.replace("\n", "; "), "nvidia-smi lists none", "")
 
 
-def _package(name: str, distribution: str, install: str) -> Usable:
-    module = "onnxruntime" if distribution == "onnxruntime-gpu" else distribution
+def _command(extra: str, name: str) -> Usable:
+    missing = lacking(extra)
+    if missing:
+        return Usable(name, False, "", f"not installed: {', '.join(missing)}", install_line(extra))
+    return Usable(name, True, ", ".join(f"{module} {_version(module)}" for module in EXTRAS[extra]))
+
+
+def _version(module: str) -> str:
+    """Version of the installed package that brings a module."""
     try:
-        found = version(distribution)
-    except PackageNotFoundError:
-        return Usable(name, False, "", "not installed", install)
-    if importlib.util.find_spec(module) is None:
-        return Usable(name, False, "", f"{distribution} {found} is installed but cannot be imported", install)
-    return Usable(name, True, f"{distribution} {found}")
+        return version({"skimage": "scikit-image"}.get(module, module))
+    except PackageNotFoundError:  # onnxruntime by another name, a source tree on the path
+        return "(version unknown)"
+
+
+def _triton() -> Usable:
+    name, help_line = "triton (fused kernels)", "pip install triton (Linux with an NVIDIA GPU)"
+    if importlib.util.find_spec("triton") is None:
+        return Usable(name, False, "", "not installed", help_line)
+    return Usable(name, True, f"triton {_version('triton')}")
 
 
 def choice_table(model: Path, checkpoint: Path | None, size: int | None, batch: int, prompts: int) -> Verdict:
@@ -67,13 +72,10 @@ def choice_table(model: Path, checkpoint: Path | None, size: int | None, batch: 
 
 
 def write_tables(path: Path, model: Path, verdicts: list[Verdict]) -> None:
-    """The tables as JSON, with all that they depend on. Raises UsageError for a path that cannot be written."""
+    """The tables as JSON, with all that they depend on. Raises OutputError for a path that cannot be written."""
     tables = [{"task": asdict(one.task), "rows": [asdict(row) for row in one.rows]} for one in verdicts]
     body = {"model": model.name, "machine": device_key(), "versions": library_versions(), "tables": tables}
-    try:
-        path.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}; choose another path with --json") from error
+    write_json(path, body)
 
 
 def describe_bundle(model: Path) -> str:

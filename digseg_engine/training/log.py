@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from digseg_engine.errors import UsageError
+from digseg_engine.extras import install_line
 
 
 class Log:
@@ -65,8 +66,8 @@ def event_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UsageError("--tensorboard needs the package tensorboard, which is not installed; run: pip install "
-                         "'digseg-engine[tensorboard]', or leave the option out: log.csv holds the same") from error  # fmt: skip
+        raise UsageError("--tensorboard needs the package tensorboard, which is not installed; run: "
+                         f"{install_line('tensorboard')}, or leave the option out") from error  # fmt: skip
     return SummaryWriter
 
 

@@ -79,7 +79,7 @@ def build_script(target: Target, plan: MemoryPlan, profile: Profile | None, prec
     return f"""#!/usr/bin/env bash
 # Builds the TensorRT engines of this bundle on {target.note}. Run it on the device that will run them:
 #     bash build-{target.name}.sh
-# Needs TensorRT {target.tensorrt} with its Python bindings, and `pip install digseg-engine`.
+# Needs TensorRT {target.tensorrt} with its Python bindings, and this project: `pip install -e .` in a clone.
 # Precision {precision} is in the graphs; no builder flag sets it. {shapes}.
 # Written from the documentation of TensorRT; not run by us yet.
 set -euo pipefail

@@ -118,7 +118,7 @@ def test_doctor_shows_what_runs(room, bundle):
     assert (
         "CPUExecutionProvider" in done.stdout and "golden sample" in done.stdout and "all hashes match" in done.stdout
     )
-    assert "tensorrt" in done.stdout and 'pip install "digseg-engine[tensorrt]"' in done.stdout
+    assert "digseg-export" in done.stdout and '[tensorrt]"' in done.stdout
     written = json.loads((room / "choice.json").read_text())
     assert [table["task"]["prompts"] for table in written["tables"]] == [1, 20] and written["machine"]["processor"]
     for table in written["tables"]:

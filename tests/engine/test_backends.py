@@ -87,10 +87,10 @@ def test_a_backend_asked_for_by_name_is_never_replaced(nano_models, model, backe
 def test_unusable_backends_say_why_and_what_to_install(monkeypatch):
     found = ort_backend.probe("onnxruntime-cuda")
     if not found.usable:
-        assert "CUDAExecutionProvider" in found.reason and "digseg-engine[gpu]" in found.install
+        assert "CUDAExecutionProvider" in found.reason and "[gpu]" in found.install
     monkeypatch.setitem(sys.modules, "torch", None)
     found = torch_backend.probe("torch")
-    assert not found.usable and "digseg-engine[train]" in found.install
+    assert not found.usable and "[train]" in found.install
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert not ort_backend.probe().usable
 

@@ -282,5 +282,5 @@ def test_without_a_driver_or_tensorrt_the_reason_is_said(monkeypatch):
         Driver(library=Refuses())
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     usable = native.probe()
-    assert not usable.usable and "tensorrt" in usable.reason and "digseg-engine[tensorrt]" in usable.install
+    assert not usable.usable and "tensorrt" in usable.reason and "[tensorrt]" in usable.install
     assert zeros((2,), "bf16").dtype == np.uint16

@@ -53,7 +53,7 @@ def test_without_the_package_the_option_is_refused_before_any_work(monkeypatch):
         return really(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", blocked)
-    with pytest.raises(UsageError, match=r"needs the package tensorboard.*pip install 'digseg-engine\[tensorboard\]'"):
+    with pytest.raises(UsageError, match=r"needs the package tensorboard.*pip install .*\[tensorboard\]"):
         with_tensorboard(TrainConfig())
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from digseg_engine.contract import SEGMENTER, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import BackendError
+from digseg_engine.extras import install_line
 from digseg_engine.runtime.backends import Array, TokenMask, Tokens, Usable
 from digseg_engine.runtime.machine import cores_if_bound
 from digseg_engine.runtime.profile import Profile
@@ -30,13 +31,19 @@ PROVIDERS = {
     "onnxruntime-cuda": "CUDAExecutionProvider",
     "onnxruntime-tensorrt": "TensorrtExecutionProvider",
 }
-INSTALL = {
-    "onnxruntime": 'pip install "digseg-engine[cpu]"',
-    "onnxruntime-cuda": 'pip install "digseg-engine[gpu]" (NVIDIA GPU; remove onnxruntime first)',
-    "onnxruntime-tensorrt": 'pip install "digseg-engine[gpu,tensorrt]" (NVIDIA GPU; remove onnxruntime first)',
+EXTRAS = {  # what brings each, and where
+    "onnxruntime": ("cpu", ""),
+    "onnxruntime-cuda": ("gpu", " (NVIDIA GPU; remove onnxruntime first)"),
+    "onnxruntime-tensorrt": ("gpu,tensorrt", " (NVIDIA GPU; remove onnxruntime first)"),
 }
 # A one-node Identity graph: enough to create a session for real.
 PROBE = base64.b64decode("CAg6OQoQCgF4EgF5IghJZGVudGl0eRIBcFoQCgF4EgsKCQgBEgUKAxIBMWIQCgF5EgsKCQgBEgUKAxIBMUIECgAQDQ==")
+
+
+def install(name: str) -> str:
+    """What to type to get a backend."""
+    extra, remark = EXTRAS[name]
+    return install_line(extra) + remark
 
 
 def wide_name(spec: GraphSpec) -> str:
@@ -49,13 +56,13 @@ def probe(name: str = "onnxruntime") -> Usable:
     try:
         import onnxruntime
     except ImportError as error:
-        return Usable(name, False, "", f"not installed ({error})", INSTALL[name])
+        return Usable(name, False, "", f"not installed ({error})", install(name))
     wanted = PROVIDERS[name]
     try:
         session = create_session(onnxruntime, PROBE, _options(onnxruntime), wanted)
         session.run(None, {"x": np.zeros(_probe_shape(session), np.float32)})
     except Exception as error:
-        return Usable(name, False, "", _first_line(error).removesuffix(f"; {INSTALL[name]}"), INSTALL[name])
+        return Usable(name, False, "", _first_line(error).removesuffix(f"; {install(name)}"), install(name))
     return Usable(name, True, f"onnxruntime {onnxruntime.__version__}, {wanted}")
 
 
@@ -68,7 +75,7 @@ class OrtBackend:
         try:
             import onnxruntime
         except ImportError as error:
-            raise BackendError(f"backend {name} cannot run here: {error}; install it with {INSTALL[name]}") from error
+            raise BackendError(f"backend {name} cannot run here: {error}; install it with {install(name)}") from error
         self.name = name
         self._runtime, self._provider = onnxruntime, PROVIDERS[name]
         self._threads = source.threads
@@ -141,7 +148,7 @@ def create_session(
     name = str(model) if isinstance(model, Path) else "a one-node graph"
     offered = runtime.get_available_providers()
     if provider not in offered:
-        fix = next(INSTALL[backend] for backend, one in PROVIDERS.items() if one == provider)
+        fix = next(install(backend) for backend, one in PROVIDERS.items() if one == provider)
         raise BackendError(f"onnxruntime here has no {provider} (it has {', '.join(offered)}); {fix}")
     try:
         session = runtime.InferenceSession(

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from digseg_engine.bundle import Bundle
 from digseg_engine.contract import GRAPHS, SEGMENTER, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import BackendError
+from digseg_engine.extras import install_line
 from digseg_engine.runtime.backends import Array, Usable
 from digseg_engine.runtime.cuda_driver import Driver, zeros
 from digseg_engine.runtime.engine_store import EngineKey, engine_path, graph_hash, load_plan
 from digseg_engine.runtime.profile import Profile, make_profile
 
-INSTALL = 'pip install "digseg-engine[tensorrt]"'
 OLDEST = (10, 3)
 KNOWN_BAD = {
     (11, 1): "wrong results in float32 on transformer graphs (NVIDIA/TensorRT#4813)",
@@ -34,7 +34,9 @@ def check_version(text: str) -> tuple[int, int]:
     """(major, minor) of a TensorRT version. Raises BackendError for one too old or known to give wrong results."""
     major, minor = (int(part) for part in text.split(".")[:2])
     if (major, minor) < OLDEST:
-        raise BackendError(f"TensorRT {text} is too old; expected 10.3 or newer (JetPack 6.1); {INSTALL}")
+        raise BackendError(
+            f"TensorRT {text} is too old; expected 10.3 or newer (JetPack 6.1); {install_line('tensorrt')}"
+        )
     if reason := KNOWN_BAD.get((major, minor)):
         raise BackendError(f"TensorRT {text} is refused: {reason}; install another 10.x or 11.x release")
     return major, minor
@@ -45,7 +47,9 @@ def import_tensorrt() -> Any:
     try:
         import tensorrt
     except ImportError as error:
-        raise BackendError(f"backend tensorrt cannot run here: {error}; install it with {INSTALL}") from error
+        raise BackendError(
+            f"backend tensorrt cannot run here: {error}; install it with {install_line('tensorrt')}"
+        ) from error
     check_version(tensorrt.__version__)
     return tensorrt
 
@@ -102,7 +106,7 @@ def probe() -> Usable:
         trt = import_tensorrt()
         device = Driver().describe()
     except BackendError as error:
-        return Usable("tensorrt", False, "", str(error), INSTALL)
+        return Usable("tensorrt", False, "", str(error), install_line("tensorrt"))
     return Usable("tensorrt", True, f"tensorrt {trt.__version__} on {device.name}, not run by us yet")
 
 

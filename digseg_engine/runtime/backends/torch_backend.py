@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digseg_engine.errors import BackendError, DigsegError
+from digseg_engine.extras import install_line
 from digseg_engine.runtime.backends import Array, TokenMask, Tokens, Usable
 from digseg_engine.runtime.backends.cuda_graphs import Replayed
 from digseg_engine.runtime.machine import cores
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from digseg_engine.runtime.source import Source
 
 NAMES = ("torch", "torch-compile", "torch-fp16")
-INSTALL = 'pip install "digseg-engine[train]"'
 DEVICE_VARIABLE, GRAPHS_VARIABLE = "DIGSEG_DEVICE", "DIGSEG_CUDA_GRAPHS"
 
 
@@ -37,7 +37,7 @@ def probe(name: str = "torch") -> Usable:
         import diffusers
         import torch
     except ImportError as error:
-        return Usable(name, False, "", f"not installed ({error})", INSTALL)
+        return Usable(name, False, "", f"not installed ({error})", install_line("train"))
     try:
         where = device()
         if name == "torch-fp16" and where.type != "cuda":
@@ -86,7 +86,7 @@ def checkpoint_at(folder: Path) -> Any:
     try:
         from digseg_engine.model.pretrained import load_checkpoint
     except ImportError as error:
-        raise BackendError(f"a checkpoint needs PyTorch: {error}; install it with {INSTALL}") from error
+        raise BackendError(f"a checkpoint needs PyTorch: {error}; install it with {install_line('train')}") from error
     return load_checkpoint(folder)
 
 
