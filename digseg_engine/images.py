@@ -29,12 +29,34 @@ Decoded = TypeVar("Decoded")
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A decoded picture: pixels [H, W, 3] uint8 RGB, what its reading leaves to be said, and its file's path."""
+
+    pixels: Rgb
+    notes: tuple[str, ...] = ()
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How a picture lies in the model's pixels; each is (height, width)."""
+
+    working: tuple[int, int]  # the model's pixels, padding included
+    content: tuple[int, int]  # the part that is not padding, at the top left
+    original: tuple[int, int]  # the picture as given
+
+
+@dataclass(frozen=True)
 class Canvas:
     """A picture fitted for the model. `content` (height, width) is the part of `pixels` that is not padding."""
 
     pixels: Float  # [1, 3, H, W] in -1..1
     content: tuple[int, int]
     original: tuple[int, int]  # height, width of the picture as given
+
+    @property
+    def frame(self) -> Frame:
+        return Frame((self.pixels.shape[2], self.pixels.shape[3]), self.content, self.original)
 
 
 def read_image(path: Path | str) -> Rgb:
@@ -117,6 +139,14 @@ def as_rgb(image: object, name: str = "image") -> Rgb:
     )
 
 
+def as_picture(image: object, name: str = "image") -> Picture:
+    """What `as_rgb` takes, with notes on its reading; a Picture is given back as it is."""
+    if isinstance(image, Picture):
+        return image
+    path = str(image) if isinstance(image, (str, Path)) else None
+    return Picture(as_rgb(image, name), (), path)
+
+
 def host_view(tensor: Any, name: str) -> NDArray[Any]:
     """A NumPy view of a DLPack tensor, nothing copied. Raises InputError when it is not in host memory."""
     try:
@@ -149,13 +179,13 @@ def fit(rgb: Rgb, longer: int, stride: int, bucket: int | None = None) -> Canvas
 
 def unfit(logits: Float, canvas: Canvas) -> Float:
     """Logits [K, h', w'] of a canvas -> [K, H, W] at the picture's own size: padding cut, bilinear."""
-    return np.stack([unfit_plane(canvas, plane) for plane in logits])
+    return np.stack([unfit_plane(canvas.frame, plane) for plane in logits])
 
 
-def unfit_plane(canvas: Canvas, plane: Float) -> Float:
-    """One plane [h', w'] of a canvas, at any resolution -> [H, W]."""
-    ratio = canvas.pixels.shape[-1] / plane.shape[-1]
-    box = (0.0, 0.0, canvas.content[1] / ratio, canvas.content[0] / ratio)
-    size = (canvas.original[1], canvas.original[0])
-    full = Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR, box=box)
+def unfit_plane(frame: Frame, plane: Float, shape: tuple[int, int] | None = None) -> Float:
+    """One plane [h', w'] in a frame, at any resolution -> [H, W], or another `shape` (height, width) of the same view."""
+    ratio = frame.working[1] / plane.shape[-1]
+    box = (0.0, 0.0, frame.content[1] / ratio, frame.content[0] / ratio)
+    height, width = shape or frame.original
+    full = Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR, box=box)
     return np.asarray(full, np.float32)

@@ -16,12 +16,12 @@ import numpy as np
 
 from digseg_engine.bundle import Bundle
 from digseg_engine.errors import UsageError
-from digseg_engine.images import Canvas, as_rgb, fit, unfit_plane
+from digseg_engine.images import Canvas, as_picture, fit, unfit_plane
 from digseg_engine.runtime.backends import Array, Backend, kinds
 from digseg_engine.runtime.chunks import ChunkedRunner
-from digseg_engine.runtime.labels import label
+from digseg_engine.runtime.labels import USUAL, Rules, label
 from digseg_engine.runtime.prompts import PromptCache
-from digseg_engine.runtime.result import Segmentation
+from digseg_engine.runtime.result import About, Segmentation
 from digseg_engine.runtime.source import Source, open_source
 from digseg_engine.runtime.tensors import logits_of
 from digseg_engine.text import PromptTokenizer, check_prompts
@@ -97,20 +97,25 @@ class Engine:
         self._refiner = None
 
     def segment(
-        self, image: object, prompts: Sequence[str], size: int | None = None, refine: int = 0, steps: int = 4, seed: int = 0
+        self, image: object, prompts: Sequence[str], size: int | None = None, refine: int = 0, steps: int = 4, seed: int = 0,
+        threshold: float = 0.5, labels: str = "parts", keep_masks: bool = True,
     ) -> Segmentation:  # fmt: skip
         """One mask per prompt.
 
         image: path, Pillow picture, uint8 array or DLPack tensor [H, W, 3] RGB. prompts: K texts. size: pixels of the
         longer side the model works at (default: what it was trained for). refine: go over the `refine` most confident
-        masks with `steps` steps of the reference (needs a checkpoint; the same seed gives the same masks).
+        masks with `steps` steps of the reference (needs a checkpoint; the same seed gives the same masks). threshold,
+        labels, keep_masks: which pixels belong to a mask, what the label map shows where masks meet, and whether the
+        full-size masks stay in memory; see `labels.Rules`.
         Raises InputError for a picture or prompt it cannot use, UsageError for a size or steps out of range.
         """
-        return self.segment_batch([image], prompts, size, Quality(refine, steps, seed))[0]
+        rules = Rules(threshold, labels, keep_masks)
+        return self.segment_batch([image], prompts, size, Quality(refine, steps, seed), rules)[0]
 
     def segment_batch(
-        self, images: Sequence[object], prompts: Sequence[str], size: int | None = None, quality: Quality = Quality()
-    ) -> list[Segmentation]:
+        self, images: Sequence[object], prompts: Sequence[str], size: int | None = None, quality: Quality = Quality(),
+        rules: Rules = USUAL,
+    ) -> list[Segmentation]:  # fmt: skip
         """The same prompts about several pictures; pictures of one working shape go through the model together."""
         clock = _Clock(len(images))
         # 1 check the input
@@ -119,11 +124,11 @@ class Engine:
         if quality.refine < 0:
             raise UsageError(f"the number of prompts to refine must be 0 or more, got {quality.refine}")
         reference = self._reference() if quality.refine else None
-        pictures = [as_rgb(image) for image in images]  # B x [H, W, 3]
+        pictures = [as_picture(image) for image in images]  # B x [H, W, 3]
         clock.lap("decode")
         # 2 fit the pictures
         canvases = [
-            fit(rgb, longer, self.stride, self._bucket(longer)) for rgb in pictures
+            fit(picture.pixels, longer, self.stride, self._bucket(longer)) for picture in pictures
         ]  # B x pixels [1, 3, Hc, Wc]
         clock.lap("fit")
         # 3 prompts, encoded once each
@@ -140,15 +145,21 @@ class Engine:
             planes, refined = [one for one, _ in both], [which for _, which in both]
             clock.lap("refine")
         # 6 back to each picture's own pixels: masks [K, H, W], scores [K], label map [H, W]
-        labelled = [label(one, partial(unfit_plane, canvas), canvas.original) for one, canvas in zip(planes, canvases)]
+        frames = [canvas.frame for canvas in canvases]
+        found = [
+            label(one, partial(unfit_plane, frame), frame.original, rules) for one, frame in zip(planes, frames)
+        ]  # B x Labelled
         clock.lap("label")
-        about = (self.backend.detail, clock.seconds, self.fallbacks + notes)
-        return [Segmentation(tuple(texts), *found, one, rgb, *about, which)
-                for found, one, rgb, which in zip(labelled, logits, pictures, refined)]  # fmt: skip
+        about = About.of(self.source, self.backend.detail, longer, rules, self.fallbacks + notes)
+        return [
+            Segmentation(tuple(texts), picture, answer, raw, tuple(final), frame, about, dict(clock.seconds), which)
+            for picture, answer, raw, final, frame, which in zip(pictures, found, logits, planes, frames, refined)
+        ]
 
     def stream(
-        self, images: Iterable[object], prompts: Sequence[str], size: int | None = None, batch: int = 1
-    ) -> Iterator[Segmentation]:
+        self, images: Iterable[object], prompts: Sequence[str], size: int | None = None, batch: int = 1,
+        rules: Rules = USUAL,
+    ) -> Iterator[Segmentation]:  # fmt: skip
         """Results in the order of `images`, which may be endless: the next `batch` pictures are decoded while the model
         works on these. Raises at the first picture that cannot be used."""
         from concurrent.futures import ThreadPoolExecutor
@@ -156,7 +167,7 @@ class Engine:
         left = iter(images)
 
         def decoded() -> list[object]:
-            return [as_rgb(image) for image in islice(left, batch)]
+            return [as_picture(image) for image in islice(left, batch)]
 
         if batch < 1:
             raise UsageError(f"a batch must hold at least 1 picture, got {batch}")
@@ -164,7 +175,7 @@ class Engine:
             coming = ahead.submit(decoded)
             while pictures := coming.result():
                 coming = ahead.submit(decoded)
-                yield from self.segment_batch(pictures, prompts, size)
+                yield from self.segment_batch(pictures, prompts, size, rules=rules)
 
     def segment_tiles(
         self, image: object, prompts: Sequence[str], output: Path | str, stem: str = "tiled", tile: int = 512,

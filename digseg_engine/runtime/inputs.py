@@ -35,18 +35,6 @@ def find_pictures(arguments: list[str]) -> list[Path]:
     return list(found)
 
 
-def stems(paths: list[Path]) -> list[str]:
-    """Output names: the file's stem, or its whole name with the folder where stems clash."""
-    plain = [path.stem for path in paths]
-    names: list[str] = []
-    for path, stem in zip(paths, plain):
-        name = stem if plain.count(stem) == 1 else f"{path.parent.name}-{path.name}".strip("-.")
-        while name in names:
-            name += "_"
-        names.append(name)
-    return names
-
-
 def check_output(folder: Path) -> None:
     """Raises UsageError when `folder` is a file or cannot be written, before any work is done."""
     if folder.exists() and not folder.is_dir():

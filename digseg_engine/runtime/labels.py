@@ -1,40 +1,136 @@
 """From low-resolution logits to masks, scores and a label map at the picture's own size, one prompt at a time.
 
-Only one prompt's full-size logits exist at any moment, so memory does not grow with prompts beyond their boolean masks.
+Only one prompt's full-size logits exist at any moment, so memory does not grow with prompts beyond their boolean masks,
+and not even by those when they are not kept.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from digseg_engine.errors import UsageError
+
 Plane = NDArray[np.float32]
 Masks = NDArray[np.bool_]
+LABEL_RULES = ("parts", "strongest", "smallest")
+INSIDE = 0.9  # share of a mask that must lie in a larger one for it to count as its part
+SMALLER = 0.8  # and at most this share of the larger one's area
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How logits become an answer.
+
+    threshold: probability from which a pixel belongs to a mask, 0 < threshold < 1. labels: which of several masks a pixel
+    of the label map shows: `strongest`; `smallest`, the mask of the smallest area; or `parts`, the strongest, except that a
+    mask lying inside a larger one (a nucleus in its cell) shows there. keep_masks: False leaves the full-size masks out of
+    the result, which then makes each anew when asked.
+    """
+
+    threshold: float = 0.5
+    labels: str = "parts"
+    keep_masks: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise UsageError(f"threshold is a probability between 0 and 1, got {self.threshold}; 0.5 is the usual one")
+        if self.labels not in LABEL_RULES:
+            raise UsageError(f"unknown label rule {self.labels!r}; expected one of {', '.join(LABEL_RULES)}")
+
+    @property
+    def border(self) -> float:
+        """The threshold as a logit."""
+        return math.log(self.threshold / (1 - self.threshold))
+
+
+USUAL = Rules()
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """masks [K, H, W] (None when not kept), scores [K], label map [H, W], pixels [K] of each mask, and its box [left, top,
+    right, bottom], right and bottom exclusive, None for an empty one."""
+
+    masks: Masks | None
+    scores: NDArray[np.float32]
+    label_map: NDArray[np.int32]
+    pixels: NDArray[np.int64]
+    boxes: tuple[list[int] | None, ...]
 
 
 def label(
-    planes: Sequence[Plane], enlarge: Callable[[Plane], Plane], shape: tuple[int, int]
-) -> tuple[Masks, NDArray[np.float32], NDArray[np.int32]]:
-    """K logit planes -> masks [K, H, W], scores [K] (mean probability inside each mask), label map [H, W].
+    planes: Sequence[Plane], enlarge: Callable[[Plane], Plane], shape: tuple[int, int], rules: Rules = USUAL
+) -> Labelled:
+    """K logit planes -> masks, scores (mean probability inside each mask) and label map at `shape` (H, W).
 
-    enlarge brings one plane to `shape` (H, W). Of equal logits the first prompt wins.
+    enlarge brings one plane to `shape`. Of equal logits the first prompt wins.
     """
-    masks = np.zeros((len(planes), *shape), np.bool_)
-    scores = np.zeros(len(planes), np.float32)
-    best = np.zeros(shape, np.float32)  # 0 is the decision border: nothing below it is labelled
+    count, border = len(planes), np.float32(rules.border)
+    masks = np.zeros((count, *shape), np.bool_) if rules.keep_masks else None
+    scores, pixels = np.zeros(count, np.float32), np.zeros(count, np.int64)
+    boxes: list[list[int] | None] = [None] * count
+    best = np.full(shape, border, np.float32)  # nothing below the border is labelled
     label_map = np.zeros(shape, np.int32)
-    for k, plane in enumerate(planes):
-        full = enlarge(plane)
-        masks[k] = full > 0
+    areas, beats = precedence(planes, rules)
+    for k in np.argsort(-areas, kind="stable"):  # wholes before their parts
+        full = enlarge(planes[k])
+        mask = full > border
         wins = full > best
-        best[wins] = full[wins]
-        label_map[wins] = k + 1
-        scores[k] = mean_probability(full[masks[k]])
-    return masks, scores, label_map
+        if beats[k].any():
+            wins |= mask & beats[k][label_map]
+        best[wins], label_map[wins] = full[wins], k + 1
+        inside = full[mask]
+        pixels[k], scores[k], boxes[k] = inside.size, mean_probability(inside), box(mask)
+        if masks is not None:
+            masks[k] = mask
+    return Labelled(masks, scores, label_map, pixels, tuple(boxes))
+
+
+def precedence(planes: Sequence[Plane], rules: Rules) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Areas [K] by which prompts are laid down, largest first, and beats [K, K + 1]: whether prompt k shows over label l
+    wherever both masks are set, however strong. Judged on the planes, before they are enlarged."""
+    count = len(planes)
+    beats = np.zeros((count, count + 1), np.bool_)
+    if rules.labels == "strongest" or count < 2:
+        return np.zeros(count, np.float32), beats
+    masks = np.stack([_at(plane, planes[0].shape) > rules.border for plane in planes]).reshape(count, -1)
+    flat = masks.astype(np.float32)
+    areas: NDArray[np.float32] = flat.sum(1)
+    if rules.labels == "smallest":
+        beats[:, 1:] = areas[:, None] < areas[None]
+    else:
+        shared = flat @ flat.T  # [K, K] cells
+        beats[:, 1:] = (shared >= INSIDE * areas[:, None]) & (areas[:, None] <= SMALLER * areas[None])
+    beats[areas == 0] = False
+    return areas, beats
+
+
+def _at(plane: Plane, shape: tuple[int, ...]) -> Plane:
+    """The plane at another's resolution, by the nearest cell."""
+    if plane.shape == shape:
+        return plane
+    rows, columns = (np.arange(new) * old // new for new, old in zip(shape, plane.shape))
+    return plane[np.ix_(rows, columns)]
 
 
 def mean_probability(logits: NDArray[np.float32]) -> float:
     """Mean of the sigmoid, 0 for no logits."""
-    return float((1 / (1 + np.exp(-logits))).mean()) if logits.size else 0.0
+    return float(probability(logits).mean()) if logits.size else 0.0
+
+
+def probability(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The sigmoid, without overflow."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)), np.float32)
+
+
+def box(mask: NDArray[np.bool_]) -> list[int] | None:
+    """[left, top, right, bottom] in pixels, right and bottom exclusive; None for an empty mask."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from digseg_engine.console import complain
 from digseg_engine.errors import InputError
+from digseg_engine.names import stems
 from digseg_engine.runtime.engine import Engine
-from digseg_engine.runtime.inputs import check_output, find_pictures, stems
+from digseg_engine.runtime.inputs import check_output, find_pictures
+from digseg_engine.runtime.record import percent
 from digseg_engine.text import check_prompts
 
 DEFAULT_BUNDLE = "digseg-tiny-fp16"
@@ -35,8 +37,9 @@ def segment_pictures(
                 _say(path, prompts, tiled.areas, tiled.files[2], tiled.timings, tiled.fallbacks)
             else:
                 result = engine.segment(path, prompts, imgsz, refine, steps, seed)
-                areas = [float(area) for area in result.areas]
-                _say(path, prompts, areas, result.save(output, stem)[0], result.timings, result.fallbacks)
+                written = result.save(output, stem)  # before it is said: the printed time includes it
+                areas = [float(area) if found else 0.0 for area, found in zip(result.areas, result.found)]
+                _say(path, prompts, areas, written[0], result.timings, result.fallbacks)
         except InputError as error:
             failed += 1
             complain("digseg", str(error))
@@ -50,5 +53,5 @@ def _say(
     path: Path, prompts: list[str], areas: Sequence[float], written: Path, timings: Mapping[str, float],
     notes: tuple[str, ...],
 ) -> None:  # fmt: skip
-    found = ", ".join(f"{p} {100 * a:.1f} %" for p, a in zip(prompts, areas) if a > 0) or "nothing found"
+    found = ", ".join(f"{p} {percent(a)}" for p, a in zip(prompts, areas) if a > 0) or "nothing found"
     print(f"{path}: {found}  ->  {written}  ({sum(timings.values()):.2f} s){''.join(f'  [{note}]' for note in notes)}")

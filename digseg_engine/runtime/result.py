@@ -2,155 +2,197 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
+import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from digseg_engine.errors import UsageError
+from digseg_engine.images import Frame, Picture, unfit_plane
+from digseg_engine.names import mask_names
+from digseg_engine.runtime.labels import Labelled, probability
+from digseg_engine.runtime.overlay import LONGEST, draw
+from digseg_engine.runtime.record import About, Answer, percent, record
 from digseg_engine.runtime.rle import encode
+from digseg_engine.runtime.saving import (
+    PALETTE,
+    check_targets,
+    listed,
+    make_folder,
+    remove_stale,
+    write_labels,
+    write_mask,
+    write_png,
+    write_record,
+)
 
-PALETTE = (
-    (230, 57, 70), (29, 120, 216), (42, 157, 82), (244, 162, 28), (142, 68, 173), (0, 172, 193),
-    (255, 112, 166), (124, 179, 66), (121, 85, 72), (63, 81, 181), (255, 214, 10), (84, 110, 122),
-)  # fmt: skip
+__all__ = ["PALETTE", "SAVED", "About", "Segmentation", "mask_names"]
+SAVED = ("overlay", "masks", "labels", "json")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segmentation:
     """Masks of one picture, one per prompt, at the picture's own size.
 
-    masks [K, H, W] bool; scores [K] float in 0..1, mean probability inside each mask (0 when it is empty);
-    label_map [H, W] int32, 0 where no mask is set, else 1 + the number of the strongest prompt;
+    picture: pixels [H, W, 3] uint8 as decoded, and what its reading leaves to be said; answer: see `Labelled`;
     logits [K, h', w'] float32 as the model gave them (0 is the border), padding included, before upsampling;
-    timings: seconds per stage (of a batch: this picture's share); backend: what ran; fallbacks: what had to be done
-    otherwise than planned, in words; refined: numbers of the prompts the reference went over.
+    planes: the same K after refinement; frame: how the picture lies in them; timings: seconds per stage (of a batch: this
+    picture's share); refined: numbers of the prompts the reference went over.
     """
 
     prompts: tuple[str, ...]
-    masks: NDArray[np.bool_]
-    scores: NDArray[np.float32]
-    label_map: NDArray[np.int32]
+    picture: Picture
+    answer: Labelled
     logits: NDArray[np.float32]
-    image: NDArray[np.uint8]  # [H, W, 3]
-    backend: str
-    timings: Mapping[str, float] = field(default_factory=dict)
-    fallbacks: tuple[str, ...] = ()
+    planes: tuple[NDArray[np.float32], ...]
+    frame: Frame
+    about: About
+    timings: dict[str, float] = field(default_factory=dict)
     refined: tuple[int, ...] = ()
+
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        """The picture, [H, W, 3] uint8 RGB."""
+        return self.picture.pixels
+
+    @property
+    def backend(self) -> str:
+        """What ran."""
+        return self.about.backend
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """What had to be done otherwise than planned, in words, and what the picture's reading leaves to be said."""
+        return self.about.notes + self.picture.notes
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """Mean probability inside each mask, [K] in 0..1; 0 when it is empty."""
+        return self.answer.scores
+
+    @property
+    def label_map(self) -> NDArray[np.int32]:
+        """[H, W], 0 where no mask is set, else 1 + the number of the prompt that `Rules.labels` chooses there."""
+        return self.answer.label_map
+
+    @property
+    def label_names(self) -> dict[int, str]:
+        """The prompt that each value of the label map above 0 stands for."""
+        return {k + 1: prompt for k, prompt in enumerate(self.prompts)}
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """[K, H, W] bool; made anew at every use when they were not kept (`mask` makes one)."""
+        kept = self.answer.masks
+        return np.stack([self.mask(k) for k in range(len(self.prompts))]) if kept is None else kept
+
+    def mask(self, k: int) -> NDArray[np.bool_]:
+        """The mask of prompt number k, [H, W] bool."""
+        if self.answer.masks is not None:
+            return np.asarray(self.answer.masks[k])
+        return np.asarray(unfit_plane(self.frame, self.planes[k]) > np.float32(self.about.rules.border))
+
+    def confidence(self, k: int) -> NDArray[np.float32]:
+        """Probability of every pixel to belong to prompt number k, [H, W] float32 in 0..1."""
+        return probability(unfit_plane(self.frame, self.planes[k]))
 
     @property
     def areas(self) -> NDArray[np.float64]:
         """Share of the picture each mask covers, [K] in 0..1."""
-        return np.asarray(self.masks.mean(axis=(1, 2)), np.float64)
+        return np.asarray(self.answer.pixels / self.label_map.size, np.float64)
 
-    def overlay(self) -> Image.Image:
-        """The picture with every mask tinted and outlined, and a legend below."""
-        canvas = self.image.astype(np.float32)
-        for k in np.argsort(-self.areas, kind="stable"):  # small masks last, so that a large one hides none
-            mask = self.masks[k]
-            colour = np.array(PALETTE[k % len(PALETTE)], np.float32)
-            canvas[mask] = 0.5 * canvas[mask] + 0.5 * colour
-            canvas[_outline(mask)] = colour
-        picture = Image.fromarray(canvas.astype(np.uint8))
-        grown = max(1, round(320 / max(1, picture.width)))  # small pictures are enlarged so the legend can be read
-        picture = picture.resize((picture.width * grown, picture.height * grown), Image.Resampling.NEAREST)
-        return self._with_legend(picture)
+    @property
+    def found(self) -> NDArray[np.bool_]:
+        """Which prompts count as found, [K]: those whose mask is no smaller than one logit of the model."""
+        working, content = self.frame.working, self.frame.content
+        cells = [plane.size * content[0] * content[1] / (working[0] * working[1]) for plane in self.planes]
+        least = np.array([self.label_map.size / max(count, 1) for count in cells])
+        return np.asarray((self.answer.pixels > 0) & (self.answer.pixels >= np.floor(least)), np.bool_)
 
-    def _with_legend(self, picture: Image.Image) -> Image.Image:
-        row, pad, font = 24, 8, ImageFont.load_default(15)
-        lines = [self._legend_line(k) for k in range(len(self.prompts))]
-        width = max([picture.width, *(int(font.getlength(line)) + 24 + 2 * pad for line in lines)])
-        sheet = Image.new("RGB", (width, picture.height + row * len(lines) + 2 * pad), "white")
-        sheet.paste(picture, (0, 0))
-        draw = ImageDraw.Draw(sheet)
-        for k, line in enumerate(lines):
-            top = picture.height + pad + k * row
-            draw.rectangle((pad, top + 4, pad + 16, top + 20), fill=PALETTE[k % len(PALETTE)], outline="black")
-            draw.text((pad + 24, top + 3), line, "black", font)
-        return sheet
+    def overlay(self, longest: int | None = None) -> Image.Image:
+        """The picture in grey with every mask tinted and outlined in the colours of the legend below. longest: reduce the
+        picture to this many pixels of its longer side first."""
+        height, width = self.label_map.shape
+        scale = min(1.0, (longest or max(height, width)) / max(height, width))
+        shape = (max(1, round(height * scale)), max(1, round(width * scale)))
+        border = np.float32(self.about.rules.border)
+        order = [int(k) for k in np.argsort(-self.answer.pixels, kind="stable")]
+        whole = self.answer.masks is not None and shape == (height, width)
+        masks = (self.mask(k) if whole else unfit_plane(self.frame, self.planes[k], shape) > border for k in order)
+        small = self.image
+        if shape != (height, width):
+            small = np.asarray(
+                Image.fromarray(small).resize((shape[1], shape[0]), Image.Resampling.BOX, reducing_gap=2.0)
+            )
+        return draw(small, zip(order, masks), [self._legend_line(k) for k in range(len(self.prompts))])
 
-    def _legend_line(self, k: int) -> str:
-        prompt = self.prompts[k] if len(self.prompts[k]) <= 60 else self.prompts[k][:57] + "..."
-        if not self.masks[k].any():
-            return f"{prompt}   not found"
-        return f"{prompt}   {100 * self.masks[k].mean():.1f} %   score {self.scores[k]:.2f}"
+    def _legend_line(self, k: int) -> tuple[str, str]:
+        if not self.found[k]:
+            return self.prompts[k], "not found"
+        return self.prompts[k], f"{percent(float(self.areas[k]))}   score {self.scores[k]:.2f}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Areas, boxes and scores as plain JSON values."""
-        height, width = self.label_map.shape
-        found = [
-            {"prompt": prompt, "area": round(float(area), 6), "score": round(float(score), 4), "box": _box(mask)}
-            for prompt, area, score, mask in zip(self.prompts, self.areas, self.scores, self.masks)
+        """Areas, boxes, scores and what made them as plain JSON values; the schema is in docs/runtime.md."""
+        answers = [
+            Answer(prompt, float(area), int(pixels), float(score), box, bool(found))
+            for prompt, area, pixels, score, box, found in zip(
+                self.prompts, self.areas, self.answer.pixels, self.scores, self.answer.boxes, self.found
+            )
         ]
-        seconds = {name: round(value, 5) for name, value in self.timings.items()}
-        about = {"width": width, "height": height, "backend": self.backend, "seconds": seconds}
-        if self.fallbacks:
-            about["fallbacks"] = list(self.fallbacks)
-        if self.refined:
-            about["refined"] = [self.prompts[k] for k in self.refined]
-        return {**about, "masks": found}
+        shape = (self.label_map.shape[0], self.label_map.shape[1])
+        body = record(shape, answers, self.about, self.timings, self.picture.path, self.refined)
+        return {**body, "notes": list(self.fallbacks)}
 
     def as_coco(self, image_id: int | str = 0, first_id: int = 1) -> list[dict[str, Any]]:
         """COCO annotations of the masks that are not empty: run lengths, box [x, y, width, height], area in pixels,
         score; `category_id` is 1 + the prompt's number, and the prompt stands beside it."""
-        found: list[dict[str, Any]] = []
-        for k, mask in enumerate(self.masks):
-            box = _box(mask)
+        notes: list[dict[str, Any]] = []
+        for k, box in enumerate(self.answer.boxes):
             if box is None:
                 continue
             left, top, right, bottom = box
-            found.append({
-                "id": first_id + len(found), "image_id": image_id, "category_id": k + 1, "prompt": self.prompts[k],
-                "segmentation": encode(mask), "bbox": [left, top, right - left, bottom - top], "area": int(mask.sum()),
-                "score": round(float(self.scores[k]), 4), "iscrowd": 0,
+            notes.append({
+                "id": first_id + len(notes), "image_id": image_id, "category_id": k + 1, "prompt": self.prompts[k],
+                "segmentation": encode(self.mask(k)), "bbox": [left, top, right - left, bottom - top],
+                "area": int(self.answer.pixels[k]), "score": round(float(self.scores[k]), 4), "iscrowd": 0,
             })  # fmt: skip
-        return found
+        return notes
 
-    def save(self, folder: Path | str, stem: str) -> list[Path]:
-        """Write overlay, one mask PNG per prompt, label map and JSON under `folder`; returns the paths."""
+    def save(self, folder: Path | str, stem: str, what: Collection[str] = SAVED) -> list[Path]:
+        """Write what is asked for of overlay, masks (one PNG per prompt), labels (label map) and json under `folder`; returns
+        the paths in that order. `timings["save"]` is then the seconds it took.
+
+        The overlay is reduced to 2,048 pixels; everything else has the picture's own size. Results of an earlier run for the
+        same stem are replaced, stale ones removed. Raises UsageError for an unknown kind, OutputError for what cannot be
+        written and for a file of that name that is not ours.
+        """
+        if unknown := set(what) - set(SAVED):
+            raise UsageError(f"cannot save {', '.join(sorted(unknown))}; expected some of {', '.join(SAVED)}")
+        began = time.perf_counter()
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        written = [folder / f"{stem}.overlay.png"]
-        self.overlay().save(written[0])
-        for name, mask in zip(mask_names(self.prompts), self.masks):
-            written.append(folder / f"{stem}.mask.{name}.png")
-            Image.fromarray(mask.astype(np.uint8) * 255).save(written[-1])
-        written.append(folder / f"{stem}.labels.png")
-        deep = len(self.prompts) > 255
-        Image.fromarray(self.label_map.astype(np.uint16 if deep else np.uint8)).save(written[-1])
-        written.append(folder / f"{stem}.json")
-        written[-1].write_text(json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        record_path = folder / f"{stem}.json"
+        files = {"overlay": folder / f"{stem}.overlay.png", "labels": folder / f"{stem}.labels.png"}
+        files = {kind: path for kind, path in files.items() if kind in what}
+        masks = [folder / f"{stem}.mask.{name}.png" for name in mask_names(self.prompts) if "masks" in what]
+        make_folder(folder)
+        check_targets([*files.values(), *masks, *([record_path] if "json" in what else [])], record_path)
+        earlier = listed(record_path)
+        if "overlay" in files:
+            write_png(files["overlay"], self.overlay(LONGEST))
+        for k, path in enumerate(masks):
+            write_mask(path, self.mask(k))
+        if "labels" in files:
+            write_labels(files["labels"], self.label_map, len(self.prompts))
+        written = [*([files["overlay"]] if "overlay" in files else []), *masks]
+        written += [files["labels"]] if "labels" in files else []
+        self.timings["save"] = time.perf_counter() - began
+        if "json" in what:
+            write_record(record_path, self.as_dict(), files, masks)
+            remove_stale(folder, stem, earlier - {path.name for path in written})
+            written.append(record_path)
         return written
-
-
-def mask_names(prompts: tuple[str, ...]) -> list[str]:
-    """File-name parts for prompts, unique: "red circle" -> "red-circle"; clashes get a number."""
-    names: list[str] = []
-    for prompt in prompts:
-        slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48] or "prompt"
-        taken = sum(name == slug or re.fullmatch(re.escape(slug) + r"-\d+", name) is not None for name in names)
-        names.append(f"{slug}-{taken + 1}" if taken else slug)
-    return names
-
-
-def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    inner = mask.copy()
-    inner[1:] &= mask[:-1]
-    inner[:-1] &= mask[1:]
-    inner[:, 1:] &= mask[:, :-1]
-    inner[:, :-1] &= mask[:, 1:]
-    edge: NDArray[np.bool_] = mask & ~inner
-    return edge
-
-
-def _box(mask: NDArray[np.bool_]) -> list[int] | None:
-    """[left, top, right, bottom] in pixels, right and bottom exclusive; None for an empty mask."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return None
-    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]

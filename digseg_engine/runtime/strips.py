@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 from PIL import Image
 
 from digseg_engine.images import Float, Rgb
-from digseg_engine.runtime.result import PALETTE
+from digseg_engine.runtime.saving import PALETTE
 
 OVERVIEW = 2048  # longest side of the overview, pixels
 

@@ -10,7 +10,7 @@ from digseg_engine import Engine
 from digseg_engine.errors import BackendError, InputError, UsageError
 from digseg_engine.images import fit, unfit
 from digseg_engine.runtime.chunks import BYTES_PER_PIXEL, ChunkedRunner
-from digseg_engine.runtime.labels import label
+from digseg_engine.runtime.labels import Rules, label
 from digseg_engine.runtime.prompts import PromptCache
 
 RNG = np.random.default_rng(3)
@@ -182,11 +182,11 @@ def test_labels_without_all_full_size_logits():
         seen.append(plane.shape)
         return unfit(plane[None], canvas)[0]
 
-    masks, scores, label_map = label(list(logits), enlarge, (30, 45))
-    assert np.array_equal(masks, full > 0)
-    assert np.array_equal(label_map, np.where((full > 0).any(0), full.argmax(0) + 1, 0))
+    found = label(list(logits), enlarge, (30, 45), Rules(labels="strongest"))
+    assert np.array_equal(found.masks, full > 0) and np.array_equal(found.pixels, (full > 0).sum((1, 2)))
+    assert np.array_equal(found.label_map, np.where((full > 0).any(0), full.argmax(0) + 1, 0))
     for k in range(5):
-        assert scores[k] == pytest.approx((1 / (1 + np.exp(-full[k][full[k] > 0]))).mean(), rel=1e-5)
+        assert found.scores[k] == pytest.approx((1 / (1 + np.exp(-full[k][full[k] > 0]))).mean(), rel=1e-5)
     assert len(seen) == 5
 
 

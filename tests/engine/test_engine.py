@@ -11,8 +11,8 @@ from PIL import Image
 
 from digseg_engine import Engine, Segmentation
 from digseg_engine.errors import BackendError, BundleError, InputError, UsageError
+from digseg_engine.names import mask_names
 from digseg_engine.runtime import backends
-from digseg_engine.runtime.result import mask_names
 from digseg_engine.worlds.scenes import DOMAINS, scene
 
 ROOT = __file__.rsplit("/tests/", 1)[0]

@@ -1,0 +1,74 @@
+"""What is said about a result in its JSON file: one schema for whole pictures and for tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from digseg_engine.runtime.labels import USUAL, Rules
+from digseg_engine.runtime.source import Source
+
+FORMAT = "digseg.result/1"
+
+
+@dataclass(frozen=True)
+class About:
+    """What made a result: the model's folder and hash, what ran it, the working size in pixels, the rules, and notes on what
+    had to be done otherwise than planned."""
+
+    model: str
+    digest: str
+    backend: str
+    size: int
+    rules: Rules = USUAL
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, source: Source, backend: str, size: int, rules: Rules, notes: tuple[str, ...]) -> About:
+        if source.bundle is not None:
+            return cls(source.bundle.folder.name, source.bundle.digest, backend, size, rules, notes)
+        folder = source.need_checkpoint("a result")
+        return cls(folder.name, source.digest, backend, size, rules, notes)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """About one prompt: share of the picture, pixels, mean probability inside, box (None when empty), whether it counts as
+    found."""
+
+    prompt: str
+    area: float
+    pixels: int
+    score: float
+    box: list[int] | None
+    found: bool
+
+
+def record(
+    shape: tuple[int, int], answers: Sequence[Answer], about: About, seconds: Mapping[str, float],
+    picture: str | None = None, refined: Sequence[int] = (), tiles: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Plain JSON values; `label` is the value of the label map that stands for a prompt. `files` is added by whoever writes
+    some."""
+    from digseg_engine import __version__
+
+    masks = [
+        {"prompt": one.prompt, "label": k + 1, "found": one.found, "area": round(one.area, 6), "pixels": one.pixels,
+         "score": round(one.score, 4), "box": one.box}
+        for k, one in enumerate(answers)
+    ]  # fmt: skip
+    return {
+        "format": FORMAT, "version": __version__, "picture": picture, "width": shape[1], "height": shape[0],
+        "model": {"name": about.model, "sha256": about.digest}, "backend": about.backend, "working_size": about.size,
+        "threshold": about.rules.threshold, "label_rule": about.rules.labels,
+        "tiles": None if tiles is None else dict(tiles), "seconds": {k: round(v, 5) for k, v in seconds.items()},
+        "notes": list(about.notes), "refined": [answers[k].prompt for k in refined], "masks": masks,
+    }  # fmt: skip
+
+
+def percent(area: float) -> str:
+    """A share in words that never says "0.0 %" of something: "12.3 %", "0.02 %", "under 0.01 %"."""
+    if area >= 0.001 or area == 0:
+        return f"{100 * area:.1f} %"
+    return f"{100 * area:.2f} %" if area >= 0.0001 else "under 0.01 %"
