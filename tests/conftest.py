@@ -85,9 +85,11 @@ def nano_folder(nano, raw_tokenizer, tmp_path):
 
 @pytest.fixture(scope="session")
 def nano_models(nano_preset, raw_tokenizer, tmp_path_factory):
-    """The nano checkpoint with its fp32 and fp16 bundles, exported once."""
-    from nano_models import make_nano_models
+    """The nano checkpoint with its fp32 and fp16 bundles, exported once. DIGSEG_TEST_NANO names a folder of ready ones."""
+    from nano_models import NanoModels, make_nano_models
 
+    if ready := os.environ.get("DIGSEG_TEST_NANO"):
+        return NanoModels(*(Path(ready) / name for name in ("nano", "fp32", "fp16")))
     return make_nano_models(tmp_path_factory.mktemp("nano-models"), nano_preset, raw_tokenizer)
 
 

@@ -1,7 +1,8 @@
 """Which backend runs: every usable one is created, verified against the golden sample and timed; the fastest right one wins.
 
-The verdict is kept per (weights, device, driver, library versions, shape) in the user's cache folder, so that only the
-first start on a machine measures. A backend asked for by name is never replaced by another.
+A backend that fails in whatever way is a row of the table with its reason, and another one runs. The verdict is kept per
+(weights, device, driver, library and backend versions, shape) in the user's cache folder, so that only the first start on
+a machine measures. A backend asked for by name is verified too, once, and is never replaced by another.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from digseg_engine.errors import BackendError, DigsegError
+from digseg_engine.errors import BackendError
 from digseg_engine.runtime import verdicts
-from digseg_engine.runtime.backends import Array, Backend, BackendKind, Usable, kinds
+from digseg_engine.runtime.backends import Array, Backend, BackendKind, Usable, failing_as, in_one_line, kinds
 from digseg_engine.runtime.machine import device_key, library_versions
 from digseg_engine.runtime.source import Golden, Source
 
@@ -81,11 +82,47 @@ def choose(source: Source, task: Task) -> tuple[Verdict, Backend]:
     known = _read(verdict_key(source, task), task)
     if known is not None:
         try:
-            return known, kinds()[known.chosen.backend].create(source)
-        except DigsegError:
+            return known, create(kinds()[known.chosen.backend], source)
+        except Exception:
             pass  # what worked before does not any more: measure again
     verdict = measure(source, task, time_the_only_one=False)
-    return verdict, kinds()[verdict.chosen.backend].create(source)
+    while True:
+        winner = verdict.chosen
+        try:
+            return verdict, create(kinds()[winner.backend], source)
+        except Exception as failure:  # it worked a moment ago: the next one then
+            lost = replace(winner, usable=False, right=False, reason=in_one_line(failure))
+            verdict = replace(verdict, rows=tuple(_crown([lost if row is winner else row for row in verdict.rows])))
+
+
+def create(kind: BackendKind, source: Source) -> Backend:
+    """The backend. Raises BackendError, or another of our errors, whatever went wrong."""
+    try:
+        with failing_as(kind.name, "to start"):
+            return kind.create(source)
+    except MemoryError as error:
+        raise BackendError(
+            f"backend {kind.name} failed to start: out of memory; free some, or use a smaller model"
+        ) from error
+
+
+def named(kind: BackendKind, source: Source) -> Backend:
+    """A backend asked for by name, created and, unless that is remembered of it, verified.
+
+    Raises BackendError when it cannot run here or answers the golden sample wrongly.
+    """
+    backend = create(kind, source)
+    key = _key(source, {"named": kind.name, "identity": kind.identity, "brief": source.brief})
+    if (verdicts.read(key) or {}).get("right") is True:
+        return backend
+    error, iou = judge(backend, source.golden)
+    right, reason = verdict_of(error, iou, source.golden)
+    if not right:
+        raise BackendError(
+            f"backend {kind.name} cannot be used here ({backend.detail}): {reason}; try another --backend"
+        )
+    verdicts.write(key, {"right": True, "error": error, "iou": iou})
+    return backend
 
 
 def measure(source: Source, task: Task, time_the_only_one: bool = True) -> Verdict:
@@ -94,6 +131,7 @@ def measure(source: Source, task: Task, time_the_only_one: bool = True) -> Verdi
     time_the_only_one=False leaves out the timing where there is nothing to choose from.
     """
     task, source = task.rounded, replace(source, brief=False)
+    _ = source.golden  # what is wrong with the model itself is no backend's fault, and said as it is
     found = {kind.name: look(kind, source) for kind in kinds().values()}
     timed = time_the_only_one or sum(usable.usable for usable in found.values()) > 1
     rows = _crown([assess(kind, found[kind.name], source, task, timed) for kind in kinds().values()])
@@ -108,7 +146,10 @@ def look(kind: BackendKind, source: Source) -> Usable:
     """Whether a backend can run here and has what it is made from."""
     if (source.bundle if kind.needs == "bundle" else source.checkpoint) is None:
         return Usable(kind.name, False, "", f"needs a {kind.needs}", _how_to_give(kind))
-    return kind.probe()
+    try:
+        return kind.probe()
+    except Exception as failure:
+        return Usable(kind.name, False, "", f"looking for it failed: {in_one_line(failure)}")
 
 
 def assess(kind: BackendKind, found: Usable, source: Source, task: Task, timed: bool = True) -> Row:
@@ -116,23 +157,30 @@ def assess(kind: BackendKind, found: Usable, source: Source, task: Task, timed: 
     if not found.usable:
         return Row(kind.name, False, reason=found.reason, install=found.install)
     try:
-        backend = kind.create(source)
+        backend = create(kind, source)
         error, iou = judge(backend, source.golden)
         right, reason = verdict_of(error, iou, source.golden)
         row = Row(kind.name, True, backend.detail, reason, error=error, iou=iou, right=right)
         return replace(row, ms=time_backend(backend, task, source)) if right and timed else row
-    except DigsegError as failure:
-        return Row(kind.name, False, found.detail, str(failure))
+    except Exception as failure:
+        return Row(kind.name, False, found.detail, in_one_line(failure))
 
 
 def judge(backend: Backend, golden: Golden) -> tuple[float, float]:
-    """(relative L2 error, mean mask IoU) on the golden sample; NaN or infinity gives an infinite error."""
-    keys, values = backend.encode_text(golden.token_ids, golden.token_mask)
-    logits = np.asarray(backend.segment(golden.image, keys, values, golden.token_mask), np.float32)
+    """(relative L2 error, mean mask IoU) on the golden sample; NaN or infinity gives an infinite error.
+
+    A mask counts where one of the two holds something: agreement on nothing says nothing. With no such mask the IoU is 1,
+    and the error alone decides. Raises BackendError when the backend fails.
+    """
+    with failing_as(backend.name, "on the golden sample"):
+        keys, values = backend.encode_text(golden.token_ids, golden.token_mask)
+        logits = np.asarray(backend.segment(golden.image, keys, values, golden.token_mask), np.float32)
     if logits.shape != golden.logits.shape or not np.isfinite(logits).all():
         return float("inf"), 0.0
     error = np.linalg.norm(logits - golden.logits) / max(float(np.linalg.norm(golden.logits)), 1e-12)
-    return float(error), float(pair_iou(logits > 0, golden.logits > 0).mean())
+    got, want = logits > 0, golden.logits > 0
+    telling = (got | want).any((-2, -1)).ravel()
+    return float(error), float(pair_iou(got, want)[telling].mean()) if telling.any() else 1.0
 
 
 def pair_iou(got: Array, want: Array) -> Array:
@@ -172,8 +220,12 @@ def time_backend(backend: Backend, task: Task, source: Source, clock: Callable[[
 
 def verdict_key(source: Source, task: Task) -> str:
     """Hash of everything that may change the verdict."""
+    return _key(source, {"task": asdict(task), "backends": {name: kind.identity for name, kind in kinds().items()}})
+
+
+def _key(source: Source, asked: dict[str, object]) -> str:
     about = {"weights": source.digest, "device": device_key(), "versions": library_versions(),
-             "task": asdict(task), "threads": source.threads, "on": source.device, "backends": list(kinds())}  # fmt: skip
+             "threads": source.threads, "on": source.device, **asked}  # fmt: skip
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
@@ -185,11 +237,24 @@ def _crown(rows: list[Row]) -> list[Row]:
 
 
 def _read(key: str, task: Task) -> Verdict | None:
-    body = verdicts.read(key)
+    """A remembered verdict; None for anything but a table that we could have written and that has a winner."""
     try:
-        return None if body is None else Verdict(task, tuple(Row(**row) for row in body["rows"]), cached=True)
-    except (KeyError, TypeError):
+        rows = tuple(Row(**row) for row in (verdicts.read(key) or {})["rows"])
+        sound = all(_sound(row) for row in rows) and sum(row.chosen for row in rows) == 1
+    except (KeyError, TypeError, ValueError):
         return None
+    return Verdict(task, rows, cached=True) if sound else None
+
+
+def _sound(row: Row) -> bool:
+    texts = (row.backend, row.detail, row.reason, row.install)
+    numbers = (row.error, row.iou, row.ms)
+    return (
+        all(isinstance(text, str) for text in texts) and row.backend in kinds()
+        and all(number is None or (isinstance(number, (int, float)) and number >= 0) for number in numbers)
+        and all(isinstance(flag, bool) for flag in (row.usable, row.right, row.chosen))
+        and (not row.chosen or (row.usable and row.right))
+    )  # fmt: skip
 
 
 def _how_to_give(kind: BackendKind) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digseg_engine.errors import BackendError
-from digseg_engine.runtime.backends import Array, Backend, TokenMask
+from digseg_engine.runtime.backends import Array, Backend, TokenMask, Tokens, failing_as
 
 BUDGET = 2 << 30
 BYTES_PER_PIXEL = 64  # of the working picture, for one (picture, prompt) pair: attention scores and maps, generously
@@ -26,6 +26,11 @@ class ChunkedRunner:
 
     def __init__(self, backend: Backend, budget: int = BUDGET) -> None:
         self.backend, self.budget = backend, budget
+
+    def encode(self, token_ids: Tokens, token_mask: TokenMask) -> tuple[Array, Array]:
+        """As the backend's `encode_text`. Raises BackendError whatever went wrong."""
+        with failing_as(self.backend.name, "to encode a prompt"):
+            return self.backend.encode_text(token_ids, token_mask)
 
     def segment(
         self, image: Array, keys: Array, values: Array, mask: TokenMask
@@ -58,9 +63,14 @@ class ChunkedRunner:
         rows = []
         for i in range(0, len(image), pictures):
             cut = slice(i, i + pictures)
-            parts = [
-                self.backend.segment(image[cut], keys[k : k + prompts], values[k : k + prompts], mask[k : k + prompts])
-                for k in range(0, len(keys), prompts)
-            ]
+            with failing_as(
+                self.backend.name, f"on {pictures} x {prompts} masks of {image.shape[3]}x{image.shape[2]} pixels"
+            ):
+                parts = [
+                    self.backend.segment(
+                        image[cut], keys[k : k + prompts], values[k : k + prompts], mask[k : k + prompts]
+                    )
+                    for k in range(0, len(keys), prompts)
+                ]
             rows.append(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
         return rows[0] if len(rows) == 1 else np.concatenate(rows)

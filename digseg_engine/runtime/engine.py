@@ -46,8 +46,8 @@ class Engine:
     def __init__(self, source: Source, backend: Backend, fallbacks: tuple[str, ...] = ()) -> None:
         self.source, self.backend, self.fallbacks = source, backend, fallbacks
         self.image_size, self.stride = source.sizes
-        self.prompts = PromptCache(PromptTokenizer.load(source.tokenizer), backend.encode_text)
         self.runner = ChunkedRunner(backend)
+        self.prompts = PromptCache(PromptTokenizer.load(source.tokenizer), self.runner.encode)
         self._refiner: Any = None
         self._lock = Lock()
 
@@ -72,10 +72,10 @@ class Engine:
             raise UsageError(f"unknown backend {backend!r}; expected auto or one of {', '.join(known)}")
         source = open_source(model, checkpoint)
         source = replace(source, threads=threads, device=device).with_work(pictures, size or source.sizes[0])
-        if backend != "auto":
-            return cls(source, known[backend].create(source))
-        from digseg_engine.runtime.choice import Task, choose
+        from digseg_engine.runtime.choice import Task, choose, named
 
+        if backend != "auto":
+            return cls(source, named(known[backend], source))
         verdict, chosen = choose(source, Task(size or source.sizes[0], batch, prompts))
         wrong = tuple(f"{row.backend}: {row.reason}" for row in verdict.rows if row.usable and not row.right)
         return cls(source, chosen, wrong)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from digseg_engine.bundle import Bundle, open_bundle
-from digseg_engine.errors import BackendError, UsageError
+from digseg_engine.errors import BackendError, BundleError, UsageError
 
 FLOAT32_LIMITS = (1e-3, 0.999)
 LITTLE = 5.2e11  # pictures x pixels x bytes of weights: four pictures of 128 pixels for the bundled model in fp16
@@ -117,16 +117,16 @@ class Source:
             path = self.need_checkpoint("torch")
             image, ids, mask, logits = torch_backend.golden_arrays(path)
             return Golden(image, ids, mask, logits, *FLOAT32_LIMITS)
-        arrays = load_file(str(self.bundle.file("golden.safetensors")))
-        limits = self.bundle.manifest["verification"]["limits"]
-        return Golden(
-            arrays["image"],
-            arrays["token_ids"],
-            arrays["token_mask"],
-            arrays["logits"],
-            float(limits["relative"]),
-            float(limits["iou"]),
-        )
+        path = self.bundle.file("golden.safetensors")
+        try:
+            arrays = load_file(str(path))
+            limits = self.bundle.manifest["verification"]["limits"]
+            parts = [arrays[name] for name in ("image", "token_ids", "token_mask", "logits")]
+            return Golden(*parts, float(limits["relative"]), float(limits["iou"]))  # type: ignore[call-arg, arg-type]
+        except Exception as error:  # safetensors raises an error of its own
+            raise BundleError(
+                f"{path} holds no golden sample that can be read: {error!r}; export the bundle again"
+            ) from error
 
 
 def open_source(folder: Path | str, checkpoint: Path | str | None = None) -> Source:

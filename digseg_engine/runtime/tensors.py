@@ -8,7 +8,7 @@ import numpy as np
 
 from digseg_engine.errors import InputError
 from digseg_engine.images import host_view
-from digseg_engine.runtime.backends import Array, Backend
+from digseg_engine.runtime.backends import Array, Backend, failing_as
 
 
 def logits_of(backend: Backend, stride: int, pixels: Any, text: tuple[Array, Array, Array]) -> Any:
@@ -24,10 +24,12 @@ def logits_of(backend: Backend, stride: int, pixels: Any, text: tuple[Array, Arr
 
         tensor = pixels if isinstance(pixels, torch.Tensor) else torch.from_dlpack(pixels)
         _check(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), stride)
-        return on_device(tensor, *text)
+        with failing_as(backend.name, f"on pixels {list(tensor.shape)}"):
+            return on_device(tensor, *text)
     array = pixels if isinstance(pixels, np.ndarray) else host_view(pixels, "pixels")
     _check(array.shape, str(array.dtype), stride)
-    return backend.segment(np.ascontiguousarray(array), *text)
+    with failing_as(backend.name, f"on pixels {list(array.shape)}"):
+        return backend.segment(np.ascontiguousarray(array), *text)
 
 
 def _check(shape: tuple[int, ...], dtype: str, stride: int) -> None:

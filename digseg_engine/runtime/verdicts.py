@@ -1,60 +1,96 @@
 """Verdicts of the backend choice on disk: one JSON file per key in the user's cache folder, written atomically.
 
-`$DIGSEG_CACHE` moves the folder. A verdict that cannot be read or written only costs a new measurement.
+`$DIGSEG_CACHE` moves the folder. It is this user's alone (0700), because a verdict decides what is run without being
+verified again; a folder of somebody else, or one that others may write to, is not used. A verdict that cannot be read or
+written only costs a new measurement.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import stat
 import sys
-import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from digseg_engine.errors import OutputError
+from digseg_engine.files import write_json
+
 KEPT = 200
+MOST_BYTES = 1 << 20  # of one verdict; ours have a few thousand
+_log = logging.getLogger("digseg_engine")
 
 
-def folder() -> Path:
-    """$DIGSEG_CACHE, else `digseg` in the platform's cache folder of this user."""
+def folder() -> Path | None:
+    """$DIGSEG_CACHE, else `digseg` in the platform's cache folder of this user; None for a user without a home."""
     if given := os.environ.get("DIGSEG_CACHE"):
         return Path(given)
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "digseg" / "Cache"
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "digseg" / "Cache"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "digseg"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "digseg"
+        return home / "Library" / "Caches" / "digseg"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "digseg"
+
+
+def own_folder(create: bool = False) -> Path | None:
+    """The folder where it is there (or can be made, with `create`) and nobody else can write to it, else None."""
+    path = folder()
+    try:
+        if path is None:
+            return None
+        if create:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, exist_ok=True)
+        about = path.stat()
+    except OSError:
+        return None
+    if not stat.S_ISDIR(about.st_mode):
+        return None
+    if hasattr(os, "getuid") and (about.st_uid != os.getuid() or about.st_mode & 0o022):
+        _log.warning("the cache folder %s is not used: it belongs to another user or others may write to it; "
+                     "chmod 700 it, or name one of your own in DIGSEG_CACHE", path)  # fmt: skip
+        return None
+    return path
 
 
 def read(key: str) -> dict[str, Any] | None:
     """The verdict under `key`, or None."""
+    where = own_folder()
+    if where is None:
+        return None
     try:
-        body = json.loads((folder() / f"choice-{key}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with (where / f"choice-{key}.json").open("rb") as file:
+            body = json.loads(file.read(MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
         return None
     return body if isinstance(body, dict) else None
 
 
 def write(key: str, body: dict[str, Any]) -> Path | None:
-    """Store a verdict: a temporary file renamed into place, so that a reader never sees half of it, and of two writers
-    the last one stays. Returns the path, or None when the folder cannot be written."""
-    path = folder() / f"choice-{key}.json"
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(body, indent=1), encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
+    """Store a verdict: a reader never sees half of it, and of two writers the last one stays. Returns the path, or None
+    when there is no folder to write to."""
+    where = own_folder(create=True)
+    if where is None:
         return None
-    _forget_old(path.parent)
+    path = where / f"choice-{key}.json"
+    try:
+        write_json(path, body)
+    except OutputError:
+        return None
+    _forget_old(where)
     return path
 
 
 def _forget_old(where: Path) -> None:
     """Keep the KEPT newest verdicts."""
-    try:
+    with suppress(OSError):  # another process is tidying up
         found = sorted(where.glob("choice-*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in found[KEPT:]:
             path.unlink(missing_ok=True)
-    except OSError:
-        return  # another process is tidying up

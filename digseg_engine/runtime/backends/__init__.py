@@ -11,7 +11,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from digseg_engine.errors import UsageError
+from digseg_engine.errors import BackendError, DigsegError, UsageError
 
 if TYPE_CHECKING:
     from digseg_engine.runtime.source import Source
@@ -56,12 +59,43 @@ class Usable:
 
 @dataclass(frozen=True)
 class BackendKind:
-    """How to look for and create one backend. `needs` is what it is created from."""
+    """How to look for and create one backend. `needs` is what it is created from. version: a remembered verdict holds
+    for this one alone; without it, for the file that `create` is defined in as it is."""
 
     name: str
     probe: Callable[[], Usable]
     create: Callable[[Source], Backend]
     needs: Literal["bundle", "checkpoint"] = "bundle"
+    version: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Tells one release of a backend from another, in keys of verdicts."""
+        function = self.create.func if isinstance(self.create, partial) else self.create
+        module = sys.modules.get(getattr(function, "__module__", ""))
+        try:
+            about = os.stat(module.__file__ or "") if module is not None else None
+        except (AttributeError, OSError):
+            about = None
+        return self.version or ("" if about is None else f"{about.st_size}:{about.st_mtime_ns}")
+
+
+@contextmanager
+def failing_as(name: str, doing: str) -> Iterator[None]:
+    """Whatever a backend raises while `doing` something, as one BackendError that names both. Our own errors stay, and
+    so do MemoryError, KeyboardInterrupt and SystemExit."""
+    try:
+        yield
+    except (DigsegError, MemoryError):
+        raise
+    except Exception as error:
+        raise BackendError(f"backend {name} failed {doing}: {in_one_line(error)}; try another --backend") from error
+
+
+def in_one_line(error: Exception) -> str:
+    """The first line of any exception, with its kind where that says more."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return first if isinstance(error, DigsegError) else f"{type(error).__name__}: {first}".removesuffix(": ")
 
 
 _registered: dict[str, BackendKind] = {}
