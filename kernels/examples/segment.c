@@ -1,4 +1,4 @@
-/* segment BUNDLE PICTURE.png OUT_PREFIX PROMPT...: one mask per prompt, written as OUT_PREFIX.0.png, .1.png, ... */
+/* segment BUNDLE PICTURE OUT_PREFIX PROMPT...: one mask per prompt, written as OUT_PREFIX.0.png, .1.png, ... */
 #include <digseg/digseg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,10 +35,10 @@ int main(int argc, char **argv) {
   digseg_view view;
   const char *why = "";
   int failed = 0;
-  if (argc < 5) return fprintf(stderr, "usage: %s BUNDLE PICTURE.png OUT_PREFIX PROMPT...\n", argv[0]), 2;
+  if (argc < 5) return fprintf(stderr, "usage: %s BUNDLE PICTURE OUT_PREFIX PROMPT...\n", argv[0]), 2;
   digseg_image_init(&image, sizeof image);
   digseg_view_init(&view, sizeof view);
-  unsigned char *pixels = read_png(argv[2], &image.width, &image.height, &why);
+  unsigned char *pixels = read_picture(argv[2], &image.width, &image.height, &why);
   if (pixels == NULL) return fprintf(stderr, "segment: %s: %s\n", argv[2], why), 2;
   image.data = pixels;
   if (digseg_engine_create(argv[1], NULL, &engine) != DIGSEG_OK) failed = complain("no engine");

@@ -1,4 +1,4 @@
-// segment_cpp BUNDLE PICTURE.png PROMPT...: area and score of every mask, through the C++ header.
+// segment_cpp BUNDLE PICTURE PROMPT...: area and score of every mask, through the C++ header.
 #include <digseg/digseg.hpp>
 
 #include <cstdio>
@@ -10,12 +10,12 @@
 
 int main(int argc, char** argv) try {
   if (argc < 4) {
-    std::fprintf(stderr, "usage: %s BUNDLE PICTURE.png PROMPT...\n", argv[0]);
+    std::fprintf(stderr, "usage: %s BUNDLE PICTURE PROMPT...\n", argv[0]);
     return 2;
   }
   int width = 0, height = 0;
   const char* why = "";
-  const std::unique_ptr<unsigned char, void (*)(void*)> pixels(read_png(argv[2], &width, &height, &why), std::free);
+  const std::unique_ptr<unsigned char, void (*)(void*)> pixels(read_picture(argv[2], &width, &height, &why), std::free);
   if (!pixels) {
     std::fprintf(stderr, "%s: %s\n", argv[2], why);
     return 2;

@@ -67,4 +67,7 @@ Verdict verify(Backend& backend, const Bundle& bundle);
 // cache: folder of what is remembered; nullptr for the user's cache folder, "" to remember nothing.
 std::unique_ptr<Backend> choose_backend(const Bundle& bundle, const BackendSettings& settings, const char* cache, const Log& log);
 
+// The backend asked for and no other. It too must be right on the golden sample: checked once, then remembered as above.
+std::unique_ptr<Backend> named_backend(const std::string& name, const Bundle& bundle, const BackendSettings& settings, const char* cache, const Log& log);
+
 }  // namespace digseg

@@ -194,6 +194,15 @@ digseg_status digseg_engine_save_vocabulary(digseg_engine* engine, const char* c
   });
 }
 
+digseg_status digseg_engine_vocabulary(digseg_engine* engine, const char* const** prompts, size_t* count) {
+  return guard([&] {
+    expect(engine, "engine");
+    expect(prompts, "prompts");
+    expect(count, "count");
+    *prompts = engine->engine.vocabulary().data(), *count = engine->engine.vocabulary().size();
+  });
+}
+
 digseg_status digseg_segment(digseg_engine* engine, const digseg_image* image, const char* const* prompts, size_t count,
                              const digseg_run_options* options, digseg_result** result) {
   return guard([&] {

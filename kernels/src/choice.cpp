@@ -98,7 +98,9 @@ std::unique_ptr<Backend> create_right(const std::string& name, const Bundle& bun
   std::unique_ptr<Backend> backend = create_backend(name, bundle, settings);
   const Verdict verdict = verify(*backend, bundle);
   if (!verdict.passed)
-    fail(DIGSEG_RUNTIME, "wrong on the golden sample (relative error " + std::to_string(verdict.relative) + ", mask IoU " + std::to_string(verdict.iou) + ")");
+    fail(DIGSEG_RUNTIME, backend->detail() + " is wrong on the golden sample: relative error " + std::to_string(verdict.relative) + ", mask IoU " +
+                             std::to_string(verdict.iou) + ", allowed " + std::to_string(bundle.limit_relative) + " and " +
+                             std::to_string(bundle.limit_iou) + "; take another backend or export the bundle again");
   return backend;
 }
 
@@ -125,25 +127,41 @@ Right assess(const std::string& name, const Bundle& bundle, const BackendSetting
 
 std::vector<Right> all_right(const Bundle& bundle, const BackendSettings& settings, const Verdicts& verdicts, const Log& log) {
   std::vector<Right> right;
-  std::string refusals;
+  std::string names, reason, refusals;  // backends in a row with one reason are said together
   digseg_status worst = DIGSEG_UNAVAILABLE;
+  const auto refuse = [&](const std::string& name, const std::string& why) {
+    log(DIGSEG_LOG_DEBUG, name + " is out: " + why);
+    if (why != reason && !names.empty()) refusals += names + ": " + reason + " | ", names.clear();
+    names += (names.empty() ? "" : ", ") + name, reason = why;
+  };
   for (const std::string& name : backend_names()) {
     try {
       right.push_back(assess(name, bundle, settings, verdicts));
     } catch (const Error& error) {
       if (error.status != DIGSEG_UNAVAILABLE) worst = error.status;
-      refusals += (refusals.empty() ? "" : " | ") + name + ": " + error.what();
-      log(DIGSEG_LOG_DEBUG, name + " is out: " + error.what());
+      refuse(name, error.what());
+    } catch (const std::exception& error) {  // out of memory, or a defect: another backend may still be right
+      worst = DIGSEG_RUNTIME;
+      refuse(name, error.what());
     }
   }
-  if (right.empty()) fail(worst, "no backend can run here (" + refusals + ")");
+  if (right.empty()) fail(worst, "no backend can run here (" + refusals + names + ": " + reason + ")");
   return right;
 }
 
 }  // namespace
 
+std::unique_ptr<Backend> named_backend(const std::string& name, const Bundle& bundle, const BackendSettings& settings, const char* cache, const Log& log) {
+  const Verdicts verdicts(cache, bundle, settings, log);
+  if (verdicts.was_right(name)) return create_backend(name, bundle, settings);
+  std::unique_ptr<Backend> backend = create_right(name, bundle, settings);
+  verdicts.write_right(name);
+  log(DIGSEG_LOG_INFO, "backend " + backend->detail() + ", right on the golden sample");
+  return backend;
+}
+
 std::unique_ptr<Backend> choose_backend(const Bundle& bundle, const BackendSettings& settings, const char* cache, const Log& log) {
-  const Verdicts verdicts(cache, bundle, settings);
+  const Verdicts verdicts(cache, bundle, settings, log);
   Known known;
   if (verdicts.read(known)) {
     try {

@@ -12,6 +12,7 @@
 namespace digseg {
 namespace {
 
+constexpr size_t kMostTextBytes = size_t{256} << 20;  // of folded prompts that are kept; the Python runtime's limit
 constexpr const char* kVocabularyFile = "vocabulary.safetensors";
 
 class Clock {
@@ -53,6 +54,8 @@ Folded stack(const std::vector<std::shared_ptr<const PromptText>>& parts, size_t
   }
   return out;
 }
+
+size_t bytes_of(const PromptText& known) { return (known.keys.data.size() + known.values.data.size()) * sizeof(float); }
 
 Floats one_of(const Floats& stacked, size_t index) {
   Floats out(Shape(stacked.shape.begin() + 1, stacked.shape.end()));
@@ -108,8 +111,8 @@ Engine::Engine(const std::string& folder, const digseg_options& options)
   cancel_check(nullptr)();
   settings_.text_at_once = options.vocabulary == nullptr && !bundle_.lists(kVocabularyFile);
   const std::string name = options.backend ? options.backend : "auto";
-  backend_ = name == "auto" ? choose_backend(bundle_, settings_, options.cache, [this](int level, const std::string& text) { log(level, text); })
-                            : create_backend(name, bundle_, settings_);
+  const Log logged = [this](int level, const std::string& text) { log(level, text); };
+  backend_ = name == "auto" ? choose_backend(bundle_, settings_, options.cache, logged) : named_backend(name, bundle_, settings_, options.cache, logged);
   if (options.vocabulary) load_vocabulary(options.vocabulary);
   else if (bundle_.lists(kVocabularyFile)) load_vocabulary(bundle_.path(kVocabularyFile));
   info_ = "{\"version\": \"" DIGSEG_VERSION "\", \"bundle\": " + json_quote(bundle_.folder) + ", \"sha256\": \"" + bundle_.digest() +
@@ -174,7 +177,9 @@ Engine::Known Engine::remember(const std::string& key, Known known) {
   if (places_.count(key) == 0) {
     recent_.emplace_front(key, known);
     places_[key] = recent_.begin();
-    while (recent_.size() > capacity_) {
+    kept_bytes_ += bytes_of(*known);
+    while (recent_.size() > 1 && (recent_.size() > capacity_ || kept_bytes_ > kMostTextBytes)) {
+      kept_bytes_ -= bytes_of(*recent_.back().second);
       places_.erase(recent_.back().first);
       recent_.pop_back();
     }
@@ -293,7 +298,8 @@ void Engine::load_vocabulary(const std::string& path) {
     if (tokens.data[i] < 1 || tokens.data[i] > keys.shape[4]) fail(DIGSEG_CORRUPT, path + ": token counts are wrong; save the vocabulary again");
     auto known = std::make_shared<PromptText>();
     known->keys = one_of(keys, i), known->values = one_of(values, i), known->tokens = static_cast<size_t>(tokens.data[i]);
-    vocabulary_[prompts.items[i].text] = known;
+    const auto placed = vocabulary_.emplace(prompts.items[i].text, known);
+    if (placed.second) vocabulary_order_.push_back(placed.first->first.c_str());
   }
 }
 

@@ -40,6 +40,7 @@ class Engine {
   void save_vocabulary(const std::vector<std::string>& prompts, const std::string& path);
   Verdict verify() { return digseg::verify(*backend_, bundle_); }
   const std::string& info() const { return info_; }
+  const std::vector<const char*>& vocabulary() const { return vocabulary_order_; }
 
  private:
   using Known = std::shared_ptr<const PromptText>;
@@ -66,10 +67,11 @@ class Engine {
   std::once_flag tokenizer_opened_;
 
   std::mutex lock_;  // guards the prompt cache: most recent first, and where each prompt stands
-  size_t capacity_;
+  size_t capacity_, kept_bytes_ = 0;
   std::list<std::pair<std::string, Known>> recent_;
   std::unordered_map<std::string, std::list<std::pair<std::string, Known>>::iterator> places_;
   std::unordered_map<std::string, Known> vocabulary_;  // never changes after creation
+  std::vector<const char*> vocabulary_order_;          // its keys, as the file has them
 };
 
 }  // namespace digseg

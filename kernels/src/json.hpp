@@ -1,5 +1,5 @@
-// A small strict JSON reader for manifests, tokenizers and safetensors headers. Depth is bounded; of duplicate keys the
-// last wins.
+// JSON of manifests, tokenizers and safetensors headers, read strictly (RFC 8259, UTF-8): at most 64 deep, no key twice in
+// one object.
 #pragma once
 #include <string>
 #include <vector>
@@ -26,7 +26,7 @@ struct Json {
   long long integer_at(const std::string& key, long long low, long long high, const std::string& where) const;
 };
 
-// Error(DIGSEG_CORRUPT) names `where` and the byte at which reading stopped.
+// Error(DIGSEG_CORRUPT) names `where` and what is wrong: the byte at which reading stopped, the depth or the key.
 Json parse_json(const char* data, size_t size, const std::string& where);
 
 std::string json_quote(const std::string& text);

@@ -33,7 +33,7 @@ int dump(const char* bundle, const char* folder, const char* file, int size) {
   for (const fs::path& path : paths) {
     int width = 0, height = 0;
     const char* why = "";
-    const std::unique_ptr<unsigned char, void (*)(void*)> pixels(read_png(path.c_str(), &width, &height, &why), std::free);
+    const std::unique_ptr<unsigned char, void (*)(void*)> pixels(read_picture(path.c_str(), &width, &height, &why), std::free);
     if (!pixels) return std::fprintf(stderr, "%s: %s\n", path.c_str(), why), 1;
     const digseg_api::Result result = engine.segment(digseg_api::Image(pixels.get(), width, height), {"road", "nucleus", "something red"}, run);
     const digseg_view& v = result.view();

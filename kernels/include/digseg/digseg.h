@@ -64,7 +64,7 @@ extern "C" {
 #endif
 
 /* Grows when functions or struct fields are added; what exists keeps its meaning. */
-#define DIGSEG_API_VERSION 1
+#define DIGSEG_API_VERSION 2 /* 2: digseg_engine_vocabulary */
 
 typedef enum digseg_status {
   DIGSEG_OK = 0,
@@ -211,6 +211,9 @@ DIGSEG_API digseg_status digseg_engine_prepare(digseg_engine *engine, const char
 /* Write prompts with their folded text to a file for digseg_options.vocabulary: those prompts then need no text encoder. */
 DIGSEG_API digseg_status digseg_engine_save_vocabulary(digseg_engine *engine, const char *const *prompts, size_t count,
                                                        const char *path);
+
+/* The prompts of the vocabulary in use, in their order; count 0 where there is none. The texts are owned by the engine. */
+DIGSEG_API digseg_status digseg_engine_vocabulary(digseg_engine *engine, const char *const **prompts, size_t *count);
 
 /* One mask per prompt, 1 to 1024 prompts. options may be NULL. */
 DIGSEG_API digseg_status digseg_segment(digseg_engine *engine, const digseg_image *image, const char *const *prompts,

@@ -93,6 +93,13 @@ class Engine {
     check(digseg_engine_save_vocabulary(engine_.get(), texts.data(), texts.size(), path.c_str()));
   }
 
+  std::vector<std::string> vocabulary() const {
+    const char* const* prompts = nullptr;
+    size_t count = 0;
+    check(digseg_engine_vocabulary(engine_.get(), &prompts, &count));
+    return std::vector<std::string>(prompts, prompts + count);
+  }
+
   std::string info() const { return digseg_engine_info(engine_.get()); }
   digseg_engine* get() const { return engine_.get(); }
 
