@@ -44,7 +44,7 @@ Bundle::Bundle(const std::string& folder) : folder(folder), manifest_path_(folde
 
 void Bundle::read_manifest() {
   if (plain_file_size(manifest_path_) < 0)
-    fail(DIGSEG_CORRUPT, folder + " is not a complete bundle: manifest.json is missing" + kAgain);
+    fail(DIGSEG_CORRUPT, manifest_path_ + " is missing or a link; expected a plain file; copy the whole bundle again");
   const std::vector<char> body = read_file(manifest_path_, kManifestLimit);
   const Json manifest = parse_json(body.data(), body.size(), manifest_path_);
   const std::string& format = manifest.string_at("format", manifest_path_);

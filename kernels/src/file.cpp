@@ -6,9 +6,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 
 #include "error.hpp"
@@ -40,6 +43,17 @@ int open_to_read(const std::string& path) {
   const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (file < 0) fail(DIGSEG_NOT_FOUND, path + " cannot be opened: " + std::strerror(errno) + "; check the path");
   return file;
+}
+
+// Whole cores that a container's CPU quota pays for (cgroup 2, then 1), at least 1; 0: no quota.
+int cores_of_quota() {
+  double quota = -1, period = 0;
+  if (!(std::ifstream("/sys/fs/cgroup/cpu.max") >> quota >> period)) {
+    quota = -1;
+    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") >> quota;
+    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_period_us") >> period;
+  }
+  return quota > 0 && period > 0 ? static_cast<int>(std::max(1.0, quota / period)) : 0;
 }
 
 }  // namespace
@@ -83,6 +97,26 @@ std::string file_sha256(const std::string& path) {
   return digest.hex();
 }
 
+std::vector<char> read_hashed(const std::string& path, uint64_t limit, const std::string& sha256) {
+  std::vector<char> data = read_file(path, limit);
+  Sha256 digest;
+  digest.update(data.data(), data.size());
+  if (digest.hex() != sha256) fail(DIGSEG_CORRUPT, path + " is not what was written there (another SHA-256); make it again");
+  return data;
+}
+
+std::string private_folder(const std::string& path) {
+  std::error_code failed;
+  std::filesystem::create_directories(std::filesystem::path(path).parent_path(), failed);
+  if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) return std::strerror(errno);
+  const Descriptor folder(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  struct stat info;
+  if (folder.number < 0 || fstat(folder.number, &info) != 0) return std::strerror(errno);
+  if (info.st_uid != geteuid()) return "it belongs to another user";
+  if ((info.st_mode & 077) != 0 && fchmod(folder.number, 0700) != 0) return "others may read or write it";
+  return "";
+}
+
 void write_file(const std::string& path, const std::vector<char>& data) {
   std::string room = path + ".tmp-XXXXXX";
   const Descriptor file(mkstemp(&room[0]));
@@ -102,7 +136,9 @@ void write_file(const std::string& path, const std::vector<char>& data) {
 
 int usable_cores() {
   cpu_set_t cores;
-  return sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 0;
+  const int bound = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 0;
+  const int paid = cores_of_quota();
+  return paid > 0 && paid < bound ? paid : bound;
 }
 
 void* open_library(const std::string& name, std::string& why) {

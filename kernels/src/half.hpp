@@ -1,7 +1,9 @@
-// IEEE half precision to float and back, round to nearest even; no hardware support needed.
+// The 16-bit floats of the graphs, IEEE half and bfloat16, to float and back: round to nearest even, no hardware needed.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 namespace digseg {
 
@@ -38,6 +40,37 @@ inline uint16_t float_to_half(float value) {
   }
   bits += 0xFFFu + (bits >> 13 & 1u);
   return static_cast<uint16_t>(sign | (bits - 0x38000000u) >> 13);
+}
+
+inline float bfloat_to_float(uint16_t b) {
+  const uint32_t bits = static_cast<uint32_t>(b) << 16;
+  float out;
+  std::memcpy(&out, &bits, sizeof out);
+  return out;
+}
+
+inline uint16_t float_to_bfloat(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);  // stays not-a-number
+  return static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+}
+
+// What a graph's tensor may hold where the engine holds floats.
+enum class Width { Float, Half, BFloat };
+
+inline size_t bytes_of(Width width) { return width == Width::Float ? 4 : 2; }
+
+inline void widen(Width width, const void* from, size_t count, float* to) {
+  const uint16_t* narrow = static_cast<const uint16_t*>(from);
+  if (width == Width::Float) std::memcpy(to, from, 4 * count);
+  else std::transform(narrow, narrow + count, to, width == Width::Half ? half_to_float : bfloat_to_float);
+}
+
+inline std::vector<uint16_t> narrowed(Width width, const std::vector<float>& from) {
+  std::vector<uint16_t> out(from.size());
+  std::transform(from.begin(), from.end(), out.begin(), width == Width::Half ? float_to_half : float_to_bfloat);
+  return out;
 }
 
 }  // namespace digseg

@@ -20,59 +20,62 @@
 namespace digseg {
 namespace {
 
-const char* const kInstall = "install ONNX Runtime, or name its library in digseg_options.onnxruntime_library or $DIGSEG_ONNXRUNTIME";
+constexpr uint64_t kMostKept = 4ull << 30;
+constexpr const char* kLibrary = "libonnxruntime.so.1";
+const char* const kInstall = "install ONNX Runtime, or name its library in options.onnxruntime_library or $DIGSEG_ONNXRUNTIME";
+
+// ONNX Runtime 1.29 and newer writes a device id into the user's cache folder and looks its vendor's host up, from the moment
+// it starts; only this variable, set before it is loaded, prevents that. A value of the user's own is left as it is.
+// Once per process: setenv and another thread's getenv must not meet, see docs/embedding.md.
+void silence_telemetry() {
+  static const int done = setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+  (void)done;
+}
 
 // The library, found once per engine; the system keeps one copy of it per process.
 class Runtime {
  public:
   explicit Runtime(const std::string& asked) {
-    std::vector<std::string> names{"libonnxruntime.so.1", "libonnxruntime.so"};
     const char* variable = std::getenv("DIGSEG_ONNXRUNTIME");
-    if (!asked.empty()) names = {asked};
-    else if (variable != nullptr && *variable) names = {variable};
+    const std::string name = !asked.empty() ? asked : variable != nullptr && *variable ? variable : kLibrary;
     std::string why;
-    void* library = nullptr;
-    for (const std::string& name : names)
-      if (library == nullptr) library = open_library(name, why);
+    silence_telemetry();
+    void* library = open_library(name, why);
     if (library == nullptr) fail(DIGSEG_UNAVAILABLE, "ONNX Runtime cannot be loaded (" + why + "); " + kInstall);
     const auto entry = reinterpret_cast<const OrtApiBase* (*)()>(library_symbol(library, "OrtGetApiBase"));
-    if (entry == nullptr) fail(DIGSEG_UNAVAILABLE, names.front() + " is not ONNX Runtime: it has no OrtGetApiBase; " + kInstall);
+    if (entry == nullptr) fail(DIGSEG_UNAVAILABLE, name + " is not ONNX Runtime: it has no OrtGetApiBase; " + kInstall);
     version = entry()->GetVersionString();
     const int major = std::atoi(version.c_str());
     const size_t dot = version.find('.');
     const int minor = dot == std::string::npos ? 0 : std::atoi(version.c_str() + dot + 1);
     // An older runtime prints to the terminal when asked for an interface it does not have, so it is not asked.
-    if (major == 1 && minor >= static_cast<int>(kOrtApi)) api = entry()->GetApi(kOrtApi);
+    if (major == 1 && minor >= kOrtLeastMinor) api = entry()->GetApi(kOrtTable);
     if (api == nullptr)
       fail(DIGSEG_INCOMPATIBLE, "ONNX Runtime " + version + " is too old or unknown; expected " + kOrtLeast + " or a newer 1.x; " + kInstall);
   }
 
-  template <typename Slot, typename... Arguments>
-  auto call(Arguments... arguments) const {
-    return Slot::call(api, arguments...);
+  // Throws the text of a status that says no.
+  void check(const std::string& what, OrtStatus* status) const {
+    if (status != nullptr) fail(DIGSEG_RUNTIME, "onnxruntime " + version + ", " + what + ": " + text_of(status));
   }
 
-  // A call that returns a status: throws its text.
-  template <typename Slot, typename... Arguments>
-  void check(const std::string& what, Arguments... arguments) const {
-    OrtStatus* status = Slot::call(api, arguments...);
-    if (status == nullptr) return;
-    const std::string text = call<ort::GetErrorMessage>(static_cast<const OrtStatus*>(status));
-    call<ort::ReleaseStatus>(status);
-    fail(DIGSEG_RUNTIME, "onnxruntime " + version + ", " + what + ": " + text);
+  std::string text_of(OrtStatus* status) const {
+    const std::string text = api->GetErrorMessage(status);
+    api->ReleaseStatus(status);
+    return text;
   }
 
-  const void* api = nullptr;
+  const OrtApi* api = nullptr;
   std::string version;
 };
 
 // An object of the runtime, released with its own function.
-template <typename Object, typename ReleaseSlot>
+template <typename Object, auto Release>
 class Owned {
  public:
   explicit Owned(const Runtime& runtime) : runtime_(&runtime) {}
   ~Owned() {
-    if (object != nullptr) runtime_->call<ReleaseSlot>(object);
+    if (object != nullptr) (runtime_->api->*Release)(object);
   }
   Owned(Owned&& other) noexcept : object(other.object), runtime_(other.runtime_) { other.object = nullptr; }
   Owned(const Owned&) = delete;
@@ -82,21 +85,16 @@ class Owned {
  private:
   const Runtime* runtime_;
 };
-using Value = Owned<OrtValue, ort::ReleaseValue>;
+using Value = Owned<OrtValue, &OrtApi::ReleaseValue>;
+using Session = Owned<OrtSession, &OrtApi::ReleaseSession>;
 
 struct Input {
   const char* name;
   const void* data;
   size_t bytes;
   const Shape* shape;
-  int type;
+  ONNXTensorElementDataType type;
 };
-
-std::vector<uint16_t> to_half(const Floats& from) {
-  std::vector<uint16_t> out(from.data.size());
-  std::transform(from.data.begin(), from.data.end(), out.begin(), float_to_half);
-  return out;
-}
 
 // How many cores this process may use where it is bound to fewer than the machine has (taskset, a container's cpuset), else
 // 0: ONNX Runtime counts the machine's and binds its threads to them, outside what taskset allows, or, where a container forbids
@@ -111,12 +109,11 @@ class OrtBackend : public Backend {
   OrtBackend(const Bundle& bundle, const BackendSettings& settings, bool cuda)
       : runtime_(settings.onnxruntime_library), settings_(settings), cuda_(cuda), env_(runtime_), memory_(runtime_), text_(runtime_), segmenter_(runtime_) {
     if (cuda) expect_cuda();
-    half_ = cuda && bundle.precision == "fp16";
     if (cuda && bundle.precision == "bf16")
       fail(DIGSEG_UNAVAILABLE, "a bf16 bundle does not run on onnxruntime-cuda here; export fp16 or fp32");
     const auto graph = [&](const std::string& file) { return !cuda && bundle.lists(twin(file)) ? twin(file) : file; };
-    runtime_.check<ort::CreateEnv>("start", kOrtErrorSeverity, "digseg", &env_.object);
-    runtime_.check<ort::CreateCpuMemoryInfo>("start", 1, 0, &memory_.object);  // arena allocator, default memory
+    runtime_.check("start", runtime_.api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "digseg", &env_.object));
+    runtime_.check("start", runtime_.api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory_.object));
     const std::string text_path = bundle.path(graph(bundle.text_encoder.file));
     // Its idle threads do not spin: they would take the cores from the segmenter, which runs next.
     const auto open_text = [this, text_path] { open(text_path, settings_.optimised.text_encoder, false, text_); };
@@ -126,6 +123,7 @@ class OrtBackend : public Backend {
     } catch (const std::system_error&) {  // no thread to be had: opened with the first prompt
     }
     open(bundle.path(graph(bundle.segmenter.file)), settings_.optimised.segmenter, true, segmenter_);
+    text_width_ = input_width(segmenter_.object, "text_keys");
     const bool wide = graph(bundle.text_encoder.file) != bundle.text_encoder.file;
     const std::string stored = wide ? bundle.precision + " weights widened to fp32" : bundle.precision;
     detail_ = "onnxruntime " + runtime_.version + (cuda ? ", CUDAExecutionProvider, " : ", CPUExecutionProvider, ") + stored;
@@ -133,8 +131,8 @@ class OrtBackend : public Backend {
 
   FoldedText encode_text(const Ints& ids, const Flags& mask) override {
     std::shared_future<void>(text_opened_).get();
-    const std::vector<Input> inputs{{"token_ids", ids.data.data(), ids.data.size() * 8, &ids.shape, kOrtInt64},
-                                    {"token_mask", mask.data.data(), mask.data.size(), &mask.shape, kOrtBool}};
+    const std::vector<Input> inputs{{"token_ids", ids.data.data(), ids.data.size() * 8, &ids.shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64},
+                                    {"token_mask", mask.data.data(), mask.data.size(), &mask.shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL}};
     std::vector<Floats> out = run(text_.object, inputs, {"text_keys", "text_values"});
     return {std::move(out[0]), std::move(out[1])};
   }
@@ -142,13 +140,13 @@ class OrtBackend : public Backend {
   Floats segment(const Floats& image, const Floats& keys, const Floats& values, const Flags& mask) override {
     std::vector<uint16_t> narrow_keys, narrow_values;
     const auto text = [&](const char* name, const Floats& wide, std::vector<uint16_t>& narrow) -> Input {
-      if (!half_) return {name, wide.data.data(), wide.data.size() * 4, &wide.shape, kOrtFloat};
-      narrow = to_half(wide);
-      return {name, narrow.data(), narrow.size() * 2, &wide.shape, kOrtFloat16};
+      if (text_width_ == Width::Float) return {name, wide.data.data(), wide.data.size() * 4, &wide.shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+      narrow = narrowed(text_width_, wide.data);
+      return {name, narrow.data(), narrow.size() * 2, &wide.shape, text_width_ == Width::Half ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 : ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16};
     };
-    const std::vector<Input> inputs{{"image", image.data.data(), image.data.size() * 4, &image.shape, kOrtFloat},
+    const std::vector<Input> inputs{{"image", image.data.data(), image.data.size() * 4, &image.shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT},
                                     text("text_keys", keys, narrow_keys), text("text_values", values, narrow_values),
-                                    {"token_mask", mask.data.data(), mask.data.size(), &mask.shape, kOrtBool}};
+                                    {"token_mask", mask.data.data(), mask.data.size(), &mask.shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL}};
     return std::move(run(segmenter_.object, inputs, {"logits"})[0]);
   }
 
@@ -164,47 +162,55 @@ class OrtBackend : public Backend {
   void expect_cuda() const {
     char** names = nullptr;
     int count = 0;
-    runtime_.check<ort::GetAvailableProviders>("list providers", &names, &count);
+    runtime_.check("list providers", runtime_.api->GetAvailableProviders(&names, &count));
     const bool found = std::any_of(names, names + count, [](const char* name) { return std::strcmp(name, "CUDAExecutionProvider") == 0; });
-    if (OrtStatus* status = runtime_.call<ort::ReleaseAvailableProviders>(names, count)) runtime_.call<ort::ReleaseStatus>(status);
+    if (OrtStatus* status = runtime_.api->ReleaseAvailableProviders(names, count)) runtime_.api->ReleaseStatus(status);
     if (!found) fail(DIGSEG_UNAVAILABLE, "this ONNX Runtime (" + runtime_.version + ") has no CUDA provider; install its GPU build");
   }
 
   void add_cuda(OrtSessionOptions* options) const {
-    Owned<OrtCudaOptions, ort::ReleaseCUDAProviderOptions> cuda(runtime_);
-    runtime_.check<ort::CreateCUDAProviderOptions>("CUDA options", &cuda.object);
+    Owned<OrtCUDAProviderOptionsV2, &OrtApi::ReleaseCUDAProviderOptions> cuda(runtime_);
+    runtime_.check("CUDA options", runtime_.api->CreateCUDAProviderOptions(&cuda.object));
     const std::string device = std::to_string(settings_.device);
     const char* const keys[] = {"device_id", "arena_extend_strategy", "use_tf32"};
     const char* const values[] = {device.c_str(), "kSameAsRequested", "0"};
-    runtime_.check<ort::UpdateCUDAProviderOptions>("CUDA options", cuda.object, keys, values, size_t{3});
+    runtime_.check("CUDA options", runtime_.api->UpdateCUDAProviderOptions(cuda.object, keys, values, size_t{3}));
     try {
-      runtime_.check<ort::SessionOptionsAppendExecutionProvider_CUDA_V2>("CUDA provider", options, static_cast<const OrtCudaOptions*>(cuda.object));
+      runtime_.check("CUDA provider", runtime_.api->SessionOptionsAppendExecutionProvider_CUDA_V2(options, cuda.object));
     } catch (const Error& error) {
       fail(DIGSEG_UNAVAILABLE, error.what());
     }
   }
 
-  void open(const std::string& graph, const OptimisedGraph& optimised, bool spin, Owned<OrtSession, ort::ReleaseSession>& session) const {
-    std::string path = graph;
-    Owned<OrtSessionOptions, ort::ReleaseSessionOptions> options(runtime_);
-    runtime_.check<ort::CreateSessionOptions>("options", &options.object);
-    runtime_.check<ort::SetSessionLogSeverityLevel>("options", options.object, kOrtErrorSeverity);
-    runtime_.check<ort::DisableMemPattern>("options", options.object);  // steadier memory when shapes vary
+  void open(const std::string& graph, const OptimisedGraph& optimised, bool spin, Session& session) const {
+    Owned<OrtSessionOptions, &OrtApi::ReleaseSessionOptions> options(runtime_);
+    runtime_.check("options", runtime_.api->CreateSessionOptions(&options.object));
+    runtime_.check("options", runtime_.api->SetSessionLogSeverityLevel(options.object, ORT_LOGGING_LEVEL_ERROR));
+    runtime_.check("options", runtime_.api->DisableMemPattern(options.object));  // steadier memory when shapes vary
     const int threads = settings_.threads > 0 ? settings_.threads : cores_if_bound();
-    if (threads > 0) runtime_.check<ort::SetIntraOpNumThreads>("options", options.object, threads);
-    if (!spin) runtime_.check<ort::AddSessionConfigEntry>("options", options.object, "session.intra_op.allow_spinning", "0");
+    if (threads > 0) runtime_.check("options", runtime_.api->SetIntraOpNumThreads(options.object, threads));
+    if (!spin) runtime_.check("options", runtime_.api->AddSessionConfigEntry(options.object, "session.intra_op.allow_spinning", "0"));
     if (cuda_) add_cuda(options.object);
-    if (!cuda_ && !optimised.path.empty()) {
-      if (settings_.optimise) {
-        runtime_.check<ort::SetOptimizedModelFilePath>("options", options.object, optimised.path.c_str());
-      } else if (file_sha256(optimised.path) == optimised.sha256) {
-        runtime_.check<ort::SetSessionGraphOptimizationLevel>("options", options.object, kOrtNoOptimisation);
-        path = optimised.path;
-      } else {
-        std::remove(optimised.path.c_str());  // the next start misses it and makes it again
-      }
+    const bool kept = !cuda_ && !optimised.path.empty();
+    if (kept && settings_.optimise)
+      runtime_.check("options", runtime_.api->SetOptimizedModelFilePath(options.object, optimised.path.c_str()));
+    if (kept && !settings_.optimise && open_kept(optimised, options.object, session)) return;
+    runtime_.check("cannot load " + graph, runtime_.api->CreateSession(env_.object, graph.c_str(), options.object, &session.object));
+  }
+
+  // The graph that an earlier start optimised, from the very bytes whose hash was checked; false where it was changed.
+  bool open_kept(const OptimisedGraph& optimised, OrtSessionOptions* options, Session& session) const {
+    std::vector<char> bytes;
+    try {
+      bytes = read_hashed(optimised.path, kMostKept, optimised.sha256);
+    } catch (const Error&) {
+      std::remove(optimised.path.c_str());  // the next start misses it and makes it again
+      return false;
     }
-    runtime_.check<ort::CreateSession>("cannot load " + path, static_cast<const OrtEnv*>(env_.object), path.c_str(), static_cast<const OrtSessionOptions*>(options.object), &session.object);
+    runtime_.check("options", runtime_.api->SetSessionGraphOptimizationLevel(options, ORT_DISABLE_ALL));
+    runtime_.check("cannot load " + optimised.path,
+                   runtime_.api->CreateSessionFromArray(env_.object, bytes.data(), bytes.size(), options, &session.object));
+    return true;
   }
 
   std::vector<Floats> run(OrtSession* session, const std::vector<Input>& inputs, const std::vector<const char*>& outputs) {
@@ -214,56 +220,80 @@ class OrtBackend : public Backend {
     for (const Input& input : inputs) {
       values.emplace_back(runtime_);
       // The runtime only reads inputs; its interface lacks the const.
-      runtime_.check<ort::CreateTensorWithDataAsOrtValue>(input.name, static_cast<const OrtMemoryInfo*>(memory_.object), const_cast<void*>(input.data), input.bytes,
-                                                          input.shape->data(), input.shape->size(), input.type, &values.back().object);
+      runtime_.check(input.name, runtime_.api->CreateTensorWithDataAsOrtValue(memory_.object, const_cast<void*>(input.data), input.bytes,
+                                                          input.shape->data(), input.shape->size(), input.type, &values.back().object));
       names.push_back(input.name);
       feeds.push_back(values.back().object);
     }
     std::vector<OrtValue*> raw(outputs.size());
-    OrtStatus* status = runtime_.call<ort::Run>(session, static_cast<const OrtRunOptions*>(nullptr), names.data(), feeds.data(), feeds.size(), outputs.data(), outputs.size(), raw.data());
+    OrtStatus* status = runtime_.api->Run(session, nullptr, names.data(), feeds.data(), feeds.size(), outputs.data(), outputs.size(), raw.data());
     for (OrtValue* value : raw) {
       results.emplace_back(runtime_);
       results.back().object = value;
     }
     if (status != nullptr) {
-      const std::string text = runtime_.call<ort::GetErrorMessage>(static_cast<const OrtStatus*>(status));
-      runtime_.call<ort::ReleaseStatus>(status);
-      fail(DIGSEG_RUNTIME, "onnxruntime " + runtime_.version + " failed while running: " + text + "; check the bundle with digseg_engine_verify");
+      fail(DIGSEG_RUNTIME, "onnxruntime " + runtime_.version + " failed while running: " + runtime_.text_of(status) + "; check the bundle with digseg_engine_verify");
     }
     std::vector<Floats> out;
     for (size_t i = 0; i < results.size(); ++i) out.push_back(read(results[i].object, outputs[i]));
     return out;
   }
 
+  static Width width_of(ONNXTensorElementDataType type, const std::string& name) {
+    if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) return Width::Float;
+    if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16) return Width::Half;
+    if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16) return Width::BFloat;
+    fail(DIGSEG_INCOMPATIBLE, "the graph's tensor " + name + " has element type " + std::to_string(static_cast<int>(type)) +
+                                  "; expected float, half or bfloat16; export the bundle again");
+  }
+
+  // What a graph takes at one of its inputs: a bundle's own graphs and their float32 twins differ.
+  Width input_width(const OrtSession* session, const std::string& wanted) const {
+    size_t count = 0;
+    runtime_.check("inputs", runtime_.api->SessionGetInputCount(session, &count));
+    OrtAllocator* allocator = nullptr;
+    runtime_.check("inputs", runtime_.api->GetAllocatorWithDefaultOptions(&allocator));
+    for (size_t i = 0; i < count; ++i) {
+      char* text = nullptr;
+      runtime_.check("inputs", runtime_.api->SessionGetInputName(session, i, allocator, &text));
+      const std::string name = text;
+      runtime_.check("inputs", runtime_.api->AllocatorFree(allocator, text));
+      if (name != wanted) continue;
+      Owned<OrtTypeInfo, &OrtApi::ReleaseTypeInfo> info(runtime_);
+      const OrtTensorTypeAndShapeInfo* tensor = nullptr;
+      ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+      runtime_.check("inputs", runtime_.api->SessionGetInputTypeInfo(session, i, &info.object));
+      runtime_.check("inputs", runtime_.api->CastTypeInfoToTensorInfo(info.object, &tensor));
+      runtime_.check("inputs", runtime_.api->GetTensorElementType(tensor, &type));
+      return width_of(type, name);
+    }
+    fail(DIGSEG_INCOMPATIBLE, "the segmenter has no input " + wanted + "; export the bundle again");
+  }
+
   Floats read(OrtValue* value, const std::string& name) const {
-    Owned<OrtTypeInfo, ort::ReleaseTensorTypeAndShapeInfo> info(runtime_);
-    runtime_.check<ort::GetTensorTypeAndShape>(name, static_cast<const OrtValue*>(value), &info.object);
-    const OrtTypeInfo* shape_info = info.object;
-    int type = 0;
+    Owned<OrtTensorTypeAndShapeInfo, &OrtApi::ReleaseTensorTypeAndShapeInfo> info(runtime_);
+    runtime_.check(name, runtime_.api->GetTensorTypeAndShape(value, &info.object));
+    const OrtTensorTypeAndShapeInfo* shape_info = info.object;
+    ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
     size_t sides = 0;
     void* data = nullptr;
-    runtime_.check<ort::GetTensorElementType>(name, shape_info, &type);
-    runtime_.check<ort::GetDimensionsCount>(name, shape_info, &sides);
+    runtime_.check(name, runtime_.api->GetTensorElementType(shape_info, &type));
+    runtime_.check(name, runtime_.api->GetDimensionsCount(shape_info, &sides));
     Shape shape(sides);
-    runtime_.check<ort::GetDimensions>(name, shape_info, shape.data(), sides);
-    runtime_.check<ort::GetTensorMutableData>(name, value, &data);
+    runtime_.check(name, runtime_.api->GetDimensions(shape_info, shape.data(), sides));
+    runtime_.check(name, runtime_.api->GetTensorMutableData(value, &data));
     Floats out(shape);
-    if (type == kOrtFloat) {
-      std::copy_n(static_cast<const float*>(data), out.data.size(), out.data.begin());
-    } else if (type == kOrtFloat16) {
-      std::transform(static_cast<const uint16_t*>(data), static_cast<const uint16_t*>(data) + out.data.size(), out.data.begin(), half_to_float);
-    } else {
-      fail(DIGSEG_RUNTIME, "output " + name + " has element type " + std::to_string(type) + "; expected float or half; export the bundle again");
-    }
+    widen(width_of(type, name), data, out.data.size(), out.data.data());
     return out;
   }
 
   Runtime runtime_;
   BackendSettings settings_;
-  bool cuda_, half_ = false;
-  Owned<OrtEnv, ort::ReleaseEnv> env_;
-  Owned<OrtMemoryInfo, ort::ReleaseMemoryInfo> memory_;
-  Owned<OrtSession, ort::ReleaseSession> text_, segmenter_;
+  bool cuda_;
+  Width text_width_ = Width::Float;
+  Owned<OrtEnv, &OrtApi::ReleaseEnv> env_;
+  Owned<OrtMemoryInfo, &OrtApi::ReleaseMemoryInfo> memory_;
+  Session text_, segmenter_;
   std::string detail_;
   std::shared_future<void> text_opened_;  // last: its thread uses what stands above
 };
@@ -271,11 +301,12 @@ class OrtBackend : public Backend {
 }  // namespace
 
 std::shared_future<std::shared_ptr<void>> start_onnxruntime(const BackendSettings& settings) try {
+  silence_telemetry();  // on the caller's thread
   struct Started {
     Runtime runtime;
-    Owned<OrtEnv, ort::ReleaseEnv> env;
+    Owned<OrtEnv, &OrtApi::ReleaseEnv> env;
     explicit Started(const std::string& library) : runtime(library), env(runtime) {
-      runtime.check<ort::CreateEnv>("start", kOrtErrorSeverity, "digseg", &env.object);
+      runtime.check("start", runtime.api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "digseg", &env.object));
     }
   };
   return std::async(std::launch::async, [library = settings.onnxruntime_library]() -> std::shared_ptr<void> {

@@ -12,7 +12,7 @@
 namespace digseg {
 
 std::unique_ptr<Backend> create_tensorrt(const Bundle&, const BackendSettings&) {
-  fail(DIGSEG_UNAVAILABLE, "this library was built without its TensorRT part; build it with -DDIGSEG_TENSORRT_INCLUDE=FOLDER");
+  fail(DIGSEG_UNAVAILABLE, "built without it; see -DDIGSEG_TENSORRT_INCLUDE");
 }
 
 std::string tensorrt_state(const Bundle&) { return ""; }
@@ -151,7 +151,15 @@ class Plan {
     if (stream_ != nullptr) cuda_.stream_destroy(stream_);
   }
 
-  bool is_half(const char* name) const { return engine_->getTensorDataType(name) == nvinfer1::DataType::kHALF; }
+  // Plans of bf16 bundles give and take bfloat16 at the borders, those of fp16 bundles half.
+  Width width_of(const char* name) const {
+    switch (engine_->getTensorDataType(name)) {
+      case nvinfer1::DataType::kFLOAT: return Width::Float;
+      case nvinfer1::DataType::kHALF: return Width::Half;
+      case nvinfer1::DataType::kBF16: return Width::BFloat;
+      default: fail(DIGSEG_INCOMPATIBLE, std::string("the plan's tensor ") + name + " is none of float, half or bfloat16; build the plan again");
+    }
+  }
 
   std::vector<Floats> run(const std::vector<Fed>& inputs, const std::vector<const char*>& outputs) {
     const std::lock_guard<std::mutex> guard(lock_);
@@ -166,25 +174,23 @@ class Plan {
         fail(DIGSEG_RUNTIME, std::string("TensorRT refuses the shape of ") + input.name + ": " + logger_.last() + "; build the plan with a wider shape profile");
     }
     std::vector<Floats> out;
-    std::vector<std::vector<uint16_t>> narrow(outputs.size());
+    std::vector<std::vector<char>> narrow(outputs.size());
     std::vector<void*> devices;
     for (const char* name : outputs) {
       const nvinfer1::Dims dims = context_->getTensorShape(name);
       if (dims.nbDims < 1) fail(DIGSEG_RUNTIME, std::string("TensorRT does not know the shape of ") + name + "; build the plan again");
       out.emplace_back(Shape(dims.d, dims.d + dims.nbDims));
-      devices.push_back(rooms_.at(room++)->of(out.back().data.size() * (is_half(name) ? 2 : 4)));
+      devices.push_back(rooms_.at(room++)->of(out.back().data.size() * bytes_of(width_of(name))));
       if (!context_->setTensorAddress(name, devices.back())) fail(DIGSEG_RUNTIME, "TensorRT refuses an output: " + logger_.last());
     }
     if (!context_->enqueueV3(stream_)) fail(DIGSEG_RUNTIME, "TensorRT failed while running: " + logger_.last());
     for (size_t i = 0; i < outputs.size(); ++i) {
-      const bool half = is_half(outputs[i]);
-      narrow[i].resize(half ? out[i].data.size() : 0);
-      void* host = half ? static_cast<void*>(narrow[i].data()) : out[i].data.data();
-      cuda_.check(cuda_.copy(host, devices[i], out[i].data.size() * (half ? 2 : 4), 2, stream_), "copy out");
+      const size_t bytes = out[i].data.size() * bytes_of(width_of(outputs[i]));
+      narrow[i].resize(bytes);
+      cuda_.check(cuda_.copy(narrow[i].data(), devices[i], bytes, 2, stream_), "copy out");
     }
     cuda_.check(cuda_.stream_wait(stream_), "wait");
-    for (size_t i = 0; i < outputs.size(); ++i)
-      if (!narrow[i].empty()) std::transform(narrow[i].begin(), narrow[i].end(), out[i].data.begin(), half_to_float);
+    for (size_t i = 0; i < outputs.size(); ++i) widen(width_of(outputs[i]), narrow[i].data(), out[i].data.size(), out[i].data.data());
     return out;
   }
 
@@ -217,6 +223,7 @@ class TensorRtBackend : public Backend {
     if (!runtime_) fail(DIGSEG_UNAVAILABLE, "TensorRT " + version_ + " does not start: " + logger_.last());
     segmenter_ = open(bundle, bundle.segmenter.file);
     text_ = open(bundle, bundle.text_encoder.file);
+    if (segmenter_->width_of("image") != Width::Float) fail(DIGSEG_INCOMPATIBLE, "the plan's picture is not float; build the plan again");
     detail_ = "tensorrt " + version_ + " on " + device_.name + ", " + bundle.precision;
   }
 
@@ -231,9 +238,9 @@ class TensorRtBackend : public Backend {
     cuda_.check(cuda_.set_device(number_), "choose the device");
     std::vector<uint16_t> rooms[2];
     const auto text = [&](const char* name, const Floats& wide, std::vector<uint16_t>& narrow) -> Fed {
-      if (!segmenter_->is_half(name)) return {name, &wide.shape, wide.data.data(), wide.data.size() * 4};
-      narrow.resize(wide.data.size());
-      std::transform(wide.data.begin(), wide.data.end(), narrow.begin(), float_to_half);
+      const Width width = segmenter_->width_of(name);
+      if (width == Width::Float) return {name, &wide.shape, wide.data.data(), wide.data.size() * 4};
+      narrow = narrowed(width, wide.data);
       return {name, &wide.shape, narrow.data(), narrow.size() * 2};
     };
     const Fed fed_keys = text("text_keys", keys, rooms[0]), fed_values = text("text_values", values, rooms[1]);
@@ -256,9 +263,8 @@ class TensorRtBackend : public Backend {
       const Json json = parse_json(body.data(), body.size(), note);
       missed = difference(bundle, graph, json, note);
       if (!missed.empty()) continue;
-      if (plain_file_size(path) < 0 || file_sha256(path) != json.string_at("sha256", note))
-        fail(DIGSEG_CORRUPT, path + " is missing, a link or changed; build it again on this machine");
-      return std::make_unique<Plan>(cuda_, *runtime_, logger_, read_file(path, 16ull << 30));
+      if (plain_file_size(path) < 0) fail(DIGSEG_CORRUPT, path + " is missing or a link; build it again on this machine");
+      return std::make_unique<Plan>(cuda_, *runtime_, logger_, read_hashed(path, 16ull << 30, json.string_at("sha256", note)));
     }
     fail(DIGSEG_UNAVAILABLE, bundle.folder + " holds no plan of " + graph + " for this machine (" + missed + "); build it here with `python -m digseg_export.to_tensorrt`");
   }

@@ -89,13 +89,30 @@ void tidy(const std::string& folder, const std::string& prefix, size_t kept) {
 
 }  // namespace
 
-Verdicts::Verdicts(const char* folder, const Bundle& bundle, const BackendSettings& settings)
+Verdicts::Verdicts(const char* folder, const Bundle& bundle, const BackendSettings& settings, const Log& log)
     : folder_(folder == nullptr ? default_folder() : folder) {
-  if (on()) key_ = key_of(bundle, settings);
+  if (!on()) return;
+  folder_ += "/native";
+  const std::string why = private_folder(folder_);
+  if (why.empty()) {
+    key_ = key_of(bundle, settings);
+  } else {
+    log(DIGSEG_LOG_INFO, "nothing is kept in " + folder_ + ": " + why);
+    folder_.clear();
+  }
+}
+
+bool Verdicts::was_right(const std::string& backend) const { return on() && plain_file_size(right_path(backend)) >= 0; }
+
+void Verdicts::write_right(const std::string& backend) const try {
+  const std::string body = "{\"backend\": " + json_quote(backend) + "}\n";
+  if (on()) write_file(right_path(backend), {body.begin(), body.end()});
+  tidy(folder_, "right-", kKeptVerdicts);
+} catch (const std::exception&) {  // a folder that cannot be written
 }
 
 bool Verdicts::read(Known& known) const try {
-  const std::string path = folder_ + "/choice-native-" + key_ + ".json";
+  const std::string path = folder_ + "/choice-" + key_ + ".json";
   if (!on() || plain_file_size(path) < 0) return false;
   const std::vector<char> body = read_file(path, 1 << 16);
   const Json verdict = parse_json(body.data(), body.size(), path);
@@ -113,23 +130,18 @@ bool Verdicts::read(Known& known) const try {
 
 void Verdicts::write(const Known& known) const try {
   if (!on()) return;
-  std::error_code ignored;
-  fs::create_directories(folder_, ignored);
   std::string body = "{\"backend\": " + json_quote(known.backend);
   if (!known.graphs.segmenter.path.empty())
     body += ", \"text_encoder\": " + json_quote(known.graphs.text_encoder.sha256) + ", \"segmenter\": " + json_quote(known.graphs.segmenter.sha256);
   body += "}\n";
-  write_file(folder_ + "/choice-native-" + key_ + ".json", {body.begin(), body.end()});
-  tidy(folder_, "choice-native-", kKeptVerdicts);
+  write_file(folder_ + "/choice-" + key_ + ".json", {body.begin(), body.end()});
+  tidy(folder_, "choice-", kKeptVerdicts);
   tidy(folder_, "graph-", kKeptGraphs);
 } catch (const std::exception&) {  // a folder that cannot be written, or that others tidy at the same time
 }
 
 Optimised Verdicts::draft(const Bundle& bundle) const {
-  std::error_code failed;
-  if (!on() || bundle.bytes() > kMostWeights) return {};
-  fs::create_directories(folder_, failed);
-  if (failed || access(folder_.c_str(), W_OK) != 0) return {};
+  if (!on() || bundle.bytes() > kMostWeights || access(folder_.c_str(), W_OK) != 0) return {};
   static std::atomic<int> number{0};
   const std::string name = folder_ + "/graph-draft-" + std::to_string(getpid()) + "-" + std::to_string(number++);
   return {{name + ".text_encoder.ort", ""}, {name + ".segmenter.ort", ""}};

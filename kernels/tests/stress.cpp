@@ -166,7 +166,7 @@ int kept(const char* bundle, int count) {
     wanted = got;
     digseg_engine_destroy(engine);
     std::vector<fs::path> files;
-    for (const auto& entry : fs::directory_iterator(room)) files.push_back(entry.path());
+    for (const auto& entry : fs::directory_iterator(room + "/native")) files.push_back(entry.path());
     std::sort(files.begin(), files.end());
     // A verdict and two graphs; a start that finds a graph changed removes it, and the next one makes it again.
     if (files.size() < 2 || files.size() > 3) stop(std::to_string(files.size()) + " files are kept");

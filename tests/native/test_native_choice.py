@@ -1,11 +1,13 @@
 """The C library's choice of a backend is kept between starts, with the graphs optimised for this processor."""
 
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 from native_fixtures import *  # noqa: F403
+from programs import run_program
 
 from digseg_engine.worlds.scenes import scene
 
@@ -37,7 +39,7 @@ def test_the_second_start_knows_and_gives_the_same_logits(start, tmp_path):
     second, got = start()
     assert not known(first) and known(second)
     assert np.array_equal(got, wanted)
-    names = sorted(path.name.split("-")[0] for path in (tmp_path / "cache").iterdir())
+    names = sorted(path.name.split("-")[0] for path in (tmp_path / "cache" / "native").iterdir())
     assert names == ["choice", "graph", "graph"]
     assert not known(start(threads=2)[0])  # another question
 
@@ -45,8 +47,8 @@ def test_the_second_start_knows_and_gives_the_same_logits(start, tmp_path):
 @pytest.mark.parametrize("harm", ["verdict cut", "verdict of another library", "graph gone"])
 def test_what_was_kept_and_is_damaged_is_made_again(start, tmp_path, harm):
     _, wanted = start()
-    (verdict,) = (tmp_path / "cache").glob("choice-native-*.json")
-    graph = next((tmp_path / "cache").glob("graph-*.segmenter.ort"))
+    (verdict,) = (tmp_path / "cache" / "native").glob("choice-*.json")
+    graph = next((tmp_path / "cache" / "native").glob("graph-*.segmenter.ort"))
     if harm == "verdict cut":
         verdict.write_bytes(verdict.read_bytes()[:30])
     elif harm == "graph gone":
@@ -60,7 +62,7 @@ def test_what_was_kept_and_is_damaged_is_made_again(start, tmp_path, harm):
 
 def test_a_changed_graph_is_not_opened(start, tmp_path):
     _, wanted = start()
-    graph = next((tmp_path / "cache").glob("graph-*.segmenter.ort"))
+    graph = next((tmp_path / "cache" / "native").glob("graph-*.segmenter.ort"))
     body = bytearray(graph.read_bytes())
     body[len(body) // 2] ^= 1
     graph.write_bytes(body)
@@ -88,3 +90,76 @@ def test_nothing_is_kept_where_nothing_may_be(start, tmp_path, monkeypatch):
             lines, got = start(cache=cache)
             assert not known(lines) and np.array_equal(got, wanted)
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_the_kept_folder_is_the_users_alone(start, tmp_path):
+    room = tmp_path / "cache" / "native"
+    room.mkdir(parents=True)
+    room.chmod(0o777)
+    start()
+    assert room.stat().st_mode & 0o777 == 0o700 and known(start()[0])
+
+
+@pytest.mark.parametrize("kind", ["link", "of another user"])
+def test_a_folder_of_others_is_not_trusted(start, tmp_path, kind):
+    room = tmp_path / "cache" / "native"
+    start()
+    if kind == "link":
+        room.rename(tmp_path / "elsewhere")
+        room.symlink_to(tmp_path / "elsewhere")
+    elif os.geteuid() == 0:
+        os.chown(room, 12345, 12345)
+    else:
+        pytest.skip("only root can give a folder away")
+    lines, _ = start()
+    assert not known(lines) and any(f"nothing is kept in {room}" in line for line in lines)
+
+
+def wrong_bundle(bundle, folder):
+    """A copy whose golden sample expects other logits."""
+    from safetensors.numpy import load_file, save_file
+
+    from digseg_engine.bundle import sha256
+
+    shutil.copytree(bundle, folder)
+    path = folder / "golden.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "logits": tensors["logits"] + np.float32(1)}, path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "auto"])
+def test_a_backend_that_is_wrong_on_the_golden_sample_is_refused(start, native_bundle, tmp_path, backend):
+    from native_library import NativeError
+
+    with pytest.raises(NativeError, match=r"runtime error: .*wrong on the golden sample: relative error [\d.]+"):
+        start(bundle=wrong_bundle(native_bundle, tmp_path / "b"), backend=backend.encode())
+
+
+def test_a_named_backend_is_checked_once(start):
+    checked = [any("right on the golden sample" in line for line in start(backend=b"onnxruntime")[0]) for _ in range(2)]
+    assert checked == [True, False]
+    assert any("right on the golden sample" in line for line in start(backend=b"onnxruntime", cache="")[0])
+
+
+def test_a_missing_runtime_is_said_once_and_shortly(start, library, native_bundle):
+    from native_library import NativeError
+
+    with pytest.raises(NativeError, match="unavailable: no backend can run here") as caught:
+        start(onnxruntime_library=b"/nowhere/libonnxruntime.so.1")
+    text = caught.value.text
+    assert text.count("cannot be loaded") == 1 and "onnxruntime-cuda, onnxruntime: " in text and len(text) < 400
+
+
+def test_the_runtimes_telemetry_is_off(installed, environment, native_bundle, tmp_path):
+    """A device id is written while the library starts, so that nothing but an empty home shows that it is off."""
+    for name in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"):
+        environment.pop(name, None)
+    home = tmp_path / "home"
+    home.mkdir()
+    command = [installed / "programs" / "stress", "threads", native_bundle, "2", "1"]
+    done = run_program(command, env={**environment, "HOME": str(home), "DIGSEG_CACHE": str(tmp_path / "cache")})
+    assert done.returncode == 0 and list(home.rglob("*")) == []
