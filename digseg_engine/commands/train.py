@@ -31,13 +31,20 @@ RUN = (
     Option("--seed", "random seed", kind=int, default=0),
     Option("--tensorboard", "also write event files for TensorBoard", kind=bool, default=False),
     Option("--resume", "continue the run in the output folder", kind=bool, default=False),
+    Option(
+        "--override",
+        "go on with other settings than the run began with",
+        kind=bool,
+        default=False,
+        only_with=("--resume",),
+    ),
 )
 
 
 def run(
     config: str, init: str | None, data: str, layout: str | None, split: str, cached_crops: int, workers: int,
-    output: Path, size: int | None, slot: Any, autoencoder: str | None, student_only: bool, detail_blocks: int | None,
-    changes: list[str], scale: float, seed: int, tensorboard: bool, resume: bool,
+    output: Path | None, recipe: Any, size: int | None, slot: Any, autoencoder: str | None, student_only: bool,
+    detail_blocks: int | None, changes: list[str], scale: float, seed: int, tensorboard: bool, resume: bool, override: bool,
 ) -> None:  # fmt: skip
     from digseg_engine.worlds.scenes import is_scenes
 
@@ -46,17 +53,30 @@ def run(
                          "pretrained weights with --init")  # fmt: skip
     check_data(data)
     folder = folder_options(data, layout, split, cached_crops, workers)
-    from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
+    output = output or Path("runs") / (config if init is None else Path(init).resolve().name)
+    from digseg_engine.training.recipes.finetune import finetune, recipe_of, settings_of
     from digseg_engine.training.recipes.tiny import TrainConfig
     from digseg_engine.training.recipes.tiny import train as from_nothing
 
     if init is None:
         plan = adjusted(TrainConfig(seed=seed), scale, tensorboard, changes)
-        written = from_nothing(config, output, plan, resume, data)
+        written = from_nothing(config, output, plan, resume, data, override)
     else:
-        tuned = adjusted(FinetuneConfig(seed=seed, size=size, folder=folder), scale, tensorboard, changes)
-        written = finetune(init, output, tuned, resume, data, slot, autoencoder, student_only, detail_blocks)
+        chosen = recipe_of(init, recipe, student_only)
+        alone = student_only or chosen == "quick"
+        refuse_idle(changes, alone)
+        tuned = adjusted(settings_of(chosen, seed=seed, size=size, folder=folder), scale, tensorboard, changes)
+        written = finetune(init, output, tuned, resume, data, slot, autoencoder, alone, detail_blocks, override)
     print(f"checkpoint written to {written}; export it with: digseg-export {written}")
+
+
+def refuse_idle(changes: list[str], student_alone: bool) -> None:
+    """Raises UsageError for a change of a stage that the run leaves out."""
+    idle = [change for change in changes if student_alone and change.startswith(("reference.", "one_step."))]
+    if idle:
+        raise UsageError(
+            f"--set {idle[0]} changes a stage that this run leaves out; add --recipe full, or leave it out"
+        )
 
 
 def check_data(data: str) -> None:
@@ -97,9 +117,13 @@ COMMAND = Command(
     options=(
         Option("--config", "model preset to train from nothing: tiny", default="tiny", metavar="NAME",
                not_with=("--init",)),
-        Option("--init", "start from a Stable Diffusion 1.x/2.x or DiGSeg directory, or a hub id", metavar="MODEL"),
+        Option("--init", "start from digseg-tiny, a DiGSeg or Stable Diffusion 1.x/2.x directory, or a hub id",
+               metavar="MODEL"),
+        Option("--recipe", "quick: the student alone, minutes; full: all stages", choices=("quick", "full"),
+               shown="quick from DiGSeg checkpoints, full from Stable Diffusion", only_with=("--init",),
+               not_with=("--student-only",)),
         *DATA,
-        Option("--output -o", "folder for logs, curves and the checkpoint", kind=Path, default=Path("runs/tiny"),
+        Option("--output -o", "folder for logs, curves and the checkpoint", kind=Path, shown="runs/NAME of the start",
                metavar="FOLDER"),
         Option("--size --imgsz", "training pictures' side in pixels", kind=int, shown="the model's own",
                only_with=("--init",)),
@@ -107,7 +131,7 @@ COMMAND = Command(
                only_with=("--init",)),
         Option("--autoencoder", "directory or hub id of a tiny autoencoder to use instead", metavar="MODEL",
                only_with=("--init",)),
-        Option("--student-only", "leave a trained reference as it is", kind=bool, default=False, only_with=("--init",)),
+        Option("--student-only", "the full recipe, but leave a trained reference as it is", kind=bool, default=False, only_with=("--init",)),
         Option("--detail-blocks", "deepen the student's image stem to this many residual blocks", kind=int, at_least=0,
                only_with=("--init",)),
         *RUN,

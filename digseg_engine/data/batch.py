@@ -43,6 +43,7 @@ class Batch:
 class Batches(Protocol):
     """A source of training batches; batch number `step` is always the same."""
 
+    seed: int
     names: tuple[str, ...]  # every name that prompts are made of
 
     def batch(self, step: int, size: int, prompts: int) -> Batch: ...

@@ -20,6 +20,7 @@ from digseg_engine.errors import CheckpointError, UsageError
 from digseg_engine.model.autoencoder import latent_stride
 from digseg_engine.model.config import SD21, TINY, DigsegConfig, Prediction, StudentConfig
 from digseg_engine.model.pretrained import (
+    BUNDLED,
     Checkpoint,
     autoencoder_class,
     from_pretrained,
@@ -36,17 +37,20 @@ WANTED = ("*/config.json", "*/*.safetensors", "*/*.safetensors.index.json", "tok
 
 
 def find_directory(source: str | Path) -> Path:
-    """The local directory called `source`, or the hub repository `owner/name` brought to the local cache.
+    """The local directory called `source`, the bundled checkpoint for its name `digseg-tiny`, or the hub repository
+    `owner/name` brought to the local cache.
 
-    Raises CheckpointError when it is neither.
+    Raises CheckpointError when it is none of them.
     """
     folder = Path(source)
     if folder.is_dir():
         return folder
+    if str(source) == BUNDLED.name:
+        return BUNDLED
     name = str(source)
     if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
-        raise CheckpointError(f"{name} is neither a directory nor a hub id; expected a Stable Diffusion directory in "
-                              "diffusers' format, or a name such as owner/model")  # fmt: skip
+        raise CheckpointError(f"{name} is neither a directory nor a hub id; expected digseg-tiny, a Stable Diffusion "
+                              "directory in diffusers' format, or a name such as owner/model")  # fmt: skip
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

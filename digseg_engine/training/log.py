@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 
 from digseg_engine.errors import UsageError
 from digseg_engine.extras import install_line
+from digseg_engine.files import replacing, write_bytes
 
 
 class Log:
@@ -24,6 +27,8 @@ class Log:
         self.path, self.writes = path, writes
         writer = event_writer() if tensorboard else None
         self.events = writer(str(path.with_name("tensorboard")), purge_step=start) if writer and writes else None
+        self.sums: dict[str, float] = {}
+        self.counts: Counter[str] = Counter()
         self.began = time.monotonic() - (self._rewind(start) if writes else 0.0)
 
     def _rewind(self, start: int) -> float:
@@ -31,13 +36,25 @@ class Log:
         if not self.path.is_file():
             return 0.0
         with self.path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) < start]
-        self.path.unlink()
-        for row in rows:
-            self._write(row)
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if _whole(row) and int(row["step"]) < start]
+        body = io.StringIO(newline="")
+        writer = csv.DictWriter(body, fieldnames=reader.fieldnames or ["step"], lineterminator="\r\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_bytes(self.path, body.getvalue().encode()) if rows else self.path.unlink()
         return float(rows[-1]["seconds"]) if rows else 0.0
 
-    def add(self, step: int, parts: Mapping[str, float], learning_rate: float) -> None:
+    def note(self, parts: Mapping[str, float]) -> None:
+        """The parts of one step's loss; a row holds the mean of every part over the steps since the row before."""
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] += 1
+
+    def add(self, step: int, learning_rate: float) -> None:
+        """Write the row of all steps up to `step`."""
+        parts = {name: total / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, Counter()
         if self.writes:
             self._write({"step": step, "seconds": round(time.monotonic() - self.began, 1), **parts})
         if self.events is not None:
@@ -45,12 +62,20 @@ class Log:
                 self.events.add_scalar(name, value, step)
 
     def _write(self, row: Mapping[str, Any]) -> None:
+        """Add a row; a part that a row lacks (a loss of every 16th step) leaves its cell empty."""
+        columns = self._columns() or list(row)
         fresh = not self.path.is_file()
         with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
+            writer = csv.DictWriter(file, fieldnames=columns, extrasaction="ignore")
             if fresh:
                 writer.writeheader()
             writer.writerow({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
+
+    def _columns(self) -> list[str]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            return next(csv.reader(file), [])
 
     def draw(self, title: str) -> None:
         if self.writes:
@@ -59,6 +84,11 @@ class Log:
     def close(self) -> None:
         if self.events is not None:
             self.events.close()
+
+
+def _whole(row: Mapping[str, Any]) -> bool:
+    """Whether a row was written to its end (a kill can tear the last one)."""
+    return None not in row.values() and row["step"].isdigit()
 
 
 def event_writer() -> Any:
@@ -82,9 +112,10 @@ def draw_curve(log: Path, picture: Path, title: str) -> None:
         rows = list(csv.DictReader(file))
     names = [name for name in rows[0] if name not in ("step", "seconds")]
     figure, axes = plt.subplots(figsize=(7, 4))
-    steps = [int(row["step"]) for row in rows]
     for name in names:
-        values = torch.tensor([float(row[name]) for row in rows]).clamp(min=1e-6)
+        told = [row for row in rows if row[name]]
+        steps = [int(row["step"]) for row in told]
+        values = torch.tensor([float(row[name]) for row in told]).clamp(min=1e-6)
         (line,) = axes.plot(steps, values, alpha=0.2)
         window = max(1, len(values) // 40)
         smooth = torch.nn.functional.avg_pool1d(values[None], window, 1)[0] if len(values) > window else values
@@ -93,5 +124,6 @@ def draw_curve(log: Path, picture: Path, title: str) -> None:
     axes.legend()
     axes.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(picture, dpi=110)
+    with replacing(picture) as path:
+        figure.savefig(path, dpi=110, format="png")
     plt.close(figure)

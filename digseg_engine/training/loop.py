@@ -7,7 +7,6 @@ micro-batches that one process would have accumulated.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
 import torch
@@ -26,14 +26,19 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from digseg_engine.errors import TrainingError
+from digseg_engine.files import write_json
+from digseg_engine.training.clock import Clock
+from digseg_engine.training.interruption import Interruption, TrainingInterruptedError
 from digseg_engine.training.log import Log
 from digseg_engine.training.muon import Muon
+from digseg_engine.training.record import read_settings
+from digseg_engine.training.state import discard_states, load_state, newest_state, save_state, step_of
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, betas=(0.9, 0.98)),
     "muon": Muon,
 }
-FREE = ("save_every", "compile", "stop", "tensorboard")  # settings that a resumed run may change
+FREE = ("save_every", "save_minutes", "compile", "stop", "tensorboard")  # settings that a resumed run may change
 Loss = Callable[[nn.Module, int], tuple[Tensor, Mapping[str, float]]]
 
 
@@ -52,72 +57,100 @@ class StageConfig:
     accumulate: int = 1  # micro-batches per step and process
     precision: str = "no"  # mixed precision: no, bf16 or fp16
     save_every: int = 500
+    save_minutes: float = 15.0  # a state is saved at least so often
     stop: int | None = None  # leave off here, short of the end of the schedule
     compile: bool = False  # torch.compile the forward pass (needs a C++ compiler on a CPU)
     optimizer: str = "muon"  # or "adamw"
     tensorboard: bool = False  # also log for TensorBoard, under the stage's `tensorboard`
 
 
-@dataclass
-class _Progress:
-    """Step counter that accelerate saves with the model."""
-
-    step: int = 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"step": self.step}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.step = int(state["step"])
-
-
 def train_stage(
-    name: str, module: nn.Module, loss: Loss, config: StageConfig, folder: Path, resume: bool, seed: int = 0
-) -> nn.Module:
+    name: str, module: nn.Module, loss: Loss, config: StageConfig, folder: Path, resume: bool, seed: int = 0,
+    override: bool = False,
+) -> nn.Module:  # fmt: skip
     """Train `module` in place for `config.steps` steps and leave it with its averaged (EMA) weights.
 
-    Writes `folder/log.csv`, `folder/curve.png` and checkpoints under `folder/state`. With resume=True it continues
-    from the last one. Raises TrainingError when the loss stops being finite or the stored run had another configuration.
+    Writes `folder/log.csv`, `folder/curve.png` and states under `folder/state` (see `state.py`). With resume=True it goes
+    on from the last one and says from where; `override` lets other settings than the stored ones through. Raises
+    TrainingError when the loss stops being finite, or the stored run had another configuration or cannot be read;
+    TrainingInterruptedError, with the state saved, on Ctrl-C or SIGTERM.
     """
     accelerator = _accelerator(config)
     torch.manual_seed(seed)
     module.train()
     weights = [p for p in module.parameters() if p.requires_grad]
     optimizer = OPTIMIZERS[config.optimizer](weights, config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, config))
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     forward: Any = torch.compile(wrapped) if config.compile else wrapped
-    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
-    progress = _Progress()
-    accelerator.register_for_checkpointing(average, progress, schedule)
-    if accelerator.is_main_process:
-        _prepare_folder(folder, config, resume)
-    accelerator.wait_for_everyone()
-    state = folder / "state"
-    if resume and (state / "done").is_file():
-        accelerator.load_state(str(state))
-    start, last = progress.step, config.stop or config.steps
-    log = Log(folder / "log.csv", start, accelerator.is_main_process, config.tensorboard)
-    with _bar(accelerator.is_main_process) as bar:
-        task = bar.add_task(name, total=config.steps, completed=start, loss="")
-        for step in range(start, last):
-            parts = _accumulate(accelerator, forward, loss, config, step, _where(name, step, config, state))
-            accelerator.clip_grad_norm_(weights, config.clip)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-            average.update_parameters(module)
-            progress.step = step + 1
-            if step % 10 == 0 or step + 1 == last:
-                log.add(step, parts, schedule.get_last_lr()[0])
-            bar.update(task, advance=1, loss=" ".join(f"{k} {v:.4f}" for k, v in parts.items()))
-            if progress.step % config.save_every == 0 or progress.step == last:
-                _save_state(accelerator, state)
-                log.draw(name)
-    log.close()
-    module.load_state_dict(average.module.state_dict())
+    states = folder / "state"
+    try:
+        state = newest_state(states) if resume else None
+        accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+        if accelerator.is_main_process:
+            _prepare_folder(folder, config, resume, override, step_of(state))
+        accelerator.wait_for_everyone()
+        start = 0 if state is None else load_state(accelerator, state, module, average, optimizer)
+        if resume and accelerator.is_main_process:
+            print(f"{name}: going on at step {start} of {config.steps}", flush=True)
+        log = Log(folder / "log.csv", start, accelerator.is_main_process, config.tensorboard)
+        with Interruption() as interruption:
+            work = Work(name, accelerator, module, average, optimizer, log, states, interruption)
+            _run_steps(work, forward, loss, config, start)
+        log.close()
+        module.load_state_dict(average.module.state_dict())
+    finally:
+        _leave_plain(accelerator, wrapped, module)
     module.eval()
     return module
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the steps of one stage work on."""
+
+    name: str
+    accelerator: Accelerator
+    module: nn.Module
+    average: AveragedModel
+    optimizer: Any
+    log: Log
+    states: Path
+    interruption: Interruption
+
+    def save(self, step: int) -> None:
+        save_state(self.accelerator, self.states, step, self.module, self.average, self.optimizer)
+        self.log.draw(self.name)
+
+
+def _run_steps(work: Work, forward: Any, loss: Loss, config: StageConfig, start: int) -> None:
+    accelerator, optimizer, last = work.accelerator, work.optimizer, config.stop or config.steps
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    clock = Clock(work.name, start, last, config.save_minutes, accelerator.is_main_process)
+    with _bar(accelerator.is_main_process) as bar:
+        task = bar.add_task(work.name, total=config.steps, completed=start, loss="")
+        for step in range(start, last):
+            rate = config.learning_rate * _cosine(step, config)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            parts = _accumulate(accelerator, forward, loss, config, step, _advice(work.name, step, config))
+            accelerator.clip_grad_norm_(weights, config.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            work.average.update_parameters(work.module)
+            done = step + 1
+            work.log.note(parts)
+            if step % 10 == 0 or done == last:
+                work.log.add(step, rate)
+            bar.update(task, advance=1, loss=" ".join(f"{k} {v:.4f}" for k, v in parts.items()))
+            clock.tell(done)
+            interrupted, due = _anywhere(accelerator, work.interruption.came, clock.due())
+            if interrupted or due or done % config.save_every == 0 or done == last:
+                work.save(done)
+                clock.saved()
+            if interrupted and done < last:
+                raise TrainingInterruptedError(f"{work.name} was interrupted and saved after step {done} of {config.steps}; "
+                                          "continue with the same command and --resume", work.interruption.number or SIGINT)  # fmt: skip
 
 
 def unwrap(module: Any) -> Any:
@@ -134,12 +167,27 @@ def _accelerator(config: StageConfig) -> Accelerator:
     return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=config.precision, kwargs_handlers=[parallel])
 
 
-def _where(name: str, step: int, config: StageConfig, state: Path) -> str:
-    return f"{name}, step {step}: lower the learning rate ({config.learning_rate}) and resume from {state}"
+def _leave_plain(accelerator: Accelerator, wrapped: nn.Module, module: nn.Module) -> None:
+    """Take off what mixed precision put on the module's `forward`: the next stage may want another precision."""
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    module.__dict__.pop("forward", None)
+
+
+def _anywhere(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """Whether any process says so, for every flag; all processes get the same answer."""
+    if accelerator.num_processes == 1:
+        return list(flags)
+    counts = accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=accelerator.device), "sum")
+    return [bool(count > 0) for count in counts]
+
+
+def _advice(name: str, step: int, config: StageConfig) -> str:
+    return (f"{name}, step {step}; go on from the last saved state with a lower learning rate: the same command with "
+            f"--resume --override --set {name}.learning_rate={config.learning_rate / 2:g}")  # fmt: skip
 
 
 def _accumulate(
-    accelerator: Accelerator, forward: Any, loss: Loss, config: StageConfig, step: int, where: str
+    accelerator: Accelerator, forward: Any, loss: Loss, config: StageConfig, step: int, advice: str
 ) -> Mapping[str, float]:
     """Add up the gradients of this process's micro-batches of one step; returns the parts of the last loss."""
     parts: Mapping[str, float] = {}
@@ -150,7 +198,7 @@ def _accumulate(
             with accelerator.autocast():
                 value, parts = loss(forward, number)
             if not math.isfinite(float(value.detach())):
-                raise TrainingError(f"loss is {float(value.detach())}, expected a finite number, in {where}")
+                raise TrainingError(f"loss is {float(value.detach())}, expected a finite number, in {advice}")
             accelerator.backward(value / config.accumulate)
     return parts
 
@@ -162,32 +210,24 @@ def _cosine(step: int, config: StageConfig) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
 
 
-def _prepare_folder(folder: Path, config: StageConfig, resume: bool) -> None:
+def _prepare_folder(folder: Path, config: StageConfig, resume: bool, override: bool, step: int) -> None:
+    """Compare the settings with the stored ones, keep both where they differ, and clear what a new run begins without."""
     folder.mkdir(parents=True, exist_ok=True)
     path, body = folder / "config.json", asdict(config)
-    if resume and path.is_file():
-        stored = json.loads(path.read_text())
-        changed = [key for key in body if stored.get(key) != body[key] and key not in FREE]
-        if changed:
-            raise TrainingError(f"cannot resume {folder}: {', '.join(changed)} differ from the stored run; expected "
-                                f"{[stored.get(k) for k in changed]}, got {[body[k] for k in changed]}; "
-                                "repeat the original command or start a new folder")  # fmt: skip
-    elif not resume:
+    if not resume:
         (folder / "log.csv").unlink(missing_ok=True)
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        (folder / "state" / "done").unlink(missing_ok=True)
-    path.write_text(json.dumps(body, indent=2) + "\n")
-
-
-def _save_state(accelerator: Accelerator, state: Path) -> None:
-    """A complete state is marked by the file `done`; an interrupted save leaves none."""
-    if accelerator.is_main_process:
-        (state / "done").unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(state), safe_serialization=False)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (state / "done").touch()
+        discard_states(folder / "state")
+    elif step and path.is_file():
+        stored = read_settings(path)
+        changed = [key for key in body if stored.get(key) != body[key] and key not in FREE]
+        if changed and not override:
+            raise TrainingError(f"cannot resume {folder}: {', '.join(changed)} differ from the stored run; expected "
+                                f"{[stored.get(k) for k in changed]}, got {[body[k] for k in changed]}; "
+                                "repeat the original command, add --override, or start a new folder")  # fmt: skip
+        if changed:
+            write_json(folder / f"config-until-{step}.json", stored)
+    write_json(path, body)
 
 
 def _bar(shown: bool) -> Progress:

@@ -1,4 +1,8 @@
-"""How a checkpoint was made, kept beside its weights: settings, logs, curves, seconds, machine and versions."""
+"""How a checkpoint was made, kept beside its weights: settings, logs, curves, seconds, machine and versions.
+
+`train.json` holds the settings a run began with; `changes.json`, where a resumed run was told to go on with others, what
+changed and at which step of which stage.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,13 @@ import platform
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from digseg_engine.errors import TrainingError
+from digseg_engine.files import write_json
 from digseg_engine.runtime.machine import processor
 
+CHANGES = "changes.json"
 TOOLS = ("torch", "diffusers", "transformers", "accelerate", "numpy")
 
 
@@ -25,6 +33,8 @@ def record_run(run: Path, stages: list[str], checkpoint: Path, start: Path | Non
     if start is not None and (start / "training").is_dir():
         shutil.copytree(start / "training", folder / "start", dirs_exist_ok=True)
     shutil.copyfile(run / "train.json", folder / "train.json")
+    if (run / CHANGES).is_file():
+        shutil.copyfile(run / CHANGES, folder / CHANGES)
     seconds = {}
     for stage in stages:
         for source, suffix in (("log.csv", "csv"), ("curve.png", "png")):
@@ -36,5 +46,52 @@ def record_run(run: Path, stages: list[str], checkpoint: Path, start: Path | Non
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {"python": platform.python_version(), **{tool: version(tool) for tool in TOOLS}},
     }
-    (folder / "made.json").write_text(json.dumps(made, indent=2) + "\n")
+    write_json(folder / "made.json", made)
     return folder
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Stored settings. Raises TrainingError when the file is damaged."""
+    try:
+        body: dict[str, Any] = json.loads(path.read_text())
+        return body
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path} cannot be read: {error}; restore it, or start a new folder") from error
+
+
+def settings_in_force(run: Path) -> dict[str, Any]:
+    """The flat settings ("student.steps" and so on) of the run in `run`, all changes applied; empty for a new run."""
+    if not (run / "train.json").is_file():
+        return {}
+    settings = flat(read_settings(run / "train.json"))
+    for change in _changes(run):
+        settings.update({name: values["after"] for name, values in change["changed"].items()})
+    return settings
+
+
+def note_changes(run: Path, stage: str, step: int, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Add what differs to `changes.json`: from `step` of `stage` on, the settings are `after`."""
+    changed = {name: {"before": before.get(name), "after": after.get(name)} for name in differences(before, after)}
+    write_json(run / CHANGES, [*_changes(run), {"stage": stage, "step": step, "changed": changed}])
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Names whose values differ; a setting that a record lacks counts as None."""
+    return [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+
+
+def flat(settings: Any, path: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names; what is no mapping is a value, as JSON would give it back."""
+    if not isinstance(settings, dict):
+        return {path: list(settings) if isinstance(settings, tuple) else settings}
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found.update(flat(value, f"{path}.{name}" if path else str(name)))
+    return found
+
+
+def _changes(run: Path) -> list[dict[str, Any]]:
+    if not (run / CHANGES).is_file():
+        return []
+    stored: Any = read_settings(run / CHANGES)
+    return list(stored)

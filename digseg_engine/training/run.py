@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,13 +12,28 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from digseg_engine.errors import UsageError
+from digseg_engine.errors import OutputError, UsageError
+from digseg_engine.files import replacing, write_json
 from digseg_engine.model.pretrained import Checkpoint, save_checkpoint
+from digseg_engine.training.interruption import TrainingInterruptedError
 from digseg_engine.training.log import event_writer
-from digseg_engine.training.loop import Loss, StageConfig, train_stage
-from digseg_engine.training.record import record_run
+from digseg_engine.training.loop import FREE, Loss, StageConfig, train_stage
+from digseg_engine.training.record import CHANGES, differences, flat, note_changes, record_run, settings_in_force
+from digseg_engine.training.state import complete_states, newest_state, step_of
 
 Config = TypeVar("Config")
+WEIGHTS = "weights.safetensors"
+FIXED = (
+    "config",
+    "init",
+    "source",
+    "slot",
+    "autoencoder",
+    "student_only",
+    "detail_blocks",
+    "recipe",
+)  # what the weights are
+FREE_OF_RUN = ("folder.workers",)  # settings that change no result
 Plain = (bool, int, float, str)  # settings that `with_settings` can change
 
 
@@ -29,13 +43,25 @@ def stages_of(config: Any) -> dict[str, StageConfig]:
 
 
 def scaled(config: Config, factor: float) -> Config:
-    """The same run with `factor` times the steps and scenes (at least a handful), for trials and tests."""
+    """The same run with `factor` times the steps and scenes (at least a handful), for trials and tests.
+
+    Warm-up and the averaging of weights keep their share of a stage: a short run must not end before either begins.
+    """
     if factor <= 0:
         raise UsageError(f"scale must be above 0, got {factor}")
-    short: dict[str, Any] = {
-        name: replace(stage, steps=max(2, round(stage.steps * factor))) for name, stage in stages_of(config).items()
-    }
+    short: dict[str, Any] = {name: _scaled_stage(stage, factor) for name, stage in stages_of(config).items()}
     return replace(config, **short, scenes=max(32, round(config.scenes * factor)))  # type: ignore[type-var,attr-defined]
+
+
+def _scaled_stage(stage: StageConfig, factor: float) -> StageConfig:
+    steps = max(2, round(stage.steps * factor))
+    share = steps / stage.steps
+    return replace(
+        stage,
+        steps=steps,
+        warmup=max(1, min(steps - 1, round(stage.warmup * share))),
+        ema=round(max(0.0, 1 - (1 - stage.ema) / share), 6),
+    )
 
 
 def with_settings(config: Config, changes: Sequence[str]) -> Config:
@@ -78,36 +104,86 @@ def with_tensorboard(config: Config) -> Config:
 
 @dataclass
 class Run:
-    """Raises UsageError when `out` holds something and `resume` is not set."""
+    """Raises UsageError when `out` holds something and `resume` is not set, unless all it holds is a run that never
+    got to its first saved state."""
 
     out: Path
     resume: bool
     seed: int
+    override: bool = False  # a resumed run may go on with other settings
     done: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # The first one made decides for the whole program: without `cpu` it takes N processes without GPUs for N programs.
         processes = PartialState(cpu=not torch.cuda.is_available())
-        if not self.resume and self.out.is_dir() and any(self.out.iterdir()):
+        if not self.resume and self.out.is_dir() and any(self.out.iterdir()) and not self._only_begun():
             raise UsageError(f"{self.out} is not empty; expected a new folder, or --resume to continue the run in it")
+        if self.override and not self.resume:
+            raise UsageError("--override changes the settings of a run that goes on; it needs --resume")
         processes.wait_for_everyone()  # nobody writes before everybody has looked
 
     def describe(self, settings: Any, **more: Any) -> None:
-        """Write the settings to `train.json`."""
-        if PartialState().is_main_process:
-            self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / "train.json").write_text(json.dumps({**more, **asdict(settings)}, indent=2) + "\n")
+        """Write the settings to `train.json`, or compare them with those of the run that goes on.
+
+        Raises UsageError naming every difference, unless `override` is set: then `changes.json` says what changed and when.
+        """
+        now = flat({**more, **asdict(settings)})
+        before = settings_in_force(self.out) if self.resume and not self._only_begun() else {}
+        changed = [name for name in differences(before, now) if before]
+        self._refuse(changed, before, now)
         PartialState().wait_for_everyone()
+        if PartialState().is_main_process:
+            if changed:
+                note_changes(self.out, *self._reached(stages_of(settings)), before, now)
+            elif not before:
+                _make_folder(self.out)
+                write_json(self.out / "train.json", {**more, **asdict(settings)})
+                (self.out / CHANGES).unlink(missing_ok=True)
+        PartialState().wait_for_everyone()
+
+    def _refuse(self, changed: Sequence[str], before: dict[str, Any], now: dict[str, Any]) -> None:
+        telling = [name for name in changed if name.rpartition(".")[2] not in FREE and name not in FREE_OF_RUN]
+        listed = "; ".join(f"{name}: {before.get(name)} before, {now.get(name)} now" for name in telling)
+        if telling and not self.override:
+            raise UsageError(f"cannot resume {self.out} with other settings: {listed}; repeat the original command, add "
+                             "--override to go on with the new ones, or start a new folder")  # fmt: skip
+        fixed = [n for n in telling if n in FIXED or (self.out / n.partition(".")[0] / WEIGHTS).is_file()]
+        if fixed:
+            raise UsageError(f"cannot resume {self.out} with another {fixed[0]} ({before.get(fixed[0])} before, "
+                             f"{now.get(fixed[0])} now), not even with --override: what is trained was trained with it; "
+                             "start a new folder")  # fmt: skip
+
+    def _reached(self, stages: Iterable[str]) -> tuple[str, int]:
+        """The first stage that is not complete, and its last saved step."""
+        for name in stages:
+            states = self.out / name / "state"
+            if not (self.out / name / WEIGHTS).is_file() and complete_states(states):
+                return name, step_of(newest_state(states))
+        begun = [name for name in stages if not (self.out / name / WEIGHTS).is_file()]
+        return (begun[0] if begun else "", 0)
+
+    def _only_begun(self) -> bool:
+        """Whether `out` holds nothing but the start of a run: its settings and caches, no state and no weights."""
+        if not (self.out / "train.json").is_file():
+            return False
+        return not any(self.out.glob(f"*/{WEIGHTS}")) and not any(self.out.glob("*/state/*"))
 
     def stage(self, name: str, module: nn.Module, loss: Loss, config: StageConfig) -> None:
         """Train `module` in place, or read the weights this stage left earlier."""
         folder = self.out / name
-        weights = folder / "weights.safetensors"
+        weights = folder / WEIGHTS
         if not weights.is_file():
-            train_stage(name, module, loss, config, folder, self.resume, self.seed)
+            train_stage(name, module, loss, config, folder, self.resume, self.seed, self.override)
+            if config.stop is not None and config.stop < config.steps:
+                raise TrainingInterruptedError(f"{name} was left off after step {config.stop} of {config.steps} as told; "
+                                          "continue with --resume and without `stop`")  # fmt: skip
             if PartialState().is_main_process:
-                save_file({key: value.contiguous() for key, value in module.state_dict().items()}, weights)
+                tensors = {key: value.contiguous() for key, value in module.state_dict().items()}
+                with replacing(weights) as path:
+                    save_file(tensors, path)
             PartialState().wait_for_everyone()
+        elif PartialState().is_main_process:
+            print(f"{name}: already trained, weights read from {weights}", flush=True)
         module.load_state_dict(load_file(weights))
         module.eval()
         self.done.append(name)
@@ -133,3 +209,10 @@ def move(checkpoint: Checkpoint) -> Checkpoint:
 def freeze(*modules: nn.Module) -> None:
     for module in modules:
         module.eval().requires_grad_(False)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make {folder}: {error.strerror}; choose another --output") from error

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from digseg_engine.errors import UsageError
+from digseg_engine.training.log import Log
 from digseg_engine.training.loop import StageConfig, train_stage
 from digseg_engine.training.recipes.tiny import TrainConfig
 from digseg_engine.training.run import with_tensorboard
@@ -79,3 +80,36 @@ def test_every_stage_of_a_run_has_its_own_precision(tmp_path):
     assert seen["b"][1]  # its forward pass ran under bfloat16 autocast
     assert torch.equal(weights["a"], weights["c"]) and not torch.equal(weights["a"], weights["b"])
     assert weights["b"].dtype == torch.float32 and torch.allclose(weights["a"], weights["b"], atol=1e-2)
+
+
+def test_after_a_stage_in_mixed_precision_the_module_is_plain_again(tmp_path):
+    model = Line()
+    train_stage("a", model, square, StageConfig(2, 8, 0.01, warmup=1, precision="bf16"), tmp_path / "a", False)
+    assert model(torch.ones(1, 64)).dtype == torch.float32 and "forward" not in vars(model)
+
+    def noting(module, number):
+        assert module.layer(torch.ones(1, 64)).dtype == torch.float32
+        return square(module, number)
+
+    train_stage("b", model, noting, StageConfig(2, 8, 0.01, warmup=1), tmp_path / "b", False)
+
+    def failing(module, number):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train_stage("c", model, failing, StageConfig(2, 8, 0.01, precision="bf16"), tmp_path / "c", False)
+    assert "forward" not in vars(model)
+
+
+def test_a_row_is_the_mean_since_the_row_before_and_rare_parts_leave_a_gap(tmp_path):
+    log = Log(tmp_path / "log.csv", 0, True)
+    for step in range(31):
+        log.note({"mse": float(step), **({"rare": 5.0} if step % 16 == 0 else {})})
+        if step % 10 == 0:
+            log.add(step, 0.1)
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["mse"]) for row in rows] == [0.0, 5.5, 15.5, 25.5]
+    assert [row["rare"] for row in rows] == ["5.0", "", "5.0", ""]
+    log.draw("line")
+    assert (tmp_path / "curve.png").stat().st_size > 5000

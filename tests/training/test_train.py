@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from small_stage import Line, fit
 
 from digseg_engine.errors import TrainingError, UsageError
 from digseg_engine.training.loop import StageConfig, train_stage
@@ -67,49 +67,11 @@ def test_losses_reward_the_right_mask():
     assert torch.equal(shrink(target, torch.Size((4, 4))).sum() * 4, target.sum())
 
 
-class Line(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 1)
-
-    def forward(self, x):
-        return self.layer(x)
-
-
-def line_loss(model, step):
-    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
-    loss = (model(x)[:, 0] - x.sum(1)).square().mean() + 0.01 * torch.rand(()) * model(x).mean()
-    return loss, {"mse": float(loss.detach())}
-
-
-def run(folder, steps_before_stop=None, resume=False):
-    torch.manual_seed(0)
-    model = Line()
-    config = StageConfig(steps=12, batch=8, learning_rate=0.05, warmup=2, save_every=5)
-
-    def loss(module, step):
-        if step == steps_before_stop:
-            raise KeyboardInterrupt
-        return line_loss(module, step)
-
-    try:
-        train_stage("line", model, loss, config, folder, resume)
-    except KeyboardInterrupt:
-        return None
-    return model.layer.weight.detach().clone()
-
-
-def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path):
-    whole = run(tmp_path / "whole")
-    assert run(tmp_path / "cut", steps_before_stop=7) is None
-    assert torch.equal(run(tmp_path / "cut", resume=True), whole)
-    assert (tmp_path / "cut" / "curve.png").stat().st_size > 5000
-
-
-def test_resume_with_another_configuration_is_refused(tmp_path):
-    run(tmp_path, steps_before_stop=7)
-    with pytest.raises(TrainingError, match="learning_rate"):
-        train_stage("line", Line(), line_loss, StageConfig(12, 8, 0.01, warmup=2, save_every=5), tmp_path, resume=True)
+def test_every_stage_leaves_a_curve_and_resume_with_another_configuration_is_refused(tmp_path):
+    fit(tmp_path)
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+    with pytest.raises(TrainingError, match=r"learning_rate differ.*--override"):
+        fit(tmp_path, resume=True, learning_rate=0.01)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

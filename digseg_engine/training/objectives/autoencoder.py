@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from digseg_engine.model.autoencoder import draw_mask, raw_latent
 from digseg_engine.model.devices import device_of
 from digseg_engine.training.loop import StageConfig, unwrap
+from digseg_engine.training.objectives.noise import generator
 from digseg_engine.worlds.pool import SceneBatches
 
 Parts = Mapping[str, float]
@@ -42,6 +43,6 @@ class AutoencoderLoss:
     def _crop(self, x: Tensor, step: int) -> Tensor:
         """The same random window of `CROP` pixels for the whole batch: [..., H, W] -> [..., size, size]."""
         size = CROP
-        random = torch.Generator().manual_seed(step)
+        random = generator(self.batches.seed, step)
         top, left = (int(torch.randint(0, n - size + 1, (), generator=random)) for n in x.shape[-2:])
         return x[..., top : top + size, left : left + size]

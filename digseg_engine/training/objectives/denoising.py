@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.sampler import Schedule
 from digseg_engine.training.objectives.losses import latent_error
+from digseg_engine.training.objectives.noise import generator
 from digseg_engine.training.objectives.pairs import PairSource
 
 Parts = Mapping[str, float]
@@ -26,7 +27,7 @@ class DenoisingLoss:
         self.source, self.schedule = source, schedule
 
     def __call__(self, reference: nn.Module, step: int) -> tuple[Tensor, Parts]:
-        random, device = torch.Generator().manual_seed(step), device_of(reference)
+        random, device = generator(self.source.batches.seed, step), device_of(reference)
         pairs = self.source.draw(step, random, device)
         last = len(self.schedule) - 1
         t = (len(self.schedule) * torch.rand(len(pairs.z), generator=random) ** 0.5).long().clamp(max=last)

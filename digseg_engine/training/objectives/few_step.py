@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.reference import Reference
 from digseg_engine.model.sampler import Schedule, sample, trailing_timesteps
+from digseg_engine.training.objectives.noise import generator
 from digseg_engine.training.objectives.pairs import PairSource
 
 Parts = Mapping[str, float]
@@ -26,7 +27,7 @@ class FewStepLoss:
         self.teacher_steps, self.grid = teacher_steps, grid
 
     def __call__(self, student: nn.Module, step: int) -> tuple[Tensor, Parts]:
-        random, device = torch.Generator().manual_seed(step), device_of(student)
+        random, device = generator(self.source.batches.seed, step), device_of(student)
         pairs = self.source.draw(step, random, device)
         noise = torch.randn(pairs.clean.shape, generator=random).to(device)
         steps = self.grid[int(torch.randint(0, len(self.grid), (), generator=random))]

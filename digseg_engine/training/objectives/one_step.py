@@ -14,6 +14,7 @@ from digseg_engine.model.autoencoder import decode_mask
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.sampler import Schedule
 from digseg_engine.training.objectives.losses import latent_error, mask_loss
+from digseg_engine.training.objectives.noise import generator
 from digseg_engine.training.objectives.pairs import PairSource
 
 Parts = Mapping[str, float]
@@ -29,7 +30,7 @@ class OneStepLoss:
         self.source, self.schedule, self.latent_weight, self.noise = source, schedule, latent_weight, noise
 
     def __call__(self, reference: nn.Module, step: int) -> tuple[Tensor, Parts]:
-        random, device = torch.Generator().manual_seed(step), device_of(reference)
+        random, device = generator(self.source.batches.seed, step), device_of(reference)
         pairs = self.source.draw(step, random, device)
         shape = pairs.clean.shape
         slot = torch.randn(shape, generator=random).to(device) if self.noise else torch.zeros(shape, device=device)

@@ -20,12 +20,15 @@ from digseg_engine.text import PromptTokenizer
 from digseg_engine.training.loop import StageConfig, unwrap
 from digseg_engine.training.objectives.dense import Tutored, dense_loss
 from digseg_engine.training.objectives.losses import mask_loss, ranking_loss, shrink, shrink_labels
+from digseg_engine.training.objectives.noise import generator
 
 Parts = Mapping[str, float]
 
 
 class DistillationLoss:
-    """Student logits against ground truth, and on every 16th step also against the reference's N-step masks.
+    """Student logits against ground truth, and in every 16th micro-batch also against the reference's N-step masks.
+
+    every: how often that is; 0: never (the reference knows nothing of the data, or there is no time).
 
     A `Tutored` student is taught by dense labels too (see `dense.py`).
     """
@@ -55,14 +58,15 @@ class DistillationLoss:
             dense, words = dense_loss(answer[1], batch.drawn)
             loss = loss + dense
             parts["dense"] = words["dice"]
-        if step % self.every == 0:
+        if self.every and step % self.every == 0:
             imitation = self._imitation(batch, logits, text, mask, step)
             loss = loss + 0.5 * imitation
+            parts["imitation"] = float(imitation.detach())
         return loss, parts
 
     def _imitation(self, batch: Batch, logits: Tensor, text: Tensor, mask: Tensor, step: int) -> Tensor:
         """BCE to the reference's soft masks on at most 16 (picture, prompt) pairs, weighted by how right the reference is."""
-        random = torch.Generator().manual_seed(step)
+        random = generator(self.batches.seed, step)
         seen = (batch.masks.flatten(0, 1).sum((-2, -1)) > 0).float() * 4 + 1
         pair = torch.multinomial(seen.cpu(), min(16, len(seen)), generator=random)
         b, k = pair // len(batch.queries), pair % len(batch.queries)

@@ -6,10 +6,10 @@ Afterwards every number of steps is scored and timed on the same pictures: `dist
 from __future__ import annotations
 
 import copy
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 
@@ -18,14 +18,15 @@ from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import Predict, reference_predictor, student_predictor
 from digseg_engine.evaluation.samples import Samples, TestScenes, open_samples
 from digseg_engine.evaluation.score import evaluate
+from digseg_engine.files import replacing, write_json
 from digseg_engine.model.pretrained import Checkpoint
-from digseg_engine.model.stable_diffusion import find_directory
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.objectives.few_step import FewStepLoss
 from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
-from digseg_engine.training.recipes.finetune import FinetuneConfig, load_start, open_batches
-from digseg_engine.training.run import Run, freeze, move
+from digseg_engine.training.recipes.finetune import FinetuneConfig, check_data, find_start, load_start, open_batches
+from digseg_engine.training.recipes.telling import print_plan
+from digseg_engine.training.run import Run, freeze, move, stages_of
 from digseg_engine.worlds.scenes import is_scenes
 
 
@@ -50,21 +51,24 @@ class DistillConfig:
 
 
 def distill(
-    source: str, out: Path, config: DistillConfig | None = None, resume: bool = False, data: str = "scenes"
-) -> Path:
+    source: str, out: Path, config: DistillConfig | None = None, resume: bool = False, data: str = "scenes",
+    override: bool = False,
+) -> Path:  # fmt: skip
     """Distil the DiGSeg checkpoint `source` into `out`; returns the new checkpoint's directory."""
     config = config or DistillConfig()
-    run = Run(out, resume, config.seed)
-    start = find_directory(source)
+    run = Run(out, resume, config.seed, override)
+    start = find_start(source)
     c, tokenizer_json, trained = load_start(start)
     if not trained:
         raise UsageError(
             f"{source} holds no trained reference to distil; train one first: digseg train --init {source}"
         )
+    settings = FinetuneConfig(seed=config.seed, scenes=config.scenes, size=config.size, folder=config.folder)
+    check_data(c, data, settings)
     run.describe(config, source=source, data=data)
     move(c)
+    print_plan(out, stages_of(config), c, config.size or c.config.image_size)
     freeze(c.vae, c.text_encoder)
-    settings = FinetuneConfig(seed=config.seed, scenes=config.scenes, size=config.size, folder=config.folder)
     batches = open_batches(c, data, settings, out)
     teacher = copy.deepcopy(c.reference)
     freeze(teacher)
@@ -109,8 +113,20 @@ def report(c: Checkpoint, teacher: object, config: DistillConfig, folder: Path, 
         seconds = time.perf_counter() - began
         results.append({"model": name, "steps": steps, "miou": sum(scores) / len(scores), "seconds": round(seconds, 2)})
     body = {"pictures_per_set": len(sets[0]), "sets": [samples.name for samples in sets], "rows": results}
-    (folder / "distill.json").write_text(json.dumps(body, indent=2) + "\n")
+    write_json(folder / "distill.json", body)
+    print_table(results)
     _draw(results, folder / "distill.png")
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Every model and number of steps, and a warning when the student had nothing to learn from its teacher."""
+    print(f"{'model':<10} {'steps':>5} {'mean IoU':>9} {'seconds':>8}")
+    for row in rows:
+        print(f"{row['model']:<10} {row['steps']:>5} {row['miou']:>9.3f} {row['seconds']:>8.2f}")
+    teacher, student = rows[0]["miou"], rows[-1]["miou"]
+    if teacher < student:
+        print(f"warning: the teacher ({teacher:.3f}) is worse than the student ({student:.3f}): train the reference longer "
+              "before distilling it, or keep the student you had", flush=True)  # fmt: skip
 
 
 def _draw(rows: list[dict[str, object]], picture: Path) -> None:
@@ -134,5 +150,6 @@ def _draw(rows: list[dict[str, object]], picture: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    figure.savefig(picture, dpi=110)
+    with replacing(picture) as path:
+        figure.savefig(path, dpi=110, format="png")
     plt.close(figure)

@@ -1,20 +1,24 @@
 """`digseg train --init`: from a Stable Diffusion or DiGSeg directory to a checkpoint, on scenes or own data.
 
-Stages: reference A (noisy mask latents), reference B (one step, mask space), student. The autoencoder and the text
-encoder stay frozen. A DiGSeg checkpoint may skip to the student with `student_only`.
+Full recipe: reference A (noisy mask latents), reference B (one step, mask space), student; for Stable Diffusion, a matter of
+days on a GPU. Quick recipe, for DiGSeg checkpoints: 200 steps of the student alone, a matter of minutes on two CPU cores.
+The autoencoder and the text encoder stay frozen.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
+from digseg_engine.bundle import MANIFEST
 from digseg_engine.data.batch import Batches
 from digseg_engine.data.batches import FolderOptions, folder_batches
+from digseg_engine.data.datasets import open_dataset
 from digseg_engine.data.wordings import typical_tokens
-from digseg_engine.errors import UsageError
+from digseg_engine.errors import CheckpointError, UsageError
 from digseg_engine.model.pretrained import Checkpoint, deepen_stem, load_checkpoint
 from digseg_engine.model.reference import Slot
 from digseg_engine.model.stable_diffusion import find_directory, load_stable_diffusion
@@ -24,7 +28,8 @@ from digseg_engine.training.objectives.dense import Tutored
 from digseg_engine.training.objectives.one_step import OneStepLoss
 from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
-from digseg_engine.training.run import Run, freeze, move
+from digseg_engine.training.recipes.telling import print_plan, print_score, student_score
+from digseg_engine.training.run import Run, freeze, move, stages_of
 from digseg_engine.worlds.scenes import is_scenes
 from digseg_engine.worlds.sources import cache_latents, parse_domains, scene_batches, scene_pools
 
@@ -37,10 +42,43 @@ class FinetuneConfig:
     scenes: int = 4000  # per domain, when trained on scenes
     folder: FolderOptions = FolderOptions()  # when trained on a folder of labelled pictures
     size: int | None = None  # pixels; None: the model's own
+    imitate_every: int = 16  # the student imitates the reference in every so manieth micro-batch; 0: never
     dense: bool = False  # the student learns dense labels of single words beside the prompts (scenes only)
     reference: StageConfig = StageConfig(20000, 4, 3e-5, warmup=100, accumulate=8, ema=0.999, optimizer="adamw")
     one_step: StageConfig = StageConfig(10000, 2, 3e-5, warmup=100, accumulate=16, ema=0.999, optimizer="adamw")
     student: StageConfig = StageConfig(20000, 4, 1e-4, warmup=100, accumulate=4, ema=0.999, optimizer="adamw")
+
+
+Recipe = Literal["quick", "full"]
+
+
+def recipe_of(source: str, recipe: Recipe | None = None, student_only: bool = False) -> Recipe:
+    """The recipe for the start `source`: the one asked for, else quick for a DiGSeg checkpoint and full for the others.
+
+    Raises CheckpointError for an unusable start, UsageError for a quick recipe without a trained student.
+    """
+    trained = (find_start(source) / "digseg.json").is_file()
+    if recipe == "quick" and not trained:
+        raise UsageError(f"--recipe quick trains the student of a DiGSeg checkpoint; {source} is a Stable Diffusion model, "
+                         "which needs --recipe full")  # fmt: skip
+    return recipe or ("quick" if trained and not student_only else "full")
+
+
+def settings_of(recipe: Recipe, **more: Any) -> FinetuneConfig:
+    """The settings of a recipe, with `more` of them given."""
+    if recipe == "full":
+        return FinetuneConfig(**more)
+    student = StageConfig(200, 8, 2e-3, prompts=8, warmup=20, ema=0.98)
+    return FinetuneConfig(student=student, imitate_every=0, **more)
+
+
+def find_start(source: str) -> Path:
+    """The directory to start from. Raises CheckpointError for an exported bundle, which holds no weights to train."""
+    folder = find_directory(source)
+    if (folder / MANIFEST).is_file() and not (folder / "digseg.json").is_file():
+        raise CheckpointError(f"{source} is an exported bundle, which cannot be trained; expected the checkpoint it was made "
+                              "from, such as digseg-tiny or RUN/checkpoint")  # fmt: skip
+    return folder
 
 
 def load_start(folder: Path, slot: Slot = "zero", autoencoder: str | None = None) -> tuple[Checkpoint, str, bool]:
@@ -57,6 +95,7 @@ def load_start(folder: Path, slot: Slot = "zero", autoencoder: str | None = None
 def finetune(
     source: str, out: Path, config: FinetuneConfig | None = None, resume: bool = False, data: str = "scenes",
     slot: Slot = "zero", autoencoder: str | None = None, student_only: bool = False, detail_blocks: int | None = None,
+    override: bool = False,
 ) -> Path:  # fmt: skip
     """Train from `source` into `out`; returns the checkpoint directory.
 
@@ -64,8 +103,8 @@ def finetune(
     UsageError for an occupied `out`, InputError for unusable data. detail_blocks: see `deepen_stem`.
     """
     config = config or FinetuneConfig()
-    run = Run(out, resume, config.seed)
-    start = find_directory(source)
+    run = Run(out, resume, config.seed, override)
+    start = find_start(source)
     c, tokenizer_json, trained = load_start(start, slot, autoencoder)
     if student_only and not trained:
         raise UsageError(
@@ -76,12 +115,16 @@ def finetune(
             f"dense labels exist for generated scenes only, got --data {data!r}; leave out --set dense=true"
         )
     c.config = replace(c.config, image_size=config.size or c.config.image_size)
+    check_data(c, data, config)
     torch.manual_seed(config.seed)
     if detail_blocks is not None:
         deepen_stem(c, detail_blocks)
     asked = {"init": source, "data": data, "slot": slot, "autoencoder": autoencoder}
     run.describe(config, **asked, student_only=student_only, detail_blocks=detail_blocks)
     move(c)
+    before = None if not trained else student_score(c, data, config)
+    stages = {name: stage for name, stage in stages_of(config).items() if name == "student" or not student_only}
+    print_plan(out, stages, c, c.config.image_size)
     freeze(c.vae, c.text_encoder)
     batches = open_batches(c, data, config, out)
     if not student_only:
@@ -93,8 +136,11 @@ def finetune(
     c.student.requires_grad_(True)
     parts = (c.vae, c.text_encoder, c.tokenizer, c.reference, c.schedule)
     learner = Tutored(c.student) if config.dense else c.student
-    run.stage("student", learner, DistillationLoss(batches, *parts, config.student), config.student)
-    return run.finish(c, tokenizer_json, start if trained else None)
+    loss = DistillationLoss(batches, *parts, config.student, every=config.imitate_every)
+    run.stage("student", learner, loss, config.student)
+    folder = run.finish(c, tokenizer_json, start if trained else None)
+    print_score(before, student_score(c, data, config))
+    return folder
 
 
 def _train_reference(run: Run, c: Checkpoint, batches: Batches, config: FinetuneConfig) -> None:
@@ -106,16 +152,25 @@ def _train_reference(run: Run, c: Checkpoint, batches: Batches, config: Finetune
     run.stage("one_step", c.reference, OneStepLoss(single, c.schedule), config.one_step)
 
 
-def open_batches(c: Checkpoint, data: str, config: FinetuneConfig, out: Path) -> Batches:
-    """Training batches from scenes, or from a directory of labelled pictures."""
+def check_data(c: Checkpoint, data: str, config: FinetuneConfig | Any) -> None:
+    """Refuse data and a size that cannot be used, before anything is written. Raises UsageError or InputError."""
     size = config.size or c.config.image_size
     if size % c.stride or size < 2 * c.stride:
         raise UsageError(f"training size must be a multiple of {c.stride} for this model, at least {2 * c.stride}, "
                          f"got {size}")  # fmt: skip
     if is_scenes(data):
+        parse_domains(data)
+        return
+    if not Path(data).is_dir():
+        raise UsageError(f"--data must be scenes, scenes:DOMAIN,... or a folder of labelled pictures, got {data!r}")
+    open_dataset(data, config.folder.layout, config.folder.split)
+
+
+def open_batches(c: Checkpoint, data: str, config: FinetuneConfig, out: Path) -> Batches:
+    """Training batches from scenes, or from a directory of labelled pictures (see `check_data`)."""
+    size = config.size or c.config.image_size
+    if is_scenes(data):
         pools = scene_pools(parse_domains(data), config.scenes, size, out / "pools")
         cache_latents(c.vae, pools, out / "pools")
         return scene_batches(pools, config.seed)
-    if not Path(data).is_dir():
-        raise UsageError(f"--data must be scenes, scenes:DOMAIN,... or a folder of labelled pictures, got {data!r}")
     return folder_batches(c.vae, data, size, config.seed, config.folder, out / "latents")

@@ -23,7 +23,8 @@ from digseg_engine.training.objectives.denoising import DenoisingLoss
 from digseg_engine.training.objectives.dense import Backbone, BackboneLoss, Tutored
 from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
-from digseg_engine.training.run import Run, freeze, move
+from digseg_engine.training.recipes.telling import print_plan
+from digseg_engine.training.run import Run, freeze, move, stages_of
 from digseg_engine.worlds.sources import cache_latents, parse_domains, scene_batches, scene_pools, set_latent_scale
 from digseg_engine.worlds.vocabulary import train_tokenizer
 
@@ -43,7 +44,10 @@ class TrainConfig:
     student: StageConfig = StageConfig(4200, 16, 4e-3, prompts=8, compile=True)
 
 
-def train(name: str, out: Path, config: TrainConfig | None = None, resume: bool = False, data: str = "scenes") -> Path:
+def train(
+    name: str, out: Path, config: TrainConfig | None = None, resume: bool = False, data: str = "scenes",
+    override: bool = False,
+) -> Path:  # fmt: skip
     """Train the preset `name` from nothing into `out`; returns the checkpoint directory.
 
     data: "scenes" or "scenes:DOMAIN,...". Raises UsageError when `out` is occupied or the preset is too large for it.
@@ -52,15 +56,16 @@ def train(name: str, out: Path, config: TrainConfig | None = None, resume: bool 
         raise UsageError(f"training from nothing needs --config tiny, got {name!r}; "
                          "the larger presets start from pretrained weights (--init)")  # fmt: skip
     config = config or TrainConfig()
-    run = Run(out, resume, config.seed)
+    run = Run(out, resume, config.seed, override)
+    domains, chosen = parse_domains(data), preset(name)
     run.describe(config, config=name, data=data)
-    chosen = preset(name)
     torch.manual_seed(config.seed)
     raw = train_tokenizer(chosen.text["vocab_size"])
     c = move(build(chosen, PromptTokenizer(raw)))
+    print_plan(out, stages_of(config), c, config.size)
 
     # 1. Autoencoder, then frozen.
-    pools = scene_pools(parse_domains(data), config.scenes, config.size, out / "pools")
+    pools = scene_pools(domains, config.scenes, config.size, out / "pools")
     batches = scene_batches(pools, config.seed)
     run.stage("autoencoder", c.vae, AutoencoderLoss(batches, config.autoencoder), config.autoencoder)
     set_latent_scale(c.vae, pools, out / "scale.json")

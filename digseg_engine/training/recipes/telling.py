@@ -1,0 +1,76 @@
+"""What a run says of itself: its plan before the first step, and how good the student was before and is after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from digseg_engine.data.datasets import dataset_splits
+from digseg_engine.evaluation.predictors import student_predictor
+from digseg_engine.evaluation.samples import held_out_split, open_samples
+from digseg_engine.evaluation.score import evaluate
+from digseg_engine.model.devices import device_of
+from digseg_engine.model.pretrained import Checkpoint
+from digseg_engine.training.loop import StageConfig
+from digseg_engine.worlds.scenes import is_scenes
+
+PICTURES = 20  # scored before and after, of each test set
+
+
+def print_plan(out: Path, stages: Mapping[str, StageConfig], c: Checkpoint, size: int) -> None:
+    """Device, weights and, for every stage, what it will do."""
+    if not PartialState().is_main_process:
+        return
+    device = device_of(c.student)
+    where = f"{torch.get_num_threads()} threads of the CPU" if device.type == "cpu" else torch.cuda.get_device_name()
+    parts: dict[str, torch.nn.Module] = {
+        "student": c.student,
+        "autoencoder": c.vae,
+        "text": c.text_encoder,
+        "backbone": c.student,
+    }
+    print(f"training into {out} on {where}, pictures of {size} px")
+    for name, stage in stages.items():
+        count = sum(p.numel() for p in parts.get(name, c.reference).parameters()) / 1e6
+        pictures = stage.batch * stage.accumulate * PartialState().num_processes
+        print(f"  {name}: {stage.steps} steps of {pictures} pictures, {count:.1f} million weights, {stage.optimizer} at "
+              f"{stage.learning_rate:g}", flush=True)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean IoU of the student on some pictures."""
+
+    pictures: str
+    miou: float
+
+
+def student_score(c: Checkpoint, data: str, config: Any) -> Score | None:
+    """The student on held-out pictures (of a folder without any: on the first ones it trains on, which is said).
+
+    None in all processes but the first."""
+    if not PartialState().is_main_process:
+        return None
+    size, folder = c.config.image_size, config.folder
+    if is_scenes(data):
+        sets, kind = open_samples(data, PICTURES, size), "test scenes"
+    else:
+        split = held_out_split(Path(data), folder.layout)
+        sets = open_samples(data, PICTURES, size, folder.layout, split)
+        alone = split == folder.split or len(dataset_splits(Path(data), folder.layout)) == 1
+        kind = "of the training pictures (there is no val or test split)" if alone else f"pictures of the {split} split"
+    predict = student_predictor(c)
+    values = [evaluate(predict, samples).together.miou() for samples in sets]
+    return Score(f"{sum(len(samples) for samples in sets)} {kind}", sum(values) / len(values))
+
+
+def print_score(before: Score | None, after: Score | None) -> None:
+    """One line: mean IoU before and after."""
+    if after is not None:
+        began = "" if before is None else f"{before.miou:.3f} before, "
+        print(f"student, mean IoU on {after.pictures}: {began}{after.miou:.3f} after training")

@@ -1,0 +1,205 @@
+"""The saved state of a stage: tensors as safetensors, everything else as JSON, so that reading it can run no program.
+
+    STAGE/state/step-00000500/          complete: written as `writing-...`, flushed, renamed; the last two are kept
+        state.json                      format, step, the optimizer's counters, names and sizes of the files
+        model, average, optimizer       weights, averaged weights, moments (.safetensors)
+        random-0                        random states of every process (.safetensors)
+
+Rates, decays and the schedule are no state: they follow from the step and the settings of the command that goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from digseg_engine.errors import OutputError, TrainingError
+from digseg_engine.files import flush
+
+FORMAT = "digseg.state/1"
+KEPT = 2
+TENSORS = ("model", "average", "optimizer")
+COMPLETE, PARTIAL = re.compile(r"step-(\d{8})"), re.compile(r"writing-\d{8}")
+READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, SafetensorError)
+
+
+def save_state(
+    accelerator: Accelerator, folder: Path, step: int, model: nn.Module, average: nn.Module, optimizer: Any
+) -> None:
+    """Write the state after `step` steps under `folder`; an older one goes only when this one is complete.
+
+    Called by every process. Raises TrainingError for weights that are not finite, OutputError for a full disk.
+    """
+    final, partial = folder / f"step-{step:08d}", folder / f"writing-{step:08d}"
+    if accelerator.is_main_process:
+        _refuse_broken_weights(model, step)
+        _remove(folder, PARTIAL)
+        _guarded(partial, lambda: partial.mkdir(parents=True))
+    accelerator.wait_for_everyone()
+    _guarded(partial, lambda: _save_random(partial / f"random-{accelerator.process_index}.safetensors"))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _guarded(partial, lambda: _fill(partial, final, step, accelerator, model, average, optimizer))
+        for old in complete_states(folder)[:-KEPT]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def complete_states(folder: Path) -> list[Path]:
+    """The complete states under `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if COMPLETE.fullmatch(path.name) and path.is_dir())
+
+
+def newest_state(folder: Path) -> Path | None:
+    """The state to go on from; None where no save was ever completed.
+
+    Raises TrainingError for a folder that holds something else, such as the pickled states of the first releases.
+    """
+    found = complete_states(folder)
+    if found:
+        return found[-1]
+    foreign = [path.name for path in folder.iterdir() if not PARTIAL.fullmatch(path.name)] if folder.is_dir() else []
+    if foreign:
+        raise TrainingError(f"{folder} holds no state of this release; expected folders such as step-00000500, got "
+                            f"{sorted(foreign)[0]}; finish the run with the release that began it, or start anew")  # fmt: skip
+    return None
+
+
+def step_of(state: Path | None) -> int:
+    return 0 if state is None else int(state.name.removeprefix("step-"))
+
+
+def load_state(accelerator: Accelerator, state: Path, model: nn.Module, average: nn.Module, optimizer: Any) -> int:
+    """Put everything back as it was saved; returns the step to go on with. Raises TrainingError for a damaged state."""
+    try:
+        body = json.loads((state / "state.json").read_text())
+        if body["format"] != FORMAT:
+            raise ValueError(f"format {body['format']!r}, expected {FORMAT!r}")
+        for name, size in body["files"].items():
+            if (state / name).stat().st_size != size:
+                raise ValueError(f"{name} has {(state / name).stat().st_size} bytes, expected {size}")
+        model.load_state_dict(load_file(state / "model.safetensors"))
+        average.load_state_dict(load_file(state / "average.safetensors"))
+        moments = load_file(state / "optimizer.safetensors")
+        optimizer.load_state_dict(_optimizer_state(optimizer, moments, body["optimizer"]))
+        if accelerator.scaler is not None and body["scaler"]:
+            accelerator.scaler.load_state_dict(body["scaler"])
+        _load_random(state / f"random-{accelerator.process_index}.safetensors")
+        return int(body["step"])
+    except READ_ERRORS as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        older = [path.name for path in complete_states(state.parent) if path.name < state.name]
+        way = f"delete it to go on from {older[-1]}" if older else "restore it, or start a new folder"
+        raise TrainingError(f"state {state} cannot be read: {reason}; {way}") from error
+
+
+def discard_states(folder: Path) -> None:
+    """Remove the states of a run that begins anew."""
+    _remove(folder, COMPLETE)
+    _remove(folder, PARTIAL)
+
+
+def _fill(
+    partial: Path, final: Path, step: int, accelerator: Accelerator, model: nn.Module, average: nn.Module, optimizer: Any
+) -> None:  # fmt: skip
+    moments, counters = _split(optimizer.state_dict()["state"])
+    parts = zip(TENSORS, (model.state_dict(), average.state_dict(), moments))
+    for name, tensors in parts:
+        _save_tensors(partial / f"{name}.safetensors", tensors)
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
+    files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+    body = {"format": FORMAT, "step": step, "optimizer": counters, "scaler": scaler, "files": files}
+    (partial / "state.json").write_text(json.dumps(body, indent=2) + "\n")
+    flush(partial / "state.json")
+    if os.name == "posix":
+        flush(partial)
+    if final.exists():  # saved by the run before a resume from an older state
+        shutil.rmtree(final)
+    partial.rename(final)
+    if os.name == "posix":
+        flush(final.parent)
+
+
+def _split(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """An optimizer's state as tensors named "weight.name", and its plain numbers per weight."""
+    tensors, numbers = {}, {}
+    for weight, values in state.items():
+        tensors.update({f"{weight}.{name}": value for name, value in values.items() if isinstance(value, Tensor)})
+        numbers[str(weight)] = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+    return tensors, numbers
+
+
+def _optimizer_state(
+    optimizer: Any, tensors: Mapping[str, Tensor], numbers: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What the optimizer reads: the stored moments under its own present settings."""
+    state: dict[int, dict[str, Any]] = {int(weight): dict(values) for weight, values in numbers.items()}
+    for key, tensor in tensors.items():
+        weight, _, name = key.partition(".")
+        state[int(weight)][name] = tensor
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+def _save_random(path: Path) -> None:
+    version, numbers, gauss = random.getstate()
+    words: Any = np.random.get_state()
+    plain = {
+        "python": json.dumps([version, list(numbers), gauss]),
+        "numpy": json.dumps([words[0], [int(word) for word in words[1]], *words[2:]]),
+    }
+    tensors = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    _save_tensors(path, tensors, plain)
+
+
+def _load_random(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        plain = file.metadata()
+        torch.set_rng_state(file.get_tensor("torch"))
+        if "cuda" in file.keys() and torch.cuda.is_available():  # noqa: SIM118 - it is no mapping
+            torch.cuda.set_rng_state(file.get_tensor("cuda"))
+    version, numbers, gauss = json.loads(plain["python"])
+    random.setstate((version, tuple(numbers), gauss))
+    kind, words, *more = json.loads(plain["numpy"])
+    np.random.set_state((kind, np.array(words, np.uint32), *more))
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, path, metadata)
+    flush(path)
+
+
+def _refuse_broken_weights(model: nn.Module, step: int) -> None:
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise TrainingError(f"weights {name} are not finite after step {step}: this state is not saved")
+
+
+def _remove(folder: Path, names: re.Pattern[str]) -> None:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if names.fullmatch(path.name):
+            shutil.rmtree(path)
+
+
+def _guarded(path: Path, work: Any) -> None:
+    try:
+        work()
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; the state saved before "
+                          "stays; free the place and go on with --resume") from error  # fmt: skip
