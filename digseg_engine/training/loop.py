@@ -150,7 +150,8 @@ def _run_steps(work: Work, forward: Any, loss: Loss, config: StageConfig, start:
                 clock.saved()
             if interrupted and done < last:
                 raise TrainingInterruptedError(f"{work.name} was interrupted and saved after step {done} of {config.steps}; "
-                                          "continue with the same command and --resume", work.interruption.number or SIGINT)  # fmt: skip
+                                          "continue with the same command and --resume",
+                                               work.interruption.number or SIGINT)  # fmt: skip
 
 
 def unwrap(module: Any) -> Any:
