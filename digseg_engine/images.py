@@ -6,26 +6,22 @@ palette and 16-bit converted. Its longer side is resized to the working size, th
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from digseg_engine.errors import InputError
+from digseg_engine.reading import FORMATS, MAX_PIXELS, MIN_SIDE, SUFFIXES, Rgb, check_size, decode, to_rgb
 
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-MAX_PIXELS = 64_000_000
-MIN_SIDE = 8
+__all__ = ["FORMATS", "MAX_PIXELS", "MIN_SIDE", "SUFFIXES", "Canvas", "Float", "Frame", "Picture", "Rgb", "as_picture",
+           "as_rgb", "check_size", "decode", "fit", "fitted_size", "host_view", "read_image", "read_picture", "to_rgb", "unfit",
+           "unfit_plane"]  # fmt: skip
 
-Rgb = NDArray[np.uint8]
 Float = NDArray[np.float32]
-Decoded = TypeVar("Decoded")
 
 
 @dataclass(frozen=True)
@@ -59,75 +55,24 @@ class Canvas:
         return Frame((self.pixels.shape[2], self.pixels.shape[3]), self.content, self.original)
 
 
-def read_image(path: Path | str) -> Rgb:
-    """Decode a picture file to [H, W, 3] uint8 RGB. Raises InputError naming the file and what is wrong with it."""
-    return decode(Path(path), to_rgb)
+def read_image(path: Path | str, max_pixels: int | None = None) -> Rgb:
+    """Decode a picture file to [H, W, 3] uint8 RGB. max_pixels: refuse more (default: `reading.pixel_limit`). Raises
+    InputError naming the file and what is wrong with it."""
+    return read_picture(path, max_pixels).pixels
 
 
-def decode(path: Path, read: Callable[[Image.Image], Decoded]) -> Decoded:
-    """Open a picture file and hand the decoded Pillow picture to `read`. Raises InputError naming the file."""
-    if not path.exists():
-        raise InputError(f"{path}: file not found; check the path")
-    if not path.is_file():
-        raise InputError(f"{path} is not a file; give a picture, a folder or a pattern")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes); expected a picture ({', '.join(FORMATS)})")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                check_size(image.height, image.width, str(path))
-                image.load()
-                return read(image)
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not a picture this program reads; expected one of {', '.join(FORMATS)}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{path} cannot be decoded: {error}; the file is damaged or cut short, save it again"
-        ) from error
-
-
-def check_size(height: int, width: int, name: str) -> None:
-    """Raises InputError for pictures under MIN_SIDE or over MAX_PIXELS."""
-    if min(height, width) < MIN_SIDE:
-        raise InputError(
-            f"{name} is {width}x{height} pixels; expected at least {MIN_SIDE}x{MIN_SIDE}; use a larger picture"
-        )
-    if height * width > MAX_PIXELS:
-        raise InputError(f"{name} is {width}x{height} = {height * width / 1e6:.0f} million pixels, at most "
-                         f"{MAX_PIXELS // 1_000_000} fit; cut it into tiles or reduce it")  # fmt: skip
-
-
-def to_rgb(image: Image.Image) -> Rgb:
-    """Any Pillow picture to [H, W, 3] uint8 RGB as a person sees it."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):
-        image = _from_deep(image)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(paper, image)
-    return np.asarray(image.convert("RGB"))
-
-
-def _from_deep(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8-bit by its full range (0..65535); floating-point grey by 0..1."""
-    values = np.asarray(image).astype(np.float64)
-    top = 1.0 if image.mode == "F" else 65535.0
-    if values.min() < 0 or values.max() > top:
-        raise InputError(f"grey values reach {values.min():g}..{values.max():g}, expected 0..{top:g}; "
-                         "convert the picture to 8 or 16 bits")  # fmt: skip
-    return Image.fromarray((values * (255.0 / top) + 0.5).astype(np.uint8))
+def read_picture(path: Path | str, max_pixels: int | None = None) -> Picture:
+    """As `read_image`, with notes on what was left unread or is doubtful."""
+    notes: list[str] = []
+    pixels = decode(Path(path), lambda image: to_rgb(image, notes), max_pixels)
+    return Picture(pixels, tuple(notes), str(path))
 
 
 def as_rgb(image: object, name: str = "image") -> Rgb:
     """A path, a Pillow picture, an array or DLPack tensor [H, W, 3] uint8 -> [H, W, 3] uint8 RGB; arrays and tensors are
     not copied. Raises InputError otherwise."""
-    if isinstance(image, (str, Path)):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        check_size(image.height, image.width, name)
-        return to_rgb(image)
+    if isinstance(image, (str, Path, Image.Image)):
+        return as_picture(image, name).pixels
     if not isinstance(image, np.ndarray) and hasattr(image, "__dlpack__"):
         image = host_view(image, name)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
@@ -143,8 +88,13 @@ def as_picture(image: object, name: str = "image") -> Picture:
     """What `as_rgb` takes, with notes on its reading; a Picture is given back as it is."""
     if isinstance(image, Picture):
         return image
-    path = str(image) if isinstance(image, (str, Path)) else None
-    return Picture(as_rgb(image, name), (), path)
+    if isinstance(image, (str, Path)):
+        return read_picture(image)
+    if isinstance(image, Image.Image):
+        check_size(image.height, image.width, name)
+        notes: list[str] = []
+        return Picture(to_rgb(image, notes), tuple(notes))
+    return Picture(as_rgb(image, name))
 
 
 def host_view(tensor: Any, name: str) -> NDArray[Any]:

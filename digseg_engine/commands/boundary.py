@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from json import JSONDecodeError
@@ -30,6 +32,7 @@ class Terminated(KeyboardInterrupt):
 def guarded(command: Callable[[], int | None], name: str) -> NoReturn:
     """Run a command line and leave the process with its exit code. `name` begins every line of complaint."""
     forgiving_streams()
+    quiet_readers()
     with suppress(ValueError, OSError):  # not in the main thread, or no such signal here
         signal.signal(signal.SIGTERM, _terminated)
     code = 1
@@ -49,6 +52,12 @@ def guarded(command: Callable[[], int | None], name: str) -> NoReturn:
         complain(name, message)
         _show_traceback()
     sys.exit(code)
+
+
+def quiet_readers() -> None:
+    """Keep what Pillow remarks about odd files off the terminal, beside our one line. Process-wide, so a command's business."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def described(error: BaseException) -> tuple[int, str]:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from digseg_engine import Engine
 from digseg_engine.errors import InputError, UsageError
+from digseg_engine.images import read_image
 from digseg_engine.runtime import large, tiles
 from digseg_engine.runtime.blending import Ring, positions, ramp
 from digseg_engine.runtime.chunks import ChunkedRunner
@@ -144,8 +145,14 @@ def files(tmp_path):
 
 def test_every_file_gives_the_same(files, tmp_path):
     want = run(files, tmp_path / "want").label_map
-    for name, streamed in (("a.npy", True), ("a.tif", True), ("deflated.tif", False), ("a.png", False)):
-        assert isinstance(open_windows(tmp_path / name), large.RawFile) == streamed
+    kinds = {
+        "a.npy": large.RawFile,
+        "a.tif": large.RawFile,
+        "deflated.tif": large.SegmentedTiff,
+        "a.png": large.InMemory,
+    }
+    for name, kind in kinds.items():
+        assert isinstance(open_windows(tmp_path / name), kind)
         assert np.array_equal(run(tmp_path / name, tmp_path / name.replace(".", "-")).label_map, want), name
 
 
@@ -162,8 +169,8 @@ def test_files_that_cannot_be_streamed_say_what_to_do(tmp_path, monkeypatch, fil
     (tmp_path / "broken.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:5000])
     with pytest.raises(InputError, match=r"NumPy array|cut short"):
         open_windows(tmp_path / "broken.npy")
-    monkeypatch.setattr("digseg_engine.images.MAX_PIXELS", 10_000)
-    with pytest.raises(InputError, match=r"must be decoded whole; save it as an uncompressed RGB TIFF"):
+    monkeypatch.setenv("DIGSEG_MAX_PIXELS", "10_000")
+    with pytest.raises(InputError, match=r"must be decoded whole; save it as an RGB TIFF in tiles"):
         open_windows(tmp_path / "a.png")
     open_windows(tmp_path / "a.tif").close()
 
@@ -207,3 +214,53 @@ def test_the_engine_in_tiles(nano_models, tmp_path):
         assert np.array_equal(single.label_map, one.label_map) and np.allclose(single.scores, one.scores, atol=1e-5)
         with pytest.raises(UsageError, match="overlap"):
             engine.segment_tiles(rgb, PROMPTS, tmp_path, "bad", overlap=2)
+
+
+LAYOUTS = {
+    "tiles": {"tile": (64, 48)},
+    "deflated tiles": {"tile": (64, 48), "compression": "zlib"},
+    "deflated strips": {"rowsperstrip": 17, "compression": "zlib", "predictor": True},
+    "strips": {"rowsperstrip": 31},
+}
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tiffs_are_read_in_pieces_as_they_are_decoded_whole(layout, orientation, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    rng = np.random.default_rng(3)
+    tags = [] if orientation is None else [(274, "H", 1, orientation, True)]
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, rng.integers(0, 255, (150, 211, 3), dtype=np.uint8), photometric="rgb", extratags=tags,
+                     **LAYOUTS[layout])  # fmt: skip
+    want = read_image(path)
+    windows = open_windows(path)
+    assert not isinstance(windows, large.InMemory) and windows.shape == want.shape[:2]
+    for top, left in ((0, 0), (37, 90), (100, 20), (130, 140)):
+        got = windows.read(top, left, 64, 80)
+        inside = want[top : top + 64, left : left + 80]
+        assert np.array_equal(got[: inside.shape[0], : inside.shape[1]], inside)
+        assert (got[inside.shape[0] :, : inside.shape[1]] == inside[-1]).all()
+    windows.close()
+
+
+def test_what_tifffile_cannot_decode_is_decoded_whole_or_says_what_to_install(tmp_path, monkeypatch):
+    tifffile = pytest.importorskip("tifffile")
+    path, rgb = tmp_path / "a.tif", picture(100, 120)
+    tifffile.imwrite(path, rgb, photometric="rgb", tile=(32, 32), compression="zlib")
+    monkeypatch.setattr(tifffile.TiffPage, "decode", property(lambda page: lambda *a, **k: 1 / 0))
+    whole_picture = open_windows(path)
+    assert isinstance(whole_picture, large.InMemory) and np.array_equal(whole_picture.rgb, rgb)
+    monkeypatch.setenv("DIGSEG_MAX_PIXELS", "5000")
+    with pytest.raises(
+        InputError, match=r"DEFLATE, which tifffile alone cannot read in pieces; pip install imagecodecs"
+    ):
+        open_windows(path)
+
+
+def test_a_picture_file_larger_than_the_limit_is_streamed(tmp_path, monkeypatch, files):
+    monkeypatch.setenv("DIGSEG_MAX_PIXELS", "5000")
+    for name in ("a.npy", "a.tif"):
+        windows = open_windows(tmp_path / name)
+        assert np.array_equal(windows.read(0, 0, 150, 210), files), name
+        windows.close()
