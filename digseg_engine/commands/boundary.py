@@ -55,9 +55,11 @@ def guarded(command: Callable[[], int | None], name: str) -> NoReturn:
 
 
 def quiet_readers() -> None:
-    """Keep what Pillow remarks about odd files off the terminal, beside our one line. Process-wide, so a command's business."""
+    """Keep what the readers of pictures remark about odd files off the terminal, beside our one line. Process-wide, so a
+    command's business."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    for name in ("PIL", "tifffile"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
 
 
 def described(error: BaseException) -> tuple[int, str]:
