@@ -159,7 +159,7 @@ def picture(path: Path) -> None:
 
 def mask(path: Path) -> None:
     if path.suffix != ".npy":
-        decode(path, lambda image: np.asarray(image.convert("L")), MOST_PIXELS)
+        decode(path, np.asarray, MOST_PIXELS)
 
 
 def windows(path: Path) -> None:
