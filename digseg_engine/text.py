@@ -26,6 +26,8 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
             raise InputError(f"prompt {i} must be text, got {type(prompt).__name__}; pass a string")
         if not prompt.strip():
             raise InputError(f'prompt {i} is empty; expected a few words, for example "red circle"')
+        if any("\ud800" <= character <= "\udfff" for character in prompt):  # surrogates: bytes that were not UTF-8
+            raise InputError(f"prompt {i} ({prompt!a}) is not valid text; expected UTF-8")
     return list(prompts)
 
 

@@ -9,18 +9,15 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from json import JSONDecodeError
 from types import FrameType
 from typing import NoReturn
 
 from digseg_engine.console import complain, forgiving_streams
-from digseg_engine.errors import DigsegError
-from digseg_engine.extras import missing_package
+from digseg_engine.faults import described, wants_traceback
 
 STOPPED = "stopped by {}; no file is left half-written"
 
@@ -50,7 +47,8 @@ def guarded(command: Callable[[], int | None], name: str) -> NoReturn:
     except Exception as error:
         code, message = described(error)
         complain(name, message)
-        _show_traceback()
+        if wants_traceback():
+            traceback.print_exc()
     sys.exit(code)
 
 
@@ -60,56 +58,6 @@ def quiet_readers() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     for name in ("PIL", "tifffile"):
         logging.getLogger(name).addHandler(logging.NullHandler())
-
-
-def described(error: BaseException) -> tuple[int, str]:
-    """Exit code and line for any exception. What we raised ourselves is said as it is; of what others raise, the kinds that
-    a user can do something about are told in words, and everything else says where its traceback was written."""
-    if isinstance(error, DigsegError):
-        return error.exit_code, str(error)
-    if isinstance(error, ImportError) and (advice := missing_package(error)):
-        return 1, advice
-    if isinstance(error, OSError):
-        place = error.filename or getattr(error, "filename2", None)
-        return (
-            1,
-            f"{f'{place}: ' if place else ''}{error.strerror or error}; check the path, its permissions and the free space",
-        )
-    if isinstance(error, MemoryError):
-        return (
-            1,
-            f"out of memory{f': {error}' if str(error) else ''}; use a smaller picture or size, fewer prompts, or --tile",
-        )
-    if isinstance(error, UnicodeError):
-        return 2, f"text that is not valid here: {error}; expected UTF-8"
-    if isinstance(error, RecursionError):
-        return 1, "a file is nested too deeply to be read; expected one written by this project"
-    if isinstance(error, JSONDecodeError):
-        return 1, f"a file is not valid JSON: {error}; expected one written by this project"
-    return 1, f"unexpected {type(error).__name__}: {str(error)[:300]}; {_kept_traceback(error)}"
-
-
-def wants_traceback() -> bool:
-    return os.environ.get("DIGSEG_TRACEBACK", "") not in ("", "0")
-
-
-def _show_traceback() -> None:
-    if wants_traceback():
-        traceback.print_exc()
-
-
-def _kept_traceback(error: BaseException) -> str:
-    """Where the traceback was written, or how to see it."""
-    if wants_traceback():
-        return "traceback below"
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    try:
-        with tempfile.NamedTemporaryFile("w", prefix="digseg-", suffix=".traceback.txt", delete=False,
-                                         encoding="utf-8", errors="backslashreplace") as file:  # fmt: skip
-            file.write(text)
-    except OSError:
-        return "run it again with --traceback to see where, and report it"
-    return f"where is written in {file.name}; please report it"
 
 
 def _stopped(name: str, how: str, number: int) -> int:

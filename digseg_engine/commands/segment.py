@@ -7,11 +7,21 @@ from typing import Any
 
 from digseg_engine.commands.declare import Command, Option
 
+KINDS = ("overlay", "masks", "labels", "json")
+
 
 def run(**values: Any) -> int:
-    from digseg_engine.runtime.pictures import segment_pictures
+    from digseg_engine.runtime.pictures import Work, segment_pictures
 
-    return segment_pictures(**values)
+    return segment_pictures(Work(**values))
+
+
+def kinds_to_save(text: str) -> tuple[str, ...]:
+    """ "masks,json" -> ("masks", "json"). Raises ValueError for another word."""
+    words = tuple(word.strip() for word in text.split(","))
+    if set(words) - set(KINDS):
+        raise ValueError(text)
+    return words
 
 
 COMMAND = Command(
@@ -21,12 +31,16 @@ COMMAND = Command(
     options=(
         Option("photos", "pictures, folders or patterns such as 'photos/*.jpg'", metavar="PICTURES", many=True, needed=True),
         Option("--prompt -p", "what to find; repeat for several", many=True),
+        Option("--prompts-file", "more prompts, one a line; lines that begin with # are left out", kind=Path,
+               metavar="FILE"),
         Option("--output -o", "folder for masks and overlays", kind=Path, default=Path("out"), metavar="FOLDER"),
         Option("--bundle -b", "exported bundle", kind=Path, metavar="FOLDER",
-               shown="$DIGSEG_BUNDLE, else ./digseg-tiny-fp16"),
+               shown="$DIGSEG_BUNDLE, else ./digseg-tiny-fp16, else the shipped one"),
         Option("--backend", "auto (measured) or a name that `digseg doctor` lists", default="auto", metavar="NAME"),
         Option("--checkpoint", "checkpoint the bundle came from: for --refine and the torch backends", kind=Path,
                metavar="FOLDER"),
+        Option("--device", "cpu, cuda or cuda:1", shown="the backend's own", metavar="NAME"),
+        Option("--threads", "threads on a CPU", kind=int, at_least=1, shown="the cores of this process"),
         Option("--imgsz --size", "working size in pixels of the longer side, or of a tile", kind=int,
                shown="the model's own"),
         Option("--tile", "work in tiles of this many pixels, for very large pictures", kind=int),
@@ -37,10 +51,24 @@ COMMAND = Command(
         Option("--steps", "sampling steps of the reference", kind=int, default=4, at_least=1, at_most=4,
                only_with=("--refine",)),
         Option("--seed", "random seed of the reference", kind=int, default=0, only_with=("--refine",)),
+        Option("--threshold", "probability from which a pixel belongs to a mask, between 0 and 1", kind=float, default=0.5,
+               at_least=0, at_most=1, not_with=("--tile",)),
+        Option("--labels", "which mask the label map shows where several meet", default="parts",
+               choices=("parts", "strongest", "smallest"), not_with=("--tile",)),
+        Option("--only", "write these alone, comma separated", kind=kinds_to_save, default=KINDS,
+               shown=",".join(KINDS), metavar="KIND,...", not_with=("--tile",)),
+        Option("--recursive -r", "look into folders inside folders too", kind=bool, default=False),
+        Option("--skip-existing", "leave pictures alone whose results for the same prompts are there", kind=bool,
+               default=False),
+        Option("--json", "print one line of JSON for each picture", kind=bool, default=False, into="as_json",
+               not_with=("--quiet",)),
+        Option("--quiet -q", "print errors only", kind=bool, default=False),
+        Option("--verbose -v", "say which bundle and backend are used", kind=bool, default=False, not_with=("--quiet",)),
     ),
     examples=(
         'digseg segment photo.jpg -p road -p "a red car" -o out',
-        "digseg segment photos -p water --imgsz 256",
+        "digseg segment photos -p water --imgsz 256 --recursive --skip-existing",
+        "digseg segment photo.jpg --prompts-file classes.txt --only masks,json",
         "digseg segment huge.tif -p roof --tile 512",
     ),
 )  # fmt: skip

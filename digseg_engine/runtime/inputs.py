@@ -1,38 +1,121 @@
-"""Arguments of commands to pictures, output names and folders. Torch-free."""
+"""Arguments of commands to pictures, prompts and output folders. Torch-free."""
 
 from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from digseg_engine.errors import InputError, UsageError
+from digseg_engine.runtime.saving import is_ours
 
 
-def find_pictures(arguments: list[str]) -> list[Path]:
-    """Files named, found in folders (not deeper) or matched by patterns, each once, in order.
+@dataclass(frozen=True)
+class Found:
+    """Pictures, each once, in order, and what was left out on the way, in words."""
 
-    Raises InputError when a folder or pattern yields nothing; a named file is taken as it is and judged when read.
+    paths: list[Path]
+    notes: list[str]
+
+
+def find_pictures(arguments: list[str], recursive: bool = False) -> Found:
+    """Files named, found in folders (with recursive: in their folders too) or matched by patterns.
+
+    In folders and patterns hidden files and results of this program are left out; a named file is taken as it is and
+    judged when read. Raises InputError when a folder or pattern yields nothing, or a word is no file and looks like a
+    prompt.
     """
     from digseg_engine.images import SUFFIXES
 
     found: dict[Path, None] = {}
+    left_out: Counter[str] = Counter()
+    folders = 0
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+            inside = list(_usable(_files(path, recursive), left_out))
+            folders += 0 if recursive else sum(1 for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
             if not inside:
-                raise InputError(f"folder {path} holds no picture; expected files ending in {', '.join(SUFFIXES)}")
+                hint = "" if recursive or not folders else "; its folders are looked into with --recursive"
+                raise InputError(f"folder {path} holds no picture{_said(left_out)}; expected files ending in "
+                                 f"{', '.join(SUFFIXES)}{hint}")  # fmt: skip
         elif glob.has_magic(argument) and not path.exists():
-            inside = sorted(Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file())
+            matched = sorted(Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file())
+            inside = [one for one in matched if not _own_result(one)]
+            left_out["results of this program"] += len(matched) - len(inside)
             if not inside:
                 raise InputError(
-                    f"pattern {argument} matches no file; check it, or quote it for this program to expand"
+                    f"pattern {argument} matches no picture{_said(left_out)}; check it, or quote it for this program to expand"
                 )
         else:
+            if not path.suffix and not path.exists():
+                raise InputError(
+                    f"{path}: file not found; if it is meant as something to find, repeat -p for it: -p {path}"
+                )
             inside = [path]
         found.update(dict.fromkeys(inside))
-    return list(found)
+    notes = [f"left out{_said(left_out).removeprefix(',')}"] if left_out.total() else []
+    notes += [f"{folders} folders inside were not looked into; --recursive does"] if folders else []
+    return Found(list(found), notes)
+
+
+def _files(folder: Path, recursive: bool) -> Iterator[Path]:
+    """Files of a folder in order; hidden folders are not entered. Raises InputError for a folder that cannot be read."""
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"folder {folder} cannot be read: {error.strerror}; check its permissions") from error
+    yield from (path for path in inside if path.is_file())
+    if recursive:
+        for path in inside:
+            if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+                yield from _files(path, True)
+
+
+def _usable(files: Iterable[Path], left_out: Counter[str]) -> Iterator[Path]:
+    """Those files that are pictures to work on; counts the others by kind."""
+    from digseg_engine.images import SUFFIXES
+
+    for path in files:
+        if path.name.startswith("."):
+            left_out["hidden files"] += 1
+        elif _own_result(path):
+            left_out["results of this program"] += 1
+        elif path.suffix.lower() in SUFFIXES:
+            yield path
+        else:
+            left_out[f"{path.suffix} files" if path.suffix else "files without an ending"] += 1
+
+
+def _own_result(path: Path) -> bool:
+    return path.suffix.lower() in (".png", ".json") and is_ours(path)
+
+
+def _said(left_out: Counter[str]) -> str:
+    return ", ".join(["", *(f"{count} {kind}" for kind, count in left_out.items() if count)])
+
+
+def read_prompts(given: list[str], file: Path | None) -> list[str]:
+    """Prompts of the command line, then those of a file: one a line, blank lines and lines that begin with # left out.
+
+    Raises InputError for a file that cannot be read or is not UTF-8.
+    """
+    if file is None:
+        return list(given)
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"prompts file {file} cannot be read: {reason}; expected one prompt a line") from error
+    return [*given, *(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))]
+
+
+def several_in_one(prompts: Iterable[str]) -> list[str]:
+    """Prompts with a comma, which other programs take for several and this one for one."""
+    return [prompt for prompt in prompts if "," in prompt]
 
 
 def check_output(folder: Path) -> None:
@@ -40,7 +123,7 @@ def check_output(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"output {folder} is a file; expected a folder; choose another with -o")
     parent = folder.absolute()
-    while not parent.exists():
+    while not parent.exists() and parent != parent.parent:
         parent = parent.parent
     if not os.access(parent, os.W_OK) or not parent.is_dir():
         raise UsageError(f"cannot write to {parent}; choose another output folder with -o")

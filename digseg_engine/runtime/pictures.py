@@ -1,57 +1,157 @@
-"""What `digseg segment` does: pictures of the command line through one engine, results to files, one line for each."""
+"""What `digseg segment` does: pictures of the command line through one engine, results to files, one line for each.
+
+A picture that fails is reported by name and the others are done; the exit code says so at the end.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from digseg_engine.console import complain
-from digseg_engine.errors import InputError
+from digseg_engine.console import complain, note
+from digseg_engine.errors import BundleError, CheckpointError, UsageError
+from digseg_engine.faults import described
+from digseg_engine.named import default_bundle
 from digseg_engine.names import stems
 from digseg_engine.runtime.engine import Engine
-from digseg_engine.runtime.inputs import check_output, find_pictures
+from digseg_engine.runtime.inputs import check_output, find_pictures, read_prompts, several_in_one
 from digseg_engine.runtime.record import percent
+from digseg_engine.runtime.result import SAVED, Segmentation
+from digseg_engine.runtime.saving import is_ours
+from digseg_engine.runtime.tiles import TiledSegmentation
 from digseg_engine.text import check_prompts
 
-DEFAULT_BUNDLE = "digseg-tiny-fp16"
+SQUEEZED = 2  # a picture this many times larger than the working size deserves a hint
 
 
-def segment_pictures(
-    photos: list[str], prompt: list[str], output: Path = Path("out"), bundle: Path | None = None, backend: str = "auto",
-    checkpoint: Path | None = None, imgsz: int | None = None, tile: int | None = None, overlap: float = 0.25,
-    refine: int = 0, steps: int = 4, seed: int = 0,
-) -> int:  # fmt: skip
-    """Segment every picture that can be used; exit code 2 when one could not. The arguments are those of the command."""
-    prompts = check_prompts(prompt)
-    paths = find_pictures(photos)
-    check_output(output)
-    model = bundle or os.environ.get("DIGSEG_BUNDLE", DEFAULT_BUNDLE)
-    count = len(paths) if tile is None else None
-    engine = Engine.load(model, backend, checkpoint, imgsz or tile, prompts=len(prompts), pictures=count)
-    failed = 0
-    for path, stem in zip(paths, stems(paths)):
-        try:
-            if tile is not None:
-                tiled = engine.segment_tiles(path, prompts, output, stem, tile, overlap, imgsz)
-                _say(path, prompts, tiled.areas, tiled.files[2], tiled.timings, tiled.fallbacks)
-            else:
-                result = engine.segment(path, prompts, imgsz, refine, steps, seed)
-                written = result.save(output, stem)  # before it is said: the printed time includes it
-                areas = [float(area) if found else 0.0 for area, found in zip(result.areas, result.found)]
-                _say(path, prompts, areas, written[0], result.timings, result.fallbacks)
-        except InputError as error:
-            failed += 1
-            complain("digseg", str(error))
-            continue
-    if failed and len(paths) > 1:
-        complain("digseg", f"{failed} of {len(paths)} pictures could not be used; the others are in {output}")
-    return 2 if failed else 0
+@dataclass(frozen=True)
+class Work:
+    """What is asked for; the fields are the options of the command."""
+
+    photos: list[str]
+    prompt: list[str] = field(default_factory=list)
+    prompts_file: Path | None = None
+    output: Path = Path("out")
+    bundle: Path | None = None
+    backend: str = "auto"
+    checkpoint: Path | None = None
+    device: str | None = None
+    threads: int | None = None
+    imgsz: int | None = None
+    tile: int | None = None
+    overlap: float = 0.25
+    refine: int = 0
+    steps: int = 4
+    seed: int = 0
+    threshold: float = 0.5
+    labels: str = "parts"
+    only: tuple[str, ...] = SAVED
+    recursive: bool = False
+    skip_existing: bool = False
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
 
 
-def _say(
-    path: Path, prompts: list[str], areas: Sequence[float], written: Path, timings: Mapping[str, float],
-    notes: tuple[str, ...],
+def segment_pictures(work: Work) -> int:
+    """Exit code: 0 when all was done, 2 when pictures could not be used, 1 when results could not be written or the like."""
+    prompts = check_prompts(read_prompts(work.prompt, work.prompts_file))
+    found = find_pictures(work.photos, work.recursive)
+    check_output(work.output)
+    todo = list(zip(found.paths, stems(found.paths)))
+    notes = list(found.notes)
+    if work.skip_existing:
+        count = len(todo)
+        todo = [(path, stem) for path, stem in todo if not _done(work.output / f"{stem}.json", prompts)]
+        notes += [f"{count - len(todo)} pictures skipped: their results are there"] if len(todo) < count else []
+    notes += [f"{prompt!r} is asked as one prompt; for several, repeat -p" for prompt in several_in_one(prompts)]
+    for text in [] if work.quiet else notes:
+        note("digseg", text)
+    return _all(work, prompts, todo) if todo else 0
+
+
+def _all(work: Work, prompts: list[str], todo: list[tuple[Path, str]]) -> int:
+    engine = _engine(work, prompts, len(todo))
+    codes: list[int] = []
+    squeezed = False
+    with _progress(len(todo), work.quiet) as advance:
+        for path, stem in todo:
+            try:
+                squeezed |= _one(engine, work, prompts, path, stem)
+            except (UsageError, BundleError, CheckpointError):
+                raise  # the same for every picture
+            except Exception as error:
+                code, message = described(error)
+                codes.append(code)
+                complain("digseg", message if str(path) in message else f"{path}: {message}")
+            advance()
+    if squeezed and not work.quiet:
+        size = work.imgsz or engine.image_size
+        note(
+            "digseg",
+            f"pictures were worked on at {size} px; for finer detail try --imgsz {2 * size}, or --tile {2 * size}",
+        )
+    if codes and len(todo) > 1:
+        complain("digseg", f"{len(codes)} of {len(todo)} pictures could not be done; the others are in {work.output}")
+    return 0 if not codes else 1 if 1 in codes else 2
+
+
+def _engine(work: Work, prompts: list[str], pictures: int) -> Engine:
+    model, why = (work.bundle, "named by --bundle") if work.bundle else default_bundle()
+    if work.verbose:
+        note("digseg", f"bundle {model} ({why}); {pictures} pictures, {len(prompts)} prompts")
+    engine = Engine.load(model, work.backend, work.checkpoint, work.imgsz or work.tile, prompts=len(prompts),
+                         pictures=None if work.tile else pictures, threads=work.threads, device=work.device)  # fmt: skip
+    if work.verbose:
+        note("digseg", f"backend {engine.backend.name}: {engine.backend.detail}")
+    return engine
+
+
+def _one(engine: Engine, work: Work, prompts: list[str], path: Path, stem: str) -> bool:
+    """Segment, save and report one picture; True when it is much larger than what the model looked at."""
+    if work.tile is not None:
+        tiled = engine.segment_tiles(path, prompts, work.output, stem, work.tile, work.overlap, work.imgsz)
+        _report(work, path, prompts, tiled, list(tiled.files))
+        return False
+    result = engine.segment(path, prompts, work.imgsz, work.refine, work.steps, work.seed, work.threshold, work.labels)
+    _report(work, path, prompts, result, result.save(work.output, stem, work.only))
+    return bool(max(result.label_map.shape) > SQUEEZED * (work.imgsz or engine.image_size))
+
+
+def _report(
+    work: Work, path: Path, prompts: list[str], result: Segmentation | TiledSegmentation, files: list[Path]
 ) -> None:  # fmt: skip
-    found = ", ".join(f"{p} {percent(a)}" for p, a in zip(prompts, areas) if a > 0) or "nothing found"
-    print(f"{path}: {found}  ->  {written}  ({sum(timings.values()):.2f} s){''.join(f'  [{note}]' for note in notes)}")
+    if work.as_json:
+        print(json.dumps({**result.as_dict(), "saved": [str(file) for file in files]}, ensure_ascii=False), flush=True)
+    elif not work.quiet:
+        words = [f"{prompt} {percent(float(area))}" for prompt, area in zip(prompts, result.areas) if area > 0]
+        remarks = "".join(f"  [{remark}]" for remark in result.fallbacks)
+        seconds = sum(result.timings.values())
+        print(f"{path}: {', '.join(words) or 'nothing found'}  ->  {files[0]}  ({seconds:.2f} s){remarks}", flush=True)
+
+
+def _done(record: Path, prompts: list[str]) -> bool:
+    """Whether a record of ours is there for the same prompts."""
+    if not (record.is_file() and is_ours(record)):
+        return False
+    body = json.loads(record.read_text(encoding="utf-8"))
+    return bool(body.get("prompts", [mask.get("prompt") for mask in body.get("masks", [])]) == prompts)
+
+
+@contextmanager
+def _progress(count: int, quiet: bool) -> Iterator[Callable[[], Any]]:
+    """A bar on a terminal when there are several pictures; what it yields is called after each."""
+    if count < 2 or quiet or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
+        task = bar.add_task("segmenting", total=count)
+        yield lambda: bar.advance(task)

@@ -8,6 +8,7 @@ import pytest
 from digseg_engine.commands.declare import Command, Option
 from digseg_engine.commands.main import NAMES, command_named, overview
 from digseg_engine.commands.parser import parse
+from digseg_engine.commands.segment import KINDS, kinds_to_save
 from digseg_engine.errors import UsageError
 from digseg_export.cli import COMMAND as EXPORT
 
@@ -22,6 +23,8 @@ def sample(option: Option) -> str:
     """A text that the option takes."""
     if option.choices:
         return option.choices[-1]
+    if option.kind is kinds_to_save:
+        return "json,masks"
     if option.kind is float:
         return str(max(option.at_least or 0.5, 0.25))
     return str(max(int(option.at_least or 0), 3)) if option.kind is int else "something"
@@ -65,7 +68,7 @@ def test_an_option_reaches_the_command_by_its_name(command, option):
 def test_defaults_are_of_the_right_kind_and_every_value_has_a_taker(name):
     command = COMMANDS[name]
     for option in command.options:
-        if option.default is not None and option.kind is not str:
+        if option.default is not None and option.kind in (int, float, bool, Path):
             assert isinstance(option.default, Path if option.kind is Path else option.kind), option
     flags = [flag for option in command.all_options() for flag in option.spellings]
     assert len(flags) == len(set(flags))
@@ -76,10 +79,16 @@ def test_defaults_are_of_the_right_kind_and_every_value_has_a_taker(name):
 
 
 def test_what_takes_all_options_by_name_knows_each():
-    from digseg_engine.runtime.pictures import segment_pictures
+    from digseg_engine.runtime.pictures import Work
+    from digseg_engine.runtime.result import SAVED
     from digseg_export.request import Request
 
-    assert {o.name for o in COMMANDS["segment"].options} == set(inspect.signature(segment_pictures).parameters)
+    parameters = inspect.signature(Work).parameters
+    assert {o.name for o in COMMANDS["segment"].options} == set(parameters)
+    for option in COMMANDS["segment"].options:
+        if not option.many:
+            assert parameters[option.name].default == option.default, option
+    assert kinds_to_save("json, masks") == ("json", "masks") and KINDS == SAVED
     own = {"model", "output", "dry_run", "as_json"}
     assert {o.name for o in EXPORT.options} - own <= set(inspect.signature(Request).parameters)
 

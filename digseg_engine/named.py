@@ -1,0 +1,25 @@
+"""Models that come with the project, by name. Torch-free."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+TINY = ASSETS / "digseg-tiny"
+SHIPPED_BUNDLE = ASSETS / "digseg-tiny-fp16"
+DEFAULT_BUNDLE = "digseg-tiny-fp16"  # what `digseg-export` writes for the bundled checkpoint, in the current folder
+
+
+def default_bundle() -> tuple[Path, str]:
+    """The bundle to use when none is named, and why: $DIGSEG_BUNDLE, ./digseg-tiny-fp16, or the one that is shipped."""
+    if named := os.environ.get("DIGSEG_BUNDLE"):
+        return Path(named), "named by $DIGSEG_BUNDLE"
+    if (Path(DEFAULT_BUNDLE) / "manifest.json").is_file() or not SHIPPED_BUNDLE.is_dir():
+        return Path(DEFAULT_BUNDLE), "found in the current folder"
+    return SHIPPED_BUNDLE, "shipped with digseg-engine; name another with --bundle"
+
+
+def checkpoint_named(name: str) -> str:
+    """`digseg-tiny` (or `tiny`) stands for the bundled checkpoint, unless a folder has that name; anything else for itself."""
+    return str(TINY) if name in ("digseg-tiny", "tiny") and not Path(name).exists() else name
