@@ -17,6 +17,7 @@ class Option:
     the value; bool makes it a switch. many: may be given several times (positional: several words). default: the value
     when it is not given; `shown` says it in help when it is worked out later. at_least, at_most: bounds of a number.
     only_with, not_with: flags that must, or must not, be given too. into: the value's name where the flag's own will not do.
+    expects: what the value must be, in words, for a `kind` of its own.
     """
 
     flags: str
@@ -33,6 +34,7 @@ class Option:
     only_with: tuple[str, ...] = ()
     not_with: tuple[str, ...] = ()
     into: str = ""
+    expects: str = ""
 
     @property
     def spellings(self) -> list[str]:
@@ -70,8 +72,8 @@ class Option:
         return value
 
     def expectation(self) -> str:
-        if self.choices:
-            return " or ".join(self.choices)
+        if self.choices or self.expects:
+            return self.expects or " or ".join(self.choices)
         noun = {int: "a whole number", float: "a number"}.get(self.kind, "text")  # type: ignore[call-overload]
         if self.at_least is not None and self.at_most is not None:
             return f"{noun} from {self.at_least} to {self.at_most}"

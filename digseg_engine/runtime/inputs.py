@@ -58,7 +58,7 @@ def find_pictures(arguments: list[str], recursive: bool = False) -> Found:
             inside = [path]
         found.update(dict.fromkeys(inside))
     notes = [f"left out{_said(left_out).removeprefix(',')}"] if left_out.total() else []
-    notes += [f"{folders} folders inside were not looked into; --recursive does"] if folders else []
+    notes += [f"folders inside ({folders}) were not looked into; --recursive does that"] if folders else []
     return Found(list(found), notes)
 
 
@@ -81,13 +81,13 @@ def _usable(files: Iterable[Path], left_out: Counter[str]) -> Iterator[Path]:
 
     for path in files:
         if path.name.startswith("."):
-            left_out["hidden files"] += 1
+            left_out["hidden"] += 1
         elif _own_result(path):
             left_out["results of this program"] += 1
         elif path.suffix.lower() in SUFFIXES:
             yield path
         else:
-            left_out[f"{path.suffix} files" if path.suffix else "files without an ending"] += 1
+            left_out[path.suffix or "without an ending"] += 1
 
 
 def _own_result(path: Path) -> bool:

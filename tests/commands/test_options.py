@@ -79,6 +79,7 @@ def test_defaults_are_of_the_right_kind_and_every_value_has_a_taker(name):
 
 
 def test_what_takes_all_options_by_name_knows_each():
+    from digseg_engine.runtime.labels import LABEL_RULES
     from digseg_engine.runtime.pictures import Work
     from digseg_engine.runtime.result import SAVED
     from digseg_export.request import Request
@@ -88,6 +89,7 @@ def test_what_takes_all_options_by_name_knows_each():
     for option in COMMANDS["segment"].options:
         if not option.many:
             assert parameters[option.name].default == option.default, option
+    assert by_flag(COMMANDS["segment"], "--labels").choices == LABEL_RULES
     assert kinds_to_save("json, masks") == ("json", "masks") and KINDS == SAVED
     own = {"model", "output", "dry_run", "as_json"}
     assert {o.name for o in EXPORT.options} - own <= set(inspect.signature(Request).parameters)
