@@ -1,4 +1,4 @@
-"""Models that come with the project, by name. Torch-free."""
+"""The bundle that is used when none is named. Torch-free."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 ASSETS = Path(__file__).resolve().parent / "assets"
-TINY = ASSETS / "digseg-tiny"
 SHIPPED_BUNDLE = ASSETS / "digseg-tiny-fp16"
 DEFAULT_BUNDLE = "digseg-tiny-fp16"  # what `digseg-export` writes for the bundled checkpoint, in the current folder
 
@@ -18,8 +17,3 @@ def default_bundle() -> tuple[Path, str]:
     if (Path(DEFAULT_BUNDLE) / "manifest.json").is_file() or not SHIPPED_BUNDLE.is_dir():
         return Path(DEFAULT_BUNDLE), "found in the current folder"
     return SHIPPED_BUNDLE, "shipped with digseg-engine; name another with --bundle"
-
-
-def checkpoint_named(name: str) -> str:
-    """`digseg-tiny` (or `tiny`) stands for the bundled checkpoint, unless a folder has that name; anything else for itself."""
-    return str(TINY) if name in ("digseg-tiny", "tiny") and not Path(name).exists() else name
