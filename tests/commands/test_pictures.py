@@ -23,7 +23,7 @@ def room(tmp_path):
     for number, name in enumerate(("a.png", "b.png", "deeper/c.png")):
         Image.fromarray(scene(number, "aerial", 96, "demo").image).save(folder / name)
     (folder / "._a.png").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X")
-    (folder / "IMG_1.HEIC").write_bytes(b"\0" * 40)
+    (folder / "IMG_1.MOV").write_bytes(b"\0" * 40)
     (folder / ".thumbs").mkdir()
     shutil.copy(folder / "a.png", folder / ".thumbs" / "t.png")
     return tmp_path
@@ -37,7 +37,7 @@ def test_a_folder_gives_its_pictures_and_says_what_it_left_out(room):
     found = find_pictures([str(room / "in")])
     assert [path.name for path in found.paths] == ["a.png", "b.png"]
     assert found.notes == [
-        "left out 1 hidden, 1 .HEIC",
+        "left out 1 hidden, 1 .MOV",
         "folders inside (1) were not looked into; --recursive does that",
     ]
     deep = find_pictures([str(room / "in")], recursive=True)
@@ -46,7 +46,7 @@ def test_a_folder_gives_its_pictures_and_says_what_it_left_out(room):
     shutil.rmtree(room / "in" / "deeper")
     for name in ("a.png", "b.png"):
         (room / "in" / name).unlink()
-    with pytest.raises(InputError, match=r"holds no picture, 1 hidden, 1 \.HEIC; expected files ending in"):
+    with pytest.raises(InputError, match=r"holds no picture, 1 hidden, 1 \.MOV; expected files ending in"):
         find_pictures([str(room / "in")])
 
 
@@ -56,7 +56,7 @@ def test_results_are_never_pictures_and_foreign_files_are_not_replaced(room, bun
         assert done.returncode == 0, done.stderr
     names = sorted(path.name for path in (room / "in").iterdir() if path.is_file() and not path.name.startswith("."))
     made = [f"{stem}.{kind}" for stem in "ab" for kind in ("json", "labels.png", "mask.road.png", "overlay.png")]
-    assert names == sorted(["IMG_1.HEIC", "a.png", "b.png", *made])
+    assert names == sorted(["IMG_1.MOV", "a.png", "b.png", *made])
     assert "8 results of this program" in done.stderr
     (room / "in" / "a.json").write_text(LABELME)
     for kind in ("overlay.png", "mask.road.png", "labels.png"):
