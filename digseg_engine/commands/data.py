@@ -12,9 +12,9 @@ def run(folder: Path, layout: str | None, split: str, output: Path, pictures: in
     from rich.console import Console
     from rich.progress import Progress
 
-    from digseg_engine.console import complain
+    from digseg_engine.console import complain, note
     from digseg_engine.data.datasets import open_dataset
-    from digseg_engine.data.survey import class_table, contact_sheet, survey
+    from digseg_engine.data.survey import class_table, contact_sheet, split_line, survey
     from digseg_engine.files import replacing
     from digseg_engine.runtime.inputs import check_output
 
@@ -27,13 +27,18 @@ def run(folder: Path, layout: str | None, split: str, output: Path, pictures: in
         task = bar.add_task("checking", total=len(dataset))
         found = survey(dataset, lambda: bar.advance(task))
     console.print(class_table(dataset, found))
+    print(split_line(dataset))
+    for warning in found.notes:
+        note("digseg", f"warning: {warning}")
     for problem in found.problems:
         complain("digseg", problem)
+    state = "can be read" if found.problems else "are sound"
+    state += f"; warnings above: {len(found.notes)}" if found.notes else ""
     if found.good:
         output.parent.mkdir(parents=True, exist_ok=True)
         with replacing(output) as temporary:
             contact_sheet(dataset, found.spread(pictures)).save(temporary, format="PNG")
-        print(f"{len(found.good)} of {len(dataset)} pictures are sound; labels drawn in {output}")
+        print(f"{len(found.good)} of {len(dataset)} pictures {state}; labels drawn in {output}")
     if found.problems:
         complain("digseg", f"{len(found.problems)} problems in {folder}, all listed above")
     return 2 if found.problems else 0

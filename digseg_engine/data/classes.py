@@ -6,6 +6,7 @@ One JSON schema serves a user's own `classes.json` and the tables of known data 
 from __future__ import annotations
 
 import json
+import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,9 +32,10 @@ TEMPLATES = (
     "a picture of {}",
     "there is {} here",
 )
-TABLE_KEYS = ("classes", "ignore", "ignore_colour", "background", "background_colour", "absent", "templates", "masks")
+TABLE_KEYS = ("classes", "ignore", "ignore_colour", "background", "background_colour", "absent", "templates", "masks",
+              "orientation")  # fmt: skip
 CLASS_KEYS = ("name", "id", "colour", "prompt", "synonyms")
-EXAMPLE = '{"classes": [{"name": "road", "id": 1, "colour": [128, 64, 128]}, {"name": "car", "id": 2}]}'
+EXAMPLE = '{"classes": [{"name": "road", "id": 1}, {"name": "car", "id": 2}], "background": 0}'
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ class ClassTable:
     templates: tuple[str, ...] = TEMPLATES
     masks: str = "labels"
     own_ids: bool = True  # ids were written down, not counted
-    absent: tuple[
-        str, ...
-    ] = ()  # things that no picture shows, asked in training so that a prompt can be answered with no
+    absent: tuple[str, ...] = ()  # things that no picture shows, asked in training so that no is an answer
+    own_ignore: bool = True  # what is ignored was written down, not assumed
+    orientation: str = ""  # masks of turned pictures: "shown" upright, "stored" like the file; "": their size tells
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -128,6 +130,9 @@ def parse_classes(body: Any, source: str) -> ClassTable:
     if masks not in ("labels", "threshold") or (masks == "threshold" and len(classes) != 1):
         raise InputError(f'{source}: "masks" must be "labels", or "threshold" with exactly one class, got {masks!r} '
                          f"with {len(classes)} classes")  # fmt: skip
+    orientation = body.get("orientation", "")
+    if orientation not in ("", "shown", "stored"):
+        raise InputError(f'{source}: "orientation" must be "shown" or "stored", got {json.dumps(orientation)[:60]}')
     own_ids = any(one.ids for one in classes)
     if not own_ids:
         classes = [LabelClass(c.name, (i,), c.colours, c.prompt, c.synonyms) for i, c in enumerate(classes)]
@@ -139,7 +144,7 @@ def parse_classes(body: Any, source: str) -> ClassTable:
         _colours(body.get("ignore_colour", []), source, '"ignore_colour"'),
         _colours(body.get("background_colour", []), source, '"background_colour"'),
         _texts(body.get("templates", list(TEMPLATES)), source, '"templates"'), masks, own_ids,
-        _texts(body.get("absent", []), source, '"absent"'),
+        _texts(body.get("absent", []), source, '"absent"'), "ignore" in body, orientation,
     )  # fmt: skip
     _check(table)
     return table
@@ -152,9 +157,10 @@ def _class(body: Any, source: str, number: int) -> LabelClass:
     if not isinstance(body, dict) or not isinstance(body.get("name"), str) or not body["name"].strip():
         raise InputError(f'{source}: {where} must be a name or an object with a "name", got {json.dumps(body)[:60]}')
     _known(body, CLASS_KEYS, source, where)
-    name, prompt = body["name"].strip(), body.get("prompt", "")
+    name, prompt = composed(body["name"].strip()), body.get("prompt", "")
     if not isinstance(prompt, str):
         raise InputError(f'{source}: "prompt" of {name!r} must be text, got {json.dumps(prompt)[:60]}')
+    prompt = composed(prompt)
     ids = _ids(body["id"], source, f'"id" of {name!r}') if "id" in body else ()
     colours = _colours(body["colour"], source, f'"colour" of {name!r}') if "colour" in body else ()
     return LabelClass(name, ids, colours, prompt, _texts(body.get("synonyms", []), source, f'"synonyms" of {name!r}'))
@@ -189,7 +195,12 @@ def _colours(value: Any, source: str, what: str) -> tuple[int, ...]:
 def _texts(value: Any, source: str, what: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
         raise InputError(f"{source}: {what} must be a list of texts, got {json.dumps(value)[:60]}")
-    return tuple(value)
+    return tuple(composed(one) for one in value)
+
+
+def composed(text: str) -> str:
+    """Text as most keyboards write it: letters and their accents in one character (Unicode NFC)."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _check(table: ClassTable) -> None:
@@ -209,6 +220,7 @@ def _check(table: ClassTable) -> None:
         if twice:
             shown = colour_text(twice[0]) if what == "colour" else repr(twice[0])
             raise InputError(f"{source}: {what} {shown} is used twice; every {what} must mean one thing")
+    _check_wordings(table)
     without = [one.name for one in table.classes if not one.ids]
     if without:
         raise InputError(
@@ -223,5 +235,21 @@ def _check(table: ClassTable) -> None:
         raise InputError(f"{source}: every template must hold one {{}} for the name, got {bad[0] if bad else 'none'!r}")
 
 
+def _check_wordings(table: ClassTable) -> None:
+    """Raises InputError for a wording that means two classes, or a class and something absent, letter case apart."""
+    meaning = {name.casefold(): name for name in table.absent}
+    for one in table.classes:
+        for wording in (*one.wordings, one.name):
+            other = meaning.setdefault(wording.casefold(), one.name)
+            if other != one.name:
+                raise InputError(f"{table.source}: {wording!r} is a wording of {one.name!r} and of {other!r}; every name, "
+                                 "prompt and synonym must mean one class; take it from one of them")  # fmt: skip
+
+
 def colour_text(colour: int) -> str:
     return f"({colour >> 16}, {colour >> 8 & 255}, {colour & 255})"
+
+
+def list_text(colour: int) -> str:
+    """A colour as classes.json writes it."""
+    return f"[{colour >> 16}, {colour >> 8 & 255}, {colour & 255}]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,26 +28,58 @@ class Crops:
     ids: Ids  # [B, S, S]
 
 
-def draw_crop(rng: np.random.Generator, item: Item, side: int) -> tuple[NDArray[np.uint8], Ids]:
-    """A random square window, half of them mirrored, at side x side pixels.
+class Window(NamedTuple):
+    """A square of a picture, at pixel (top, left) and `span` pixels wide; it may reach over the picture's edges."""
 
-    The window spans from half the picture's shorter side to its whole longer side. What lies outside the picture repeats
-    its rim, as at inference, and is ignored. Pictures are resized bilinearly, labels by their nearest pixel.
-    """
-    height, width = item.ids.shape
+    top: int
+    left: int
+    span: int
+    mirrored: bool
+
+
+def draw_window(rng: np.random.Generator, height: int, width: int) -> Window:
+    """A random window, from half the picture's shorter side to its whole longer side, half of them mirrored."""
     low, high = max(SMALLEST, min(height, width) / 2), max(height, width)
-    window = round(math.exp(rng.uniform(math.log(min(low, high)), math.log(high))))
-    top, left = (int(rng.integers(min(0, n - window), max(0, n - window) + 1)) for n in (height, width))
-    rows, columns = (start + np.floor((np.arange(side) + 0.5) * window / side).astype(int) for start in (top, left))
-    ids = item.ids[rows.clip(0, height - 1)[:, None], columns.clip(0, width - 1)]
-    ids[(rows < 0) | (rows >= height)] = IGNORE
-    ids[:, (columns < 0) | (columns >= width)] = IGNORE
-    piece = item.image[max(0, top) : top + window, max(0, left) : left + window]
-    above, before = max(0, -top), max(0, -left)
-    rest = (above, window - above - piece.shape[0]), (before, window - before - piece.shape[1]), (0, 0)
-    square = np.pad(piece, rest, mode="edge")
-    image = np.asarray(Image.fromarray(square).resize((side, side), Image.Resampling.BILINEAR))
-    return (image[:, ::-1], ids[:, ::-1]) if rng.random() < 0.5 else (image, ids)
+    span = round(math.exp(rng.uniform(math.log(min(low, high)), math.log(high))))
+    top, left = (int(rng.integers(min(0, n - span), max(0, n - span) + 1)) for n in (height, width))
+    return Window(top, left, span, bool(rng.random() < 0.5))
+
+
+def draw_crop(rng: np.random.Generator, item: Item, side: int) -> tuple[NDArray[np.uint8], Ids]:
+    """A random window of a picture and its labels at side x side pixels."""
+    window = draw_window(rng, *item.ids.shape)
+    return cut_picture(item.image, item.ids.shape, window, side), cut_labels(item.ids, window, side)
+
+
+def cut_labels(ids: Ids, window: Window, side: int) -> Ids:
+    """Labels of a window by their nearest pixel, [side, side]; what lies outside the picture is ignored."""
+    height, width = ids.shape
+    steps = np.floor((np.arange(side) + 0.5) * window.span / side).astype(int)
+    rows, columns = window.top + steps, window.left + steps
+    labels = ids[rows.clip(0, height - 1)[:, None], columns.clip(0, width - 1)]
+    labels[(rows < 0) | (rows >= height)] = IGNORE
+    labels[:, (columns < 0) | (columns >= width)] = IGNORE
+    return labels[:, ::-1] if window.mirrored else labels
+
+
+def cut_picture(image: NDArray[np.uint8], shape: tuple[int, ...], window: Window, side: int) -> NDArray[np.uint8]:
+    """A window of a picture resized bilinearly, [side, side, 3]; outside the picture its rim is repeated, as at inference.
+
+    shape: the whole picture's (height, width), in whose pixels the window is given; `image` may be decoded 1/2, 1/4 or
+    1/8 as large.
+    """
+    factor = 2 ** round(math.log2(shape[0] / image.shape[0])) if max(shape) > max(image.shape) else 1
+    start = window.top / factor, window.left / factor
+    firsts = [math.floor(at) for at in start]
+    lasts = [math.ceil(at + window.span / factor) for at in start]
+    spans = [(max(0, first), min(last, n)) for first, last, n in zip(firsts, lasts, image.shape)]
+    piece = image[slice(*spans[0]), slice(*spans[1])]
+    beyond = [(low - first, last - high) for (low, high), first, last in zip(spans, firsts, lasts)]
+    square = Image.fromarray(np.pad(piece, (*beyond, (0, 0)), mode="edge"))
+    y, x = (at - first for at, first in zip(start, firsts))
+    box = (x, y, x + window.span / factor, y + window.span / factor)
+    pixels = np.asarray(square.resize((side, side), Image.Resampling.BILINEAR, box=box))
+    return pixels[:, ::-1] if window.mirrored else pixels
 
 
 class CropLoader:
@@ -87,4 +120,7 @@ class CropLoader:
 
     def _crop(self, step: int, n: int, picture: int, variant: int) -> tuple[NDArray[np.uint8], Ids]:
         key = [self.seed, 1, picture, variant] if self.variants else [self.seed, 0, step, n]
-        return draw_crop(np.random.default_rng(key), self.dataset[picture], self.side)
+        ids = self.dataset.read_ids(picture)
+        window = draw_window(np.random.default_rng(key), *ids.shape)
+        image = self.dataset.read_reduced(picture, window.span // self.side)
+        return cut_picture(image, ids.shape, window, self.side), cut_labels(ids, window, self.side)

@@ -11,12 +11,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from digseg_engine.data.checks import check_marks
 from digseg_engine.data.classes import BACKGROUND, IGNORE, ClassTable
 from digseg_engine.data.layouts import Layout, Part, Record, find_layout, layout_names, list_records
 from digseg_engine.data.masks import Ids, read_mask
 from digseg_engine.data.query import Query
+from digseg_engine.data.turning import shown_shape, upright_mask
 from digseg_engine.errors import InputError, UsageError
-from digseg_engine.images import read_image
+from digseg_engine.images import decode, read_image, to_rgb
 
 __all__ = ["BACKGROUND", "IGNORE", "Dataset", "Item", "dataset_splits", "layout_names", "open_dataset"]
 
@@ -53,19 +55,30 @@ class Dataset:
         return len(self.records)
 
     def __getitem__(self, i: int) -> Item:
-        record = self.records[i]
-        image, ids = read_image(record.image), self.read_ids(i)
-        if image.shape[:2] != ids.shape:
-            raise InputError(f"{record.mask} is {ids.shape[1]}x{ids.shape[0]} pixels, but its picture {record.image} is "
-                             f"{image.shape[1]}x{image.shape[0]}; a mask must have its picture's size")  # fmt: skip
-        return Item(image, ids, record.name)
+        image = read_image(self.records[i].image)
+        return Item(image, self._ids_of(i, image.shape[:2]), self.records[i].name)
 
     def read_ids(self, i: int) -> Ids:
-        """Class of every pixel of picture `i` without decoding the picture, [H, W]."""
-        mask = self.records[i].mask
-        if not mask.is_file():
-            raise missing_mask(self.records[i])
-        return read_mask(mask, self.table)
+        """Class of every pixel of picture `i` as it is shown, [H, W], without decoding the picture."""
+        return self._ids_of(i, shown_shape(self.records[i].image))
+
+    def read_reduced(self, i: int, most: int) -> NDArray[np.uint8]:
+        """Picture `i` at 1/1, 1/2, 1/4 or 1/8 of its size, at most 1/`most`; only a JPEG is decoded smaller."""
+        path = self.records[i].image
+        if most < 2 or path.suffix.lower() not in (".jpg", ".jpeg"):
+            return read_image(path)
+        return decode(path, to_rgb, reduce=most)
+
+    def _ids_of(self, i: int, shown: tuple[int, ...]) -> Ids:
+        record = self.records[i]
+        if not record.mask.is_file():
+            raise missing_mask(record)
+        height, width = shown
+        ids = upright_mask(read_mask(record.mask, self.table), (height, width), record.image, record.mask, self.table)
+        if ids.shape != (height, width):
+            raise InputError(f"{record.mask} is {ids.shape[1]}x{ids.shape[0]} pixels, but its picture {record.image} is "
+                             f"{width}x{height}; a mask must have its picture's size")  # fmt: skip
+        return ids
 
     def truth(self, ids: Ids) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """ids [H, W] -> (one mask per name [K, H, W], valid [H, W] which is False where pixels do not count)."""
@@ -77,7 +90,7 @@ def open_dataset(path: Path | str, layout: str | None = None, split: str = "trai
 
     layout: "folder" for own data (images/, masks/, classes.json) or one of `layout_names()`; None recognises it. split:
     one of `dataset_splits`, or "all" for the pictures of all splits; "train" of an undivided data set is all of it.
-    strict: a picture without a mask is an error now, not when it is read.
+    strict: a picture without a mask, and masks of 0 and 255 whose 255 nobody explained, are errors now, not later.
     Raises InputError or UsageError saying what was looked for, and the first file that is missing.
     """
     found, root = find_layout(Path(path), layout)
@@ -99,6 +112,7 @@ def open_dataset(path: Path | str, layout: str | None = None, split: str = "trai
     dataset = Dataset(found, root, split, list(records.values()))
     if strict:
         _check_files(dataset)
+        check_marks(dataset)
     return dataset
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from digseg_engine.data.classes import EXAMPLE, ClassTable, parse_classes, read_classes
+from digseg_engine.data.classes import EXAMPLE, ClassTable, composed, parse_classes, read_classes
 from digseg_engine.errors import InputError, UsageError
 from digseg_engine.images import SUFFIXES as PICTURES
 
@@ -176,7 +176,7 @@ def list_records(part: Part, root: Path) -> list[Record]:
     keys = sorted(images)
     if part.listing is not None:
         lines = (root / part.listing).read_text(encoding="utf-8").splitlines()
-        keys = list(dict.fromkeys(_bare(line.strip()) for line in lines if line.strip()))
+        keys = list(dict.fromkeys(composed(_bare(line.strip())) for line in lines if line.strip()))
     picture, mask = (pattern if Path(pattern).suffix else f"{pattern}.png" for pattern in (part.images, part.masks))
     return [
         Record(part.name.format(k), images.get(k, root / picture.format(k)), masks.get(k, root / mask.format(k)))
@@ -216,7 +216,7 @@ def _index(root: Path, pattern: str) -> dict[str, Path]:
         suffix = ending or path.suffix
         if not path.name.endswith(suffix) or (not ending and suffix.lower() not in PICTURES):
             continue
-        key = relative.as_posix()[: -len(suffix)]
+        key = composed(relative.as_posix()[: -len(suffix)])  # a name copied from another system may be spelled apart
         if key in found:
             raise InputError(f"{path} and {found[key].name} have the same name; expected one file per name in {folder}")
         found[key] = path

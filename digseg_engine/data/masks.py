@@ -6,12 +6,13 @@ Nothing is guessed: a value or colour that the class table does not explain is a
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from digseg_engine.data.classes import BACKGROUND, IGNORE, UNKNOWN, ClassTable, colour_text
+from digseg_engine.data.classes import BACKGROUND, IGNORE, UNKNOWN, ClassTable, colour_text, list_text
 from digseg_engine.errors import InputError
 from digseg_engine.images import decode
 
@@ -44,8 +45,9 @@ def _labels(image: Image.Image, table: ClassTable, path: Path) -> Ids:
     if image.mode in ("RGB", "RGBA"):
         return _by_colour(image, table, path)
     if image.mode in ("1", "L", "I;16", "I;16B", "I;16L", "I;16N", "I"):
-        values = np.asarray(image).astype(np.int64)
-        return _by_id(values // UNPACK.get(_packing(path), 1), table, path)
+        values = np.asarray(image)
+        values = values.astype(np.uint8) if values.dtype == np.bool_ else values
+        return _by_id(values // UNPACK[packing] if (packing := _packing(path)) in UNPACK else values, table, path)
     raise InputError(f"{path} is a mask of Pillow mode {image.mode}; expected grey (8 or 16 bits), palette or RGB")
 
 
@@ -57,7 +59,7 @@ def _packing(path: Path) -> str:
     return packing if isinstance(packing, str) else str(packing[0]) if packing else ""
 
 
-def _by_id(values: NDArray[np.int64], table: ClassTable, path: Path) -> Ids:
+def _by_id(values: NDArray[np.integer[Any]], table: ClassTable, path: Path) -> Ids:
     if values.min() < 0 or values.max() >= len(table.by_id):
         raise InputError(f"{path}: mask values reach {values.min()}..{values.max()}, expected ids from 0 to 65535")
     ids = table.by_id[values]
@@ -66,12 +68,12 @@ def _by_id(values: NDArray[np.int64], table: ClassTable, path: Path) -> Ids:
     return ids
 
 
-def _refuse_ids(strange: NDArray[np.int64], pixels: int, table: ClassTable, path: Path) -> None:
+def _refuse_ids(strange: NDArray[np.integer[Any]], pixels: int, table: ClassTable, path: Path) -> None:
     found = np.unique(strange)
     known = sorted({i for one in table.classes for i in one.ids} | set(table.ignore) | set(table.background))
     raise InputError(f"{path}: unknown id {', '.join(map(str, found[:5]))}{', ...' if len(found) > 5 else ''} "
                      f"({100 * len(strange) / pixels:.1f} % of the pixels); expected {_ranges(known)} as in {table.source}; "
-                     "add the class, or list the id under ignore or background")  # fmt: skip
+                     f'add the class, or "background": {found[0]} if it is none of them, or "ignore": {found[0]}')  # fmt: skip
 
 
 def _ranges(values: list[int]) -> str:
@@ -87,7 +89,7 @@ def _ranges(values: list[int]) -> str:
 
 def _by_palette(image: Image.Image, table: ClassTable, path: Path) -> Ids:
     """A palette PNG. Where classes have colours, the palette's colours decide; otherwise its indexes do."""
-    index = np.asarray(image).astype(np.int64)
+    index = np.asarray(image)
     if not table.by_colour:
         return _by_id(index, table, path)
     palette = np.asarray(image.getpalette("RGB") or [], np.int64).reshape(-1, 3)
@@ -96,12 +98,14 @@ def _by_palette(image: Image.Image, table: ClassTable, path: Path) -> Ids:
         colour = int((palette[i] * PACK).sum()) if i < len(palette) else None
         by_colour = table.by_colour.get(colour, UNKNOWN) if colour is not None else UNKNOWN
         by_id = int(table.by_id[i])
-        if by_colour == UNKNOWN and i in table.ignore:
-            by_colour = IGNORE
+        if by_colour == UNKNOWN and by_id in (IGNORE, BACKGROUND):  # these need no colour of their own
+            by_colour = by_id
         shown = "no colour" if colour is None else colour_text(colour)
         if by_colour == UNKNOWN:
+            cure = f'"background": {i}' + ("" if colour is None else f' or "background_colour": {list_text(colour)}')
             raise InputError(f"{path}: wrong palette: index {i} is {shown}, which is no class's colour in {table.source}; "
-                             "save the mask with the data set's palette, or add the colour")  # fmt: skip
+                             "save the mask with the data set's palette, give the colour to a class, or, if it is none "
+                             f"of the classes, add {cure}")  # fmt: skip
         if table.own_ids and by_id not in (UNKNOWN, by_colour):
             raise InputError(f"{path}: wrong palette: index {i} is {shown}, the colour of {_name(by_colour, table)}, but "
                              f"id {i} is {_name(by_id, table)} in {table.source}; save it with the right palette")  # fmt: skip
@@ -128,7 +132,8 @@ def _by_colour(image: Image.Image, table: ClassTable, path: Path) -> Ids:
         most = int(found[count.argmax()])
         raise InputError(f"{path}: unknown colour {colour_text(most)} and {len(found) - 1} more "
                          f"({100 * strange.size / pixels.size:.1f} % of the pixels); expected the colours in {table.source}; "
-                         "masks must be saved without smoothing or compression losses")  # fmt: skip
+                         "masks must be saved without smoothing or compression losses; a colour of no class is named by "
+                         f'"background_colour": {list_text(most)}')  # fmt: skip
     return np.array([table.by_colour[int(key)] for key in keys], np.int16)[place]
 
 
