@@ -1,29 +1,30 @@
 """Bundles on disk: written all or nothing, read only when complete and unchanged. Format `digseg.bundle/1`.
 
-`manifest.json` is written last and names every other file with its size and SHA-256. Files are plain files: links are
-refused, because a linked file can change behind its hash.
+`manifest.json` is written last and names every other file with its size and SHA-256. What is read is what was hashed, so
+files may be links (a hub's cache, a Kubernetes volume, a Nix store): the hash of their targets protects them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from digseg_engine import folders
 from digseg_engine.contract import BUNDLE_FORMAT, CONTRACT_VERSION
-from digseg_engine.errors import BundleError, UsageError
+from digseg_engine.errors import BundleError
+from digseg_engine.files import write_json
 
 MANIFEST = "manifest.json"
+LARGEST_MANIFEST = 16 << 20  # bytes
 CHUNK = 1 << 20
 HOW_TO_EXPORT = "export it again with `digseg-export`"
+FAMILY = "digseg.bundle/"  # every version of the format begins with it
+ENGINES = "engines"  # where releases up to 0.1 kept TensorRT plans
 
 
 @dataclass(frozen=True)
@@ -57,115 +58,164 @@ def sha256(path: Path) -> str:
 def open_bundle(folder: Path | str) -> Bundle:
     """Read and check a bundle. Raises BundleError naming the first thing that is wrong."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise BundleError(f"bundle {folder} not found; expected a directory written by `digseg-export`")
-    manifest = read_manifest(folder)
-    for name, entry in manifest["files"].items():
-        _check_file(folder, name, entry)
+    try:
+        if not folder.is_dir():
+            raise BundleError(f"bundle {folder} not found; expected a directory written by `digseg-export`")
+        manifest = read_manifest(folder)
+        for name, entry in manifest["files"].items():
+            _check_file(folder, name, entry)
+        _check_others(folder, manifest["files"])
+    except OSError as error:
+        raise BundleError(f"{error.filename or folder} cannot be read: {error.strerror or error}; make it readable, or copy "
+                          "the whole bundle again") from error  # fmt: skip
     return Bundle(folder, manifest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, with its format and contract version checked; files are not looked at."""
+    """The manifest, with format, contract version and everything that readers rely on checked; files are not looked at.
+
+    Raises BundleError.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"{folder} is not a complete bundle: {MANIFEST} is missing; {HOW_TO_EXPORT}")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        found, contract = manifest["format"], manifest["contract"]["version"]
-        files = manifest["files"]
-        if not isinstance(files, dict):
-            raise TypeError("files is not an object")
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise BundleError(f"{path} cannot be read: {error!r}; {HOW_TO_EXPORT}") from error
+    manifest = _parse(path)
+    found = manifest.get("format")
     if found != BUNDLE_FORMAT:
-        raise BundleError(f"{folder} has format {found!r}, this release reads {BUNDLE_FORMAT!r}; "
+        raise BundleError(f"{folder} has format {found!r:.60}, this release reads {BUNDLE_FORMAT!r}; "
                           "use the release that wrote it, or export it again")  # fmt: skip
+    for key, fits, wanted in NEEDED:
+        if not fits(value := _look_up(manifest, key)):
+            raise BundleError(f"{path}: {key} is {value!r:.60}; expected {wanted}; {HOW_TO_EXPORT}")
+    contract = manifest["contract"]["version"]
     if contract != CONTRACT_VERSION:
         raise BundleError(
             f"{folder} has contract version {contract}, this release reads {CONTRACT_VERSION}; {HOW_TO_EXPORT}"
         )
-    result: dict[str, Any] = manifest
-    return result
+    return manifest
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """The JSON object of a file: no key twice, no NaN, no depth that Python cannot follow."""
+    try:
+        if path.stat().st_size > LARGEST_MANIFEST:
+            raise ValueError(f"it is larger than {LARGEST_MANIFEST >> 20} MiB")
+        manifest = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=_refuse)
+        if not isinstance(manifest, dict):
+            raise ValueError("it is no JSON object")
+    except (ValueError, OSError, RecursionError) as error:
+        why = "too many brackets within each other" if isinstance(error, RecursionError) else f"{error}"
+        raise BundleError(f"{path} cannot be read: {why}; {HOW_TO_EXPORT}") from error
+    return manifest
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r:.60} stands there twice")
+    return found
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _look_up(manifest: Any, key: str) -> Any:
+    """The value at `a.b.c`, None where a part is missing."""
+    for part in key.split("."):
+        manifest = manifest.get(part) if isinstance(manifest, dict) else None
+    return manifest
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value <= 1 << 20
+
+
+def _is_limit(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < float("inf")
+
+
+def _is_span(value: Any) -> bool:
+    """A range {min, opt, max} of one axis."""
+    ends: list[Any] = [value.get(end) for end in ("min", "opt", "max")] if isinstance(value, dict) else [None]
+    return all(map(_is_count, ends)) and ends == sorted(ends)
+
+
+def _are_shapes(value: Any) -> bool:
+    spans = [value.get(axis) for axis in "BKLHW"] if isinstance(value, dict) else [None]
+    return all(span == "dynamic" for span in spans) or all(map(_is_span, spans))
+
+
+NEEDED = (  # what readers take from a manifest without asking again
+    ("contract.version", lambda v: type(v) is int, "a whole number"),
+    ("files", lambda v: isinstance(v, dict), "an object"),
+    ("model.image_size", _is_count, "a number of pixels"),
+    ("model.stride", _is_count, "a number of pixels"),
+    ("precision.name", lambda v: isinstance(v, str), "a text"),
+    ("shapes", _are_shapes, '"dynamic" or min <= opt <= max for each of B, K, L, H, W'),
+    ("verification.limits.relative", _is_limit, "a number"),
+    ("verification.limits.iou", _is_limit, "a number"),
+)
 
 
 def _check_file(folder: Path, name: str, entry: Any) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or not isinstance(entry, dict):
         raise BundleError(
-            f"{folder}/{MANIFEST} lists the file name {name!r}; expected plain names only; {HOW_TO_EXPORT}"
+            f"{folder}/{MANIFEST} lists the file name {name!r:.60}; expected plain names only; {HOW_TO_EXPORT}"
         )
     path = folder / name
-    if path.is_symlink() or not path.is_file():
-        raise BundleError(f"{path} is missing or a link; expected a plain file; copy the whole bundle again")
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; expected a file; copy the whole bundle again")
     size, wanted = path.stat().st_size, entry.get("size")
     if size != wanted:
-        raise BundleError(f"{path} is damaged: {wanted} bytes expected, got {size}; copy or export the bundle again")
+        raise BundleError(
+            f"{path} is damaged: {wanted!r:.30} bytes expected, got {size}; copy or export the bundle again"
+        )
     found = sha256(path)
     if found != entry.get("sha256"):
         raise BundleError(f"{path} is damaged: SHA-256 {str(entry.get('sha256'))[:12]}... expected, got {found[:12]}...; "
                           "copy or export the bundle again")  # fmt: skip
 
 
-@contextmanager
-def writing(target: Path, last: str = MANIFEST) -> Iterator[Path]:
-    """A temporary sibling to fill with files; on success it is committed as `target`, on error it disappears.
+def _check_others(folder: Path, listed: dict[str, Any]) -> None:
+    """Raises BundleError for what the manifest does not list. Hidden names are left alone: hub clients, file managers and
+    Kubernetes put theirs into every folder, and no reader opens one."""
+    if extra := [name for name in folders.others(folder, {MANIFEST, ENGINES, *listed}) if not name.startswith(".")]:
+        raise BundleError(f"{folder} holds {extra[0]!r:.60}, which its manifest does not list; a bundle holds what was "
+                          "hashed and nothing else; move it away")  # fmt: skip
 
-    The caller writes `last` (a bundle: the manifest, with `finish`) as the last file. An older folder with that file at
-    `target` is replaced; anything else there is refused with UsageError before work begins.
-    """
-    check_target(target, last)
-    room = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
+
+def _foreign(folder: Path) -> str:
+    """What in a folder is not a bundle's ("" when nothing is): the mark by which an older bundle may be replaced."""
+    if not (folder / MANIFEST).is_file():
+        return f"it has no {MANIFEST}"
     try:
-        room.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {target.parent}: {error.strerror}; choose another output with -o") from error
-    try:
-        yield room
-        _commit(room, target, last)
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
+        manifest = _parse(folder / MANIFEST)
+    except BundleError:
+        return f"its {MANIFEST} is not ours"
+    files = manifest.get("files")
+    if not str(manifest.get("format")).startswith(FAMILY) or not isinstance(files, dict):
+        return f"its {MANIFEST} is not ours"
+    extra = folders.others(folder, {MANIFEST, ENGINES, *files})
+    return f"it also holds {extra[0]!r}" if extra else ""
 
 
-def check_target(target: Path, last: str = MANIFEST) -> None:
-    """Raises UsageError when `target` holds something that is not a bundle, or its parent cannot be written."""
-    if target.exists() and not ((target / last).is_file() or (target.is_dir() and not any(target.iterdir()))):
-        raise UsageError(
-            f"{target} exists and is not a bundle; expected a new path or an older bundle; choose another with -o"
-        )
-    parent = target.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"{parent} is not a writable directory; choose another output with -o")
+MARK = folders.Mark("a bundle", MANIFEST, _foreign)
+
+
+def writing(target: Path) -> AbstractContextManager[Path]:
+    """A room to fill with a bundle's files, `finish` last; see `folders.writing`."""
+    return folders.writing(target, MARK)
+
+
+def check_target(target: Path) -> bool:
+    """Is there an older bundle that will be replaced? Raises UsageError where none can be written."""
+    return folders.check_target(target, MARK)
 
 
 def finish(room: Path, manifest: dict[str, Any]) -> None:
-    """Add sizes and hashes of all files to the manifest and write it; every file is flushed to disk first."""
-    files = sorted(path for path in room.iterdir() if path.name != MANIFEST)
-    for path in files:
-        _flush(path)
-    listed = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in files}
-    body = json.dumps({**manifest, "files": listed}, indent=2, sort_keys=True) + "\n"
-    (room / MANIFEST).write_text(body, encoding="utf-8")
-    _flush(room / MANIFEST)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _commit(room: Path, target: Path, last: str) -> None:
-    if not (room / last).is_file():
-        raise BundleError(f"{target} was not finished: no {last} was written; this is a programming error")
-    old = target.with_name(f"{target.name}.tmp-old-{uuid.uuid4().hex[:8]}")
-    if target.exists():
-        target.rename(old)
-    room.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-    if os.name == "posix":
-        handle = os.open(target.absolute().parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    """Add sizes and hashes of all files to the manifest and write it."""
+    paths = sorted(path for path in room.iterdir() if path.name != MANIFEST)
+    listed = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in paths}
+    write_json(room / MANIFEST, {**manifest, "files": listed}, sort_keys=True)

@@ -22,9 +22,10 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from digseg_engine.bundle import check_target, writing
 from digseg_engine.contract import GraphSpec, TensorSpec
 from digseg_engine.errors import UsageError
+from digseg_engine.files import write_json
+from digseg_engine.folders import Mark, check_target, writing
 from digseg_engine.images import fit
 from digseg_engine.model.autoencoder import raw_latent
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
@@ -40,7 +41,8 @@ from digseg_export.shelf import is_large
 from digseg_export.to_onnx import export_graph, strip
 from digseg_export.verify import LIMITS, Array, Check, Limits, compare, judge
 
-MARKER = "model_index.json"
+MARKER, REPORT = "model_index.json", "verification.json"
+FORMAT = "digseg.diffusers/1"
 PRECISIONS = ("fp32", "fp16")
 STEPS = 4  # of the end-to-end check
 PROMPTS = ("red circle", "a blue square", "the green star that is large", "zebra")
@@ -122,7 +124,7 @@ def export_few_step(
     clock.start("load checkpoint")
     checkpoint = load_checkpoint(folder)
     parts, checks = modules(checkpoint), []
-    with writing(output, MARKER) as room:
+    with writing(output, MARK) as room:
         inputs = stage_inputs(checkpoint, parts)
         graphs = {}
         for stage, spec in STAGES.items():
@@ -141,9 +143,28 @@ def export_few_step(
     return FewStep(output, checks, limits, sizes, clock.seconds)
 
 
+def _foreign(folder: Path) -> str:
+    """What in a folder is not of our layout: any diffusers model has a `model_index.json`, ours alone has our report."""
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        listed = set(report["files"]) if report["format"] == FORMAT else set()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        listed = set()
+    if not listed:
+        return f"its {REPORT} is missing or not ours"
+    found = {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()
+    }
+    extra = sorted(found - {*listed, REPORT, MARKER})
+    return f"it also holds {extra[0]!r}" if extra else ""
+
+
+MARK = Mark("an exported reference", MARKER, _foreign)
+
+
 def check_few_step(model: Path | None, precision: str, output: Path) -> None:
     """Raises UsageError for what the diffusers layout does not take, or an output that cannot be used."""
-    check_target(output, MARKER)
+    check_target(output, MARK)
     if precision not in PRECISIONS:
         raise UsageError(f"--precision {precision} does not apply to --layout diffusers: ONNX Runtime's own classes run it, "
                          f"and they take {' or '.join(PRECISIONS)}")  # fmt: skip
@@ -260,8 +281,9 @@ def write_configurations(room: Path, checkpoint: Checkpoint, source: Path, check
         prediction_type="v_prediction", rescale_betas_zero_snr=zero,
     ).save_pretrained(room / "scheduler")  # fmt: skip
     checkpoint.config.save(room)
-    report = {"limits": vars(limits), "checks": [vars(check) for check in checks]}
-    (room / "verification.json").write_text(json.dumps(report, indent=2) + "\n")
+    files = sorted(path.relative_to(room).as_posix() for path in room.rglob("*") if path.is_file())
+    report = {"format": FORMAT, "files": files, "limits": vars(limits), "checks": [vars(check) for check in checks]}
+    write_json(room / REPORT, report)
     index = {
         "_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__,
         "scheduler": ["diffusers", "DDIMScheduler"], "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
@@ -270,4 +292,4 @@ def write_configurations(room: Path, checkpoint: Checkpoint, source: Path, check
         "safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None],
         "requires_safety_checker": False,
     }  # fmt: skip
-    (room / MARKER).write_text(json.dumps(index, indent=2) + "\n")
+    write_json(room / MARKER, index)

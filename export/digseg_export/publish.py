@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from digseg_engine.bundle import check_target, finish, writing
 from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
 from digseg_engine.errors import VerificationError
+from digseg_engine.files import write_arrays, write_bytes, write_json
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
 from digseg_engine.runtime.backends.ort_backend import wide_name
 from digseg_engine.runtime.profile import Profile
@@ -39,6 +39,8 @@ from digseg_export.verify import (
     shaped_sample,
     verify,
 )
+
+GOLDEN = "golden.safetensors"
 
 
 @dataclass(frozen=True)
@@ -136,12 +138,12 @@ def publish(
         clock.start("check graphs")
         graphs = {path.name: check_graph(path) for path in sorted(room.glob("*.onnx"))}
         clock.start("write bundle")
-        (room / "tokenizer.json").write_bytes(tokenizer)
+        write_bytes(room / "tokenizer.json", tokenizer)
         _write_golden(room, golden, whole=profile is not None)
         for name, body in (options.extra(checkpoint, profile) if options.extra else {}).items():
-            (room / name).write_bytes(body)
+            write_bytes(room / name, body)
         policy = {"format": "digseg.precision/1", **plan.report()}
-        (room / "precision.json").write_text(json.dumps(policy, indent=2, sort_keys=True) + "\n")
+        write_json(room / "precision.json", policy, sort_keys=True)
         finish(room, manifest_of(checkpoint, plan.report(), graphs, report(checks, limits, data), profile))
         sizes = {path.name: path.stat().st_size for path in sorted(room.iterdir())}
     clock.stop()
@@ -204,6 +206,6 @@ def _write_golden(room: Path, sample: Sample, whole: bool = False) -> None:
         "image": sample.image[:pictures].astype(np.float32),
         "token_ids": sample.token_ids[:prompts],
         "token_mask": sample.token_mask[:prompts],
-        "logits": np.ascontiguousarray(sample.logits[:pictures, :prompts]).astype(np.float32),
+        "logits": sample.logits[:pictures, :prompts].astype(np.float32),
     }
-    save_file(arrays, str(room / "golden.safetensors"), metadata={"prompts": json.dumps(sample.prompts[:prompts])})
+    write_arrays(room / GOLDEN, arrays, {"prompts": json.dumps(sample.prompts[:prompts])})

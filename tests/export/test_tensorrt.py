@@ -77,6 +77,7 @@ def folder(tmp_path):
     manifest = {
         "format": BUNDLE_FORMAT, "contract": contract_json(), "precision": {"name": "fp16"},
         "shapes": {axis: dict(zip(("min", "opt", "max"), span)) for axis, span in SPANS.items()},
+        "verification": {"limits": {"relative": 0.02, "iou": 0.99}},
         "model": {"image_size": 128, "stride": 16, "scales": 3, "student": {"heads": 4, "width": 64, "head_width": 24}},
     }  # fmt: skip
     with writing(tmp_path / "b") as room:

@@ -1,0 +1,159 @@
+"""A folder that a command makes (a bundle, an exported reference): filled beside its place, checked, swapped in. All or nothing.
+
+What is there already is replaced only when it carries our own mark and holds nothing but what we wrote; everything else
+is refused before work begins and once more before the swap. Torch-free.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from digseg_engine.errors import BundleError, OutputError, UsageError
+from digseg_engine.files import flush
+
+TRIES = 50  # how often a writer without a lock makes way for another one
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How a kind of folder is known as ours.
+
+    what: its name in messages, with its article. last: the file that is written last. foreign: says what in an existing
+    folder is not ours ("" when all of it is).
+    """
+
+    what: str
+    last: str
+    foreign: Callable[[Path], str]
+
+
+@contextmanager
+def writing(target: Path, mark: Mark) -> Iterator[Path]:
+    """A temporary sibling to fill with files; on success it is put at `target`, on error it disappears.
+
+    The caller writes `mark.last` as the last file. Files get the mode that the user's umask gives. Of two writers of one
+    folder, the one that ends last stays. Raises UsageError for a place that cannot be used, before work begins, and
+    OutputError when the swap fails; the older folder is back in its place then.
+    """
+    check_target(target, mark)
+    target = target.resolve()  # behind a link the folder itself is replaced, the link stays
+    room = target.with_name(f".{target.name[:100]}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        room.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {target.parent}: {error.strerror}; choose another output with -o") from error
+    try:
+        yield room
+        if not (room / mark.last).is_file():
+            raise BundleError(f"{target} was not finished: no {mark.last} was written; this is a programming error")
+        _settle(room)
+        _put(room, target, mark)
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def check_target(target: Path, mark: Mark) -> bool:
+    """Is there an older folder of ours that will be replaced?
+
+    Raises UsageError when `target` holds anything else, is the working directory or around it, or cannot be written.
+    """
+    try:
+        place = target.resolve()
+        around = Path.cwd().is_relative_to(place)
+        parent = next((folder for folder in place.parents if folder.exists()), place)
+        writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+        foreign = _foreign(place, mark)
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, a zero byte, no permission
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{target} cannot be written: {why}; choose another output with -o") from error
+    if around:
+        raise UsageError(f"{target} is the working directory or a folder around it; expected a folder of its own; choose "
+                         "another with -o")  # fmt: skip
+    if not writable:
+        raise UsageError(f"{parent} is not a writable directory; choose another output with -o")
+    if foreign:
+        raise UsageError(f"{target} exists and is not {mark.what} ({foreign}); expected a new path or {mark.what} of an "
+                         "earlier export; choose another with -o")  # fmt: skip
+    return foreign is not None
+
+
+def _foreign(place: Path, mark: Mark) -> str | None:
+    """What at `place` is not ours: None when nothing is there, "" when all of it is ours."""
+    try:
+        place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not place.is_dir():
+        return "it is not a folder"
+    return mark.foreign(place) if any(place.iterdir()) else None
+
+
+def others(folder: Path, listed: Iterable[str]) -> list[str]:
+    """The names in a folder that are not `listed`, sorted."""
+    return sorted({path.name for path in folder.iterdir()} - set(listed))
+
+
+def _settle(room: Path) -> None:
+    """Give every file the umask's mode (libraries make some of them 0600) and wait until all of them are on the disk."""
+    mode = room.stat().st_mode & 0o666
+    for path in room.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+            flush(path)
+    if os.name == "posix":
+        flush(room)
+
+
+def _put(room: Path, target: Path, mark: Mark) -> None:
+    """Swap `room` into place. Others may write the same target now: they wait, or make way and try again."""
+    with _turn(target.parent):
+        for left in reversed(range(TRIES)):
+            check_target(target, mark)
+            try:
+                return _swap(room, target)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and left:
+                    continue  # another writer came in between
+                raise OutputError(f"cannot put the new folder at {target}: {error.strerror or error}; what was there is as "
+                                  "before; choose another output with -o") from error  # fmt: skip
+
+
+def _swap(room: Path, target: Path) -> None:
+    """Move the older folder aside and the new one in; whatever ends this, one of them is at `target`."""
+    old = target.with_name(f".{target.name[:100]}.tmp-old-{uuid.uuid4().hex[:8]}")
+    try:
+        with suppress(FileNotFoundError):
+            target.rename(old)
+        room.rename(target)
+    finally:
+        if old.exists() and not target.exists():
+            with suppress(OSError):
+                old.rename(target)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+    if os.name == "posix":
+        flush(target.parent)
+
+
+@contextmanager
+def _turn(parent: Path) -> Iterator[None]:
+    """Writers into one folder take turns where the system can lock a folder; the lock leaves no file and dies with us."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
