@@ -55,3 +55,27 @@ def test_against_pycocotools():
 def test_damaged_counts_are_an_error():
     with pytest.raises(InputError, match="run lengths add up to"):
         decode({"size": [9, 7], "counts": ";450000"})
+
+
+def test_every_form_of_counts_is_read():
+    mask, counts = RECORDED[0]
+    size = list(mask.shape)
+    runs = [11, 4, 5, 4, 5, 4, 5, 4, 20, 1]
+    for form in (counts, counts.encode(), bytearray(counts.encode()), runs, tuple(runs), np.array(runs)):
+        assert np.array_equal(decode({"size": size, "counts": form}), mask), form
+    assert np.array_equal(decode({"size": [2, 3], "counts": [1, 2, 3]}), np.array([[0, 1, 0], [1, 0, 0]], np.bool_))
+
+
+WRONG = [
+    {"size": [9, 7]}, {"counts": ""}, {"size": [9], "counts": "0"}, {"size": [9, 7], "counts": None},
+    {"size": [2, 2], "counts": "\u00e9\u4e2d"}, {"size": [2, 2], "counts": "\u00e9".encode()},
+    {"size": [2, 2], "counts": ""}, {"size": [2, 2], "counts": [1.5, 2.5]}, {"size": [2, 2], "counts": [-1, 5]},
+    {"size": [2, 2], "counts": "4P"}, {"size": [-2, -2], "counts": [4]}, {"size": None, "counts": "4"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rle", WRONG)
+def test_what_is_no_run_lengths_is_an_error_of_ours(rle):
+    with pytest.raises(InputError, match="run lengths") as caught:
+        decode(rle)
+    assert "\n" not in str(caught.value)
