@@ -179,11 +179,11 @@ class Engine:
 
     def segment_tiles(
         self, image: object, prompts: Sequence[str], output: Path | str, stem: str = "tiled", tile: int = 512,
-        overlap: float = 0.25, size: int | None = None, masks: bool = False,
+        overlap: float = 0.25, size: int | None = None, masks: bool = False, threshold: float = 0.5,
     ) -> TiledSegmentation:  # fmt: skip
         """A picture of any size in overlapping tiles with blended seams; memory depends on the tile alone.
 
-        image: as for `segment`, or the path of a `.npy` array or uncompressed TIFF, which are read piece by piece.
+        image: as for `segment`, or the path of a `.npy` array or RGB TIFF, which are read piece by piece.
         tile: pixels per side; size: pixels the model works at (default: the tile's own). Label map, overview, JSON and,
         with masks=True, all masks are written under `output`. Raises UsageError for sizes that do not fit.
         """
@@ -194,9 +194,10 @@ class Engine:
         tiling = Tiling(tile, overlap, size)
         tiling.check(self.stride)
         text = self.prompts.fold(texts)
-        return segment_tiles(
-            open_windows(image), self.runner, text, texts, tiling, self.stride, Path(output), stem, masks
-        )
+        about = About.of(self.source, self.backend.detail, tile, Rules(threshold), self.fallbacks)
+        path = str(image) if isinstance(image, (str, Path)) else None
+        return segment_tiles(open_windows(image), self.runner, text, texts, tiling, self.stride, Path(output), stem, masks,
+                             about, path)  # fmt: skip
 
     def logits(self, pixels: Any, prompts: Sequence[str]) -> Any:
         """Logits [B, K, h', w'] of pixels [B, 3, H, W] float32 in -1..1, sides multiples of the stride; see `tensors`."""

@@ -1,17 +1,25 @@
-"""Writes a large result piece by piece: label map and masks as `.npy`, an overview picture, areas and scores."""
+"""Writes a large result piece by piece: label map and masks as `.npy`, an overview picture, areas, boxes and scores.
+
+Nothing has its final name before all of it is there: arrays grow in temporary siblings and are renamed at the end.
+"""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
+from digseg_engine.files import replacing
 from digseg_engine.images import Float, Rgb
-from digseg_engine.runtime.saving import PALETTE
+from digseg_engine.runtime.labels import box, probability
+from digseg_engine.runtime.overlay import tint
+from digseg_engine.runtime.saving import PALETTE, check_targets, write_png
 
 OVERVIEW = 2048  # longest side of the overview, pixels
 
@@ -41,58 +49,88 @@ class NpyFile:
 
 
 class StripWriter:
-    """Takes full-size logits of pieces in any order; `finish` gives the files, `areas` and `scores` are then complete."""
+    """Takes full-size logits of pieces in any order, as a context: on its good end label map, masks and overview get their
+    names, on a bad one nothing is left. `pixels`, `boxes` and `scores` are complete after the last piece.
 
-    def __init__(self, folder: Path, stem: str, shape: tuple[int, int], prompts: tuple[str, ...], masks: bool) -> None:
-        self.folder, self.stem, self.shape = folder, stem, shape
-        self._labels = NpyFile(folder / f"{stem}.labels.npy", shape, np.uint8 if len(prompts) < 256 else np.uint16)
-        wanted = (len(prompts), *shape)
-        self._masks = NpyFile(folder / f"{stem}.masks.npy", wanted, np.bool_) if masks else None
+    Where masks meet, the strongest prompt labels a pixel. border: the logit from which a pixel belongs to a mask.
+    """
+
+    def __init__(
+        self, folder: Path, stem: str, shape: tuple[int, int], prompts: tuple[str, ...], masks: bool, border: float = 0.0
+    ) -> None:  # fmt: skip
+        self.shape, self.border, self.count, self.keep = shape, np.float32(border), len(prompts), masks
+        self.files = {"labels": folder / f"{stem}.labels.npy", "overview": folder / f"{stem}.overview.png"}
+        if masks:
+            self.files["masks"] = folder / f"{stem}.masks.npy"
+        self.record = folder / f"{stem}.json"
         self._step = -(-max(shape) // OVERVIEW)
         self._overview = np.zeros((-(-shape[0] // self._step), -(-shape[1] // self._step), 3), np.uint8)
-        self._pixels = np.zeros(len(prompts), np.int64)
-        self._certainty = np.zeros(len(prompts), np.float64)
+        self.pixels = np.zeros(self.count, np.int64)
+        self.boxes: list[list[int] | None] = [None] * self.count
+        self._certainty = np.zeros(self.count, np.float64)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> StripWriter:
+        check_targets([*self.files.values(), self.record], self.record)
+        with ExitStack() as stack:
+            self._labels = self._open(stack, "labels", self.shape, np.uint8 if self.count < 256 else np.uint16)
+            self._masks = self._open(stack, "masks", (self.count, *self.shape), np.bool_) if self.keep else None
+            self._stack = stack.pop_all()
+        return self
+
+    def _open(self, stack: ExitStack, kind: str, shape: tuple[int, ...], dtype: DTypeLike) -> NpyFile:
+        file = NpyFile(stack.enter_context(replacing(self.files[kind])), shape, dtype)
+        stack.callback(file.close)  # before it is renamed
+        return file
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.__exit__(kind, error, at)
+        if kind is None:
+            write_png(self.files["overview"], Image.fromarray(self._overview))
 
     def write(self, top: int, left: int, logits: Float, rgb: Rgb) -> None:
         """Full-size logits [K, h, w] and the picture [h, w, 3] of one piece."""
-        best = np.zeros(logits.shape[1:], np.float32)
+        best = np.full(logits.shape[1:], self.border, np.float32)
         labels = np.zeros(logits.shape[1:], self._labels.dtype)
         for k, plane in enumerate(logits):
-            mask, wins = plane > 0, plane > best
+            mask, wins = plane > self.border, plane > best
             best[wins], labels[wins] = plane[wins], k + 1
-            self._pixels[k] += int(mask.sum())
-            self._certainty[k] += float((1 / (1 + np.exp(-plane[mask].astype(np.float64)))).sum())
+            self.pixels[k] += int(mask.sum())
+            self.boxes[k] = joined(self.boxes[k], box(mask), top, left)
+            self._certainty[k] += float(probability(plane[mask]).sum(dtype=np.float64))
             if self._masks is not None:
                 self._masks.write(top, left, mask, k)
         self._labels.write(top, left, labels)
         self._add_to_overview(top, left, labels, rgb)
 
-    def _add_to_overview(self, top: int, left: int, labels: np.ndarray, rgb: Rgb) -> None:  # type: ignore[type-arg]
+    def _add_to_overview(self, top: int, left: int, labels: NDArray[np.integer], rgb: Rgb) -> None:
         down, right = -top % self._step, -left % self._step
         small, marks = rgb[down :: self._step, right :: self._step], labels[down :: self._step, right :: self._step]
-        colours = np.array([(0, 0, 0), *PALETTE], np.uint16)
-        shown = np.where(marks > 0, (marks.astype(np.int64) - 1) % len(PALETTE) + 1, 0)
-        tinted = np.where(marks[..., None] > 0, (small.astype(np.uint16) + colours[shown]) // 2, small)
+        if not marks.size:
+            return
+        shown = np.array(small)
+        grey = np.asarray(Image.fromarray(shown).convert("L"))
+        for colour in set(((marks[marks > 0].astype(np.int64) - 1) % len(PALETTE)).tolist()):
+            shades = np.array([tint(PALETTE[colour], level) for level in range(256)], np.uint8)
+            inside = (marks > 0) & ((marks.astype(np.int64) - 1) % len(PALETTE) == colour)
+            shown[inside] = shades[grey[inside]]
         y, x = (top + down) // self._step, (left + right) // self._step
-        self._overview[y : y + tinted.shape[0], x : x + tinted.shape[1]] = tinted
+        self._overview[y : y + shown.shape[0], x : x + shown.shape[1]] = shown
 
     @property
     def areas(self) -> tuple[float, ...]:
-        return tuple(float(n) / (self.shape[0] * self.shape[1]) for n in self._pixels)
+        return tuple(float(n) / (self.shape[0] * self.shape[1]) for n in self.pixels)
 
     @property
     def scores(self) -> tuple[float, ...]:
-        return tuple(float(c / n) if n else 0.0 for c, n in zip(self._certainty, self._pixels))
+        return tuple(float(c / n) if n else 0.0 for c, n in zip(self._certainty, self.pixels))
 
-    def finish(self) -> tuple[Path, ...]:
-        """Close the arrays, write the overview; returns label map, JSON (to be written), overview and masks."""
-        self.close()
-        picture = self.folder / f"{self.stem}.overview.png"
-        Image.fromarray(self._overview).save(picture)
-        files = (self._labels.path, self.folder / f"{self.stem}.json", picture)
-        return files if self._masks is None else (*files, self._masks.path)
 
-    def close(self) -> None:
-        self._labels.close()
-        if self._masks is not None:
-            self._masks.close()
+def joined(known: list[int] | None, more: list[int] | None, top: int, left: int) -> list[int] | None:
+    """The box around one in the picture and one in the piece at (top, left)."""
+    if more is None:
+        return known
+    moved = [more[0] + left, more[1] + top, more[2] + left, more[3] + top]
+    if known is None:
+        return moved
+    return [min(known[0], moved[0]), min(known[1], moved[1]), max(known[2], moved[2]), max(known[3], moved[3])]

@@ -6,10 +6,9 @@ enlarged to pixels and written out. Label map and masks go to disk as NumPy arra
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,10 @@ from digseg_engine.errors import BackendError, UsageError
 from digseg_engine.images import Float, Rgb, fit
 from digseg_engine.runtime.blending import Ring, positions, ramp
 from digseg_engine.runtime.chunks import ChunkedRunner
+from digseg_engine.runtime.labels import Rules
 from digseg_engine.runtime.large import Windows
+from digseg_engine.runtime.record import About, Answer, record
+from digseg_engine.runtime.saving import listed, make_folder, remove_stale, write_record
 from digseg_engine.runtime.strips import StripWriter
 
 COLUMNS = 2048  # pixels of a strip that are enlarged and written at once
@@ -50,23 +52,45 @@ class Tiling:
             raise UsageError(f"overlap must be 0 to 0.5 of a tile, got {self.overlap}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TiledSegmentation:
     """Result of a picture in tiles; the arrays are on disk.
 
-    files: label map `.npy` [H, W] (0 nothing, else 1 + prompt number), JSON, overview PNG, and with masks=True
-    `.masks.npy` bool [K, H, W]. areas [K] share of the picture; scores [K] mean probability inside each mask.
+    files: label map `.npy` [H, W] (0 nothing, else 1 + number of the strongest prompt), JSON, overview PNG, and with
+    masks=True `.masks.npy` bool [K, H, W]. areas [K] share of the picture; scores [K] mean probability inside each mask;
+    answers: the same and more by prompt; timings: seconds per stage.
     """
 
     prompts: tuple[str, ...]
     shape: tuple[int, int]
     tiles: int
-    areas: tuple[float, ...]
-    scores: tuple[float, ...]
+    answers: tuple[Answer, ...]
     files: tuple[Path, ...]
-    backend: str
+    about: About
+    tiling: Tiling
     timings: dict[str, float]
-    fallbacks: tuple[str, ...] = ()
+    picture: str | None = None
+
+    @property
+    def areas(self) -> tuple[float, ...]:
+        return tuple(answer.area for answer in self.answers)
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        return tuple(answer.score for answer in self.answers)
+
+    @property
+    def found(self) -> tuple[bool, ...]:
+        """Which prompts count as found: those whose mask is no smaller than one logit of the model."""
+        return tuple(answer.found for answer in self.answers)
+
+    @property
+    def backend(self) -> str:
+        return self.about.backend
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        return self.about.notes
 
     @property
     def label_map(self) -> NDArray[Any]:
@@ -74,32 +98,47 @@ class TiledSegmentation:
         return np.load(self.files[0], mmap_mode="r")  # type: ignore[no-any-return]
 
     def as_dict(self) -> dict[str, Any]:
-        body = asdict(self)
-        return {**body, "files": [path.name for path in self.files]}
+        """The schema of `Segmentation.as_dict`."""
+        tiles = {"count": self.tiles, "side": self.tiling.tile, "overlap": self.tiling.overlap}
+        return record(self.shape, self.answers, self.about, self.timings, self.picture, tiles=tiles)
 
 
 def segment_tiles(
     windows: Windows, runner: ChunkedRunner, text: tuple[Any, Any, Any], prompts: tuple[str, ...], tiling: Tiling,
-    stride: int, folder: Path, stem: str, masks: bool = False,
+    stride: int, folder: Path, stem: str, masks: bool = False, about: About | None = None,
+    picture: str | None = None,
 ) -> TiledSegmentation:  # fmt: skip
-    """The whole pipeline; `text` is the folded text of the K prompts. Files are written under `folder`."""
+    """The whole pipeline; `text` is the folded text of the K prompts. Files are written under `folder`, all or nothing."""
     tiling.check(stride)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     seconds = {"read": 0.0, "model": 0.0, "blend": 0.0, "write": 0.0}
-    writer = StripWriter(folder, stem, windows.shape, prompts, masks)
+    about = about or About("", "", runner.backend.detail, 0)
+    border = about.rules.border
+    about = replace(about, size=tiling.size or tiling.tile, rules=Rules(about.rules.threshold, "strongest"))
+    writer = StripWriter(folder, stem, windows.shape, prompts, masks, border)
+    earlier = listed(writer.record)
     walk = TileWalk(windows, runner, text, tiling, stride, seconds)
     try:
-        for top, left, logits, rgb in walk.strips(folder):  # [K, h, w] at full size
+        with writer:
+            for top, left, logits, rgb in walk.strips(folder):  # [K, h, w] at full size
+                began = time.perf_counter()
+                writer.write(top, left, logits, rgb)
+                seconds["write"] += time.perf_counter() - began
             began = time.perf_counter()
-            writer.write(top, left, logits, rgb)
-            seconds["write"] += time.perf_counter() - began
-        files = writer.finish()
     finally:
-        writer.close()
         windows.close()
-    done = TiledSegmentation(prompts, windows.shape, walk.tiles, writer.areas, writer.scores, files,
-                             runner.backend.detail, seconds, walk.notes)  # fmt: skip
-    files[1].write_text(json.dumps(done.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    seconds["write"] += time.perf_counter() - began
+    answers = tuple(
+        Answer(prompt, area, int(pixels), score, box, bool(pixels >= walk.cell**2))
+        for prompt, area, pixels, score, box in zip(prompts, writer.areas, writer.pixels, writer.scores, writer.boxes)
+    )
+    notes = about.notes + getattr(windows, "notes", ()) + walk.notes
+    shown = [writer.files[kind] for kind in ("overview", "masks") if kind in writer.files]
+    files = (writer.files["labels"], writer.record, *shown)
+    done = TiledSegmentation(prompts, windows.shape, walk.tiles, answers, files, replace(about, notes=notes), tiling, seconds,
+                             picture)  # fmt: skip
+    write_record(writer.record, done.as_dict(), writer.files, [])
+    remove_stale(folder, stem, earlier - {path.name for path in files})
     return done
 
 
@@ -114,6 +153,7 @@ class TileWalk:
         self.stride, self.seconds = stride, seconds
         self.notes: tuple[str, ...] = ()
         self.tiles = 0
+        self.cell = 1  # pixels per logit, once the first tile has told
 
     def strips(self, folder: Path) -> Iterator[tuple[int, int, Float, Rgb]]:
         """(top, left, logits [K, h, w], pixels [h, w, 3]) in pixels; pieces cover the picture once, in order."""
@@ -124,7 +164,7 @@ class TileWalk:
         if cell != int(cell):
             raise BackendError(f"tiles of {self.tiling.tile} pixels give {grid} logits per side; expected a whole number of "
                                "pixels per logit; choose another --tile or --imgsz")  # fmt: skip
-        cell = int(cell)
+        self.cell = cell = int(cell)
         rows, columns = max(grid, -(-height // cell)), max(grid, -(-width // cell))
         overlap = round(grid * self.tiling.overlap)
         tops, lefts = (positions(length, grid, grid - overlap) for length in (rows, columns))
@@ -158,8 +198,8 @@ class TileWalk:
         self.seconds["model"] += time.perf_counter() - began
         self.tiles += 1
         self.notes += notes
-        one: Float = logits[0]
-        return one
+        answer: Float = logits[0]
+        return answer
 
     def _finished(
         self, ring: Ring, top: int, bottom: int, final: int, cell: int, columns: int

@@ -13,6 +13,7 @@ from digseg_engine.images import read_image
 from digseg_engine.runtime import large, tiles
 from digseg_engine.runtime.blending import Ring, positions, ramp
 from digseg_engine.runtime.chunks import ChunkedRunner
+from digseg_engine.runtime.labels import box
 from digseg_engine.runtime.large import open_windows
 from digseg_engine.runtime.tiles import Tiling, segment_tiles
 
@@ -77,7 +78,10 @@ def test_where_tiles_agree_the_result_is_that_of_the_whole_picture(tmp_path, sha
     assert found.dtype == np.bool_ and (found == masks).mean() > 0.999
     assert np.allclose(result.areas, found.mean((1, 2)), atol=1e-6)
     body = json.loads(result.files[1].read_text())
-    assert body["tiles"] == result.tiles and body["prompts"] == ["p0", "p1", "p2"]
+    assert body["tiles"] == {"count": result.tiles, "side": 64, "overlap": overlap}
+    assert [mask["prompt"] for mask in body["masks"]] == ["p0", "p1", "p2"]
+    for mask, wanted in zip(found, body["masks"]):
+        assert wanted["box"] == box(mask) and wanted["pixels"] == mask.sum()
 
 
 def edges(labels):
