@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +46,12 @@ class StudentConfig:
             raise UsageError(f"student upsample must be 1, 2 or 4, got {self.upsample}")
 
 
+@cache
+def _schedule(prediction: Prediction, train_timesteps: int) -> Schedule:
+    zero = prediction == "v_prediction"
+    return (Schedule.zero_terminal_snr if zero else Schedule.scaled_linear)(train_timesteps)
+
+
 @dataclass(frozen=True)
 class DigsegConfig:
     """What a DiGSeg checkpoint adds to a Stable Diffusion directory; stored as `digseg.json`."""
@@ -59,8 +66,7 @@ class DigsegConfig:
     @property
     def schedule(self) -> Schedule:
         """Zero terminal SNR for v-prediction; noise cannot be read as v there, so epsilon keeps its own schedule."""
-        zero = self.prediction == "v_prediction"
-        return (Schedule.zero_terminal_snr if zero else Schedule.scaled_linear)(self.train_timesteps)
+        return _schedule(self.prediction, self.train_timesteps)
 
     def save(self, folder: Path) -> None:
         body = {"format": CHECKPOINT_FORMAT, **asdict(self)}

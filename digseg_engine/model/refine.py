@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from digseg_engine.errors import UsageError
 from digseg_engine.model.autoencoder import decode_mask, encode_image, encode_mask
+from digseg_engine.model.devices import use_kernels
 from digseg_engine.model.pretrained import Checkpoint
-from digseg_engine.model.sampler import ddim_weights, plain_concat
+from digseg_engine.model.sampler import denoise_from
 
 MOST_STEPS = 4
 START = 0.5  # share of the schedule the student's mask is noised to
@@ -31,32 +32,41 @@ def refine_timesteps(steps: int, train_steps: int) -> list[int]:
 
 
 class Refiner:
-    """The reference of a checkpoint on a device, float32. Thread-safe: nothing is changed after it is made."""
+    """The reference of a checkpoint on a device, float32. Thread-safe: nothing is changed after it is made.
+
+    `detail` says where it runs and, on an NVIDIA GPU, with which kernels.
+    """
 
     def __init__(self, checkpoint: Checkpoint, device: Any) -> None:
         self.device, self.schedule = device, checkpoint.schedule
         parts = (checkpoint.vae, checkpoint.text_encoder, checkpoint.reference)
-        if str(device) != "cpu":  # the shared checkpoint stays where it is
+        if torch.device(device).type != "cpu":  # the shared checkpoint stays where it is
             parts = copy.deepcopy(parts)
         self.vae, self.text_encoder, self.reference = (part.to(device) for part in parts)
+        self.detail = ", ".join(filter(None, (str(device), use_kernels(self.reference))))
 
     @torch.inference_mode()
     def __call__(self, image: Any, ids: Any, mask: Any, logits: Any, steps: int, seed: int) -> Any:
         """NumPy image [1, 3, H, W], token ids and mask [K, L], student logits [K, h', w'] -> logits [K, H, W]."""
+        arrays = (torch.from_numpy(array).to(self.device) for array in (image, ids, mask, logits))
+        return self.refine(*arrays, steps, seed).cpu().numpy()
+
+    def refine(self, picture: Tensor, ids: Tensor, mask: Tensor, logits: Tensor, steps: int, seed: int) -> Tensor:
+        """As a call, with tensors on this device, in and out."""
         times = refine_timesteps(steps, len(self.schedule))
-        picture, ids, mask, logits = (torch.from_numpy(array).to(self.device) for array in (image, ids, mask, logits))
-        text = self.text_encoder(ids).last_hidden_state
+        text = self.text_encoder(ids).last_hidden_state  # [K, L, D]
         z = encode_image(self.vae, picture)  # [1, 4, h, w]
         student = F.interpolate(logits[:, None], size=picture.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         m = self._noised(encode_mask(self.vae, student.sigmoid()), times[0], seed)  # [K, 4, h, w]
-        for t, t_next in zip(times, [*times[1:], None]):
-            steps_at = torch.full((len(m),), t, device=self.device)
-            v = self.reference(plain_concat(z, m, prompts=len(m)), steps_at, text, mask)
-            a, b = ddim_weights(self.schedule, t, t_next)
-            m = a * m + b * v
-        return decode_mask(self.vae, m).cpu().numpy()
+        m = denoise_from(
+            lambda both, t: self.reference(both, t, text, mask),
+            z, m, self.schedule, times, len(m), self.reference.kernel_slots,
+        )  # fmt: skip
+        return decode_mask(self.vae, m)  # [K, H, W]
 
     def _noised(self, clean: Tensor, t: int, seed: int) -> Tensor:
-        """One noise for all prompts, so that a prompt's mask does not depend on which others are refined."""
+        """One noise for all prompts, so that a prompt's mask does not depend on which others are refined; drawn on the
+        CPU, so that it does not depend on the device either."""
         noise = torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(seed)).to(clean.device)
-        return self.schedule.add_noise(clean, noise.expand_as(clean), torch.full((len(clean),), t))
+        times = torch.full((len(clean),), t, device=clean.device)
+        return self.schedule.add_noise(clean, noise.expand_as(clean), times)

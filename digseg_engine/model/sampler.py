@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,6 +58,11 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.alpha_bar)
 
+    @cached_property
+    def values(self) -> list[float]:
+        """alpha_bar as numbers: the sampler's weights need no tensor, on no device."""
+        return [float(value) for value in self.alpha_bar.tolist()]
+
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar), sqrt(1 - alpha_bar) at t [B], shaped [B, 1, 1, 1] in the dtype of `like`."""
         at = self.alpha_bar.to(t.device)[t].view(-1, 1, 1, 1)
@@ -91,8 +97,8 @@ def trailing_timesteps(steps: int, train_steps: int = 1000) -> list[int]:
 
 def ddim_weights(schedule: Schedule, t: int, t_next: int | None) -> tuple[float, float]:
     """(a, b) with m_next = a * m + b * v for one deterministic DDIM step from t to t_next (None: to the clean mask)."""
-    now = float(schedule.alpha_bar[t])
-    return ddim_coefficients(now, 1.0 if t_next is None else float(schedule.alpha_bar[t_next]))
+    now = schedule.values[t]
+    return ddim_coefficients(now, 1.0 if t_next is None else schedule.values[t_next])
 
 
 def sample(
@@ -106,12 +112,20 @@ def sample(
     when they are the fused kernels.
     """
     m = z.new_zeros(len(z) * prompts, *z.shape[1:]) if noise is None else noise
-    times = trailing_timesteps(steps, len(schedule))
+    return denoise_from(denoise, z, m, schedule, trailing_timesteps(steps, len(schedule)), prompts, slots)
+
+
+def denoise_from(
+    denoise: Denoise, z: Tensor, m: Tensor, schedule: Schedule, times: list[int], prompts: int = 1,
+    slots: dict[str, Callable[..., Any]] = PLAIN,
+) -> Tensor:  # fmt: skip
+    """Clean mask latents from m [B*K, 4, h, w] at times[0], over the falling timesteps `times`; else as `sample`."""
+    z, m = z.contiguous(), m.contiguous()  # the kernels never copy in silence
     both = slots["latent_concat"](z, m, prompts=prompts)  # [B*K, 8, h, w]
     for t, t_next in zip(times, [*times[1:], None]):
         v = denoise(both, torch.full((len(m),), t, device=z.device))
         a, b = ddim_weights(schedule, t, t_next)
         if t_next is None:
             return a * m + b * v
-        m, both = slots["sampler_step"](z, m, v, prompts=prompts, mask_coefficient=a, v_coefficient=b)
+        m, both = slots["sampler_step"](z, m, v.contiguous(), prompts=prompts, mask_coefficient=a, v_coefficient=b)
     return m
