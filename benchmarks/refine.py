@@ -20,7 +20,7 @@ from digseg_engine.files import write_json
 from digseg_engine.images import fit, unfit
 from digseg_engine.model.autoencoder import decode_mask, encode_mask
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
-from digseg_engine.model.quality import Quality, write_quality
+from digseg_engine.model.quality import Figures, write_quality
 from digseg_engine.model.refine import Refiner
 from digseg_engine.runtime.machine import device_key
 from digseg_engine.worlds.scenes import DOMAINS, Scene, scene
@@ -79,7 +79,7 @@ def measure(checkpoint: Checkpoint, count: int) -> dict[str, dict[str, list[floa
     return found
 
 
-def summary(found: dict[str, dict[str, list[float]]], measured: dict[str, Any]) -> Quality:
+def summary(found: dict[str, dict[str, list[float]]], measured: dict[str, Any]) -> Figures:
     """Means over the masks of all domains."""
     means = {
         name: float(np.mean([x for rows in found.values() for x in rows[name]])) for name in next(iter(found.values()))
@@ -88,7 +88,7 @@ def summary(found: dict[str, dict[str, list[float]]], measured: dict[str, Any]) 
     def by_steps(name: str) -> dict[int, float]:
         return {int(key.split("@")[1]): round(mean, 4) for key, mean in means.items() if key.startswith(name + "@")}
 
-    return Quality(round(means["student"], 4), by_steps("reference"), by_steps("refine_student"), by_steps("refine_truth"),
+    return Figures(round(means["student"], 4), by_steps("reference"), by_steps("refine_student"), by_steps("refine_truth"),
                    round(means["codec"], 4), measured)  # fmt: skip
 
 

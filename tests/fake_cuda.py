@@ -32,7 +32,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(copy, "deepcopy", deepcopy)
     monkeypatch.setattr(torch.nn.Module, "_apply", _apply)
-    with FakeTensorMode(allow_non_fake_inputs=True), _ByName():
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _ByName():
         yield
 
 

@@ -23,7 +23,7 @@ WEIGHTS = ("vae", "unet", "text_encoder", "text_pathway", "student")
 
 
 @dataclass(frozen=True)
-class Quality:
+class Figures:
     """Mean IoU in 0..1; by sampling steps where a part takes steps. `measured` says on what and by which command."""
 
     student: float
@@ -54,7 +54,7 @@ def weights_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def read_quality(folder: Path) -> Quality | None:
+def read_quality(folder: Path) -> Figures | None:
     """The figures of a checkpoint; None when it has none, or when they were measured with other weights.
 
     Raises CheckpointError for a file that cannot be read.
@@ -68,7 +68,7 @@ def read_quality(folder: Path) -> Quality | None:
             raise ValueError(f"expected the format {FORMAT!r}")
         for name in ("reference", "refine_student", "refine_truth"):
             body[name] = {int(steps): _share(value) for steps, value in body[name].items()}
-        found = Quality(**{**body, "student": _share(body["student"]), "codec": _share(body["codec"])})
+        found = Figures(**{**body, "student": _share(body["student"]), "codec": _share(body["codec"])})
         current = found.measured["weights"] == weights_hash(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
@@ -77,10 +77,10 @@ def read_quality(folder: Path) -> Quality | None:
     return found if current else None
 
 
-def write_quality(folder: Path, quality: Quality) -> None:
+def write_quality(folder: Path, figures: Figures) -> None:
     """Write the figures of a checkpoint; `measured` gets the hash of the weights they belong to."""
-    measured = {**quality.measured, "weights": weights_hash(folder)}
-    write_json(folder / FILE, {"format": FORMAT, **asdict(quality), "measured": measured})
+    measured = {**figures.measured, "weights": weights_hash(folder)}
+    write_json(folder / FILE, {"format": FORMAT, **asdict(figures), "measured": measured})
 
 
 def _share(value: Any) -> float:

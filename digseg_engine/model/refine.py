@@ -17,6 +17,7 @@ from digseg_engine.errors import UsageError
 from digseg_engine.model.autoencoder import decode_mask, encode_image, encode_mask
 from digseg_engine.model.devices import use_kernels
 from digseg_engine.model.pretrained import Checkpoint
+from digseg_engine.model.quality import Figures
 from digseg_engine.model.sampler import denoise_from
 
 MOST_STEPS = 4
@@ -34,10 +35,12 @@ def refine_timesteps(steps: int, train_steps: int) -> list[int]:
 class Refiner:
     """The reference of a checkpoint on a device, float32. Thread-safe: nothing is changed after it is made.
 
-    `detail` says where it runs and, on an NVIDIA GPU, with which kernels.
+    `figures`: what the checkpoint was measured to reach, None when nobody measured. `detail` says where it runs and, on
+    an NVIDIA GPU, with which kernels.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: Any) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: Any, figures: Figures | None = None) -> None:
+        self.figures = figures
         self.device, self.schedule = device, checkpoint.schedule
         parts = (checkpoint.vae, checkpoint.text_encoder, checkpoint.reference)
         if torch.device(device).type != "cpu":  # the shared checkpoint stays where it is
@@ -45,11 +48,16 @@ class Refiner:
         self.vae, self.text_encoder, self.reference = (part.to(device) for part in parts)
         self.detail = ", ".join(filter(None, (str(device), use_kernels(self.reference))))
 
+    def allow(self, steps: int) -> None:
+        """Raises UsageError when refinement was measured to be no better than the student's own masks."""
+        if self.figures is not None:
+            self.figures.allow_refine(steps)
+
     @torch.inference_mode()
     def __call__(self, image: Any, ids: Any, mask: Any, logits: Any, steps: int, seed: int) -> Any:
         """NumPy image [1, 3, H, W], token ids and mask [K, L], student logits [K, h', w'] -> logits [K, H, W]."""
-        arrays = (torch.from_numpy(array).to(self.device) for array in (image, ids, mask, logits))
-        return self.refine(*arrays, steps, seed).cpu().numpy()
+        image, ids, mask, logits = (torch.from_numpy(array).to(self.device) for array in (image, ids, mask, logits))
+        return self.refine(image, ids, mask, logits, steps, seed).cpu().numpy()
 
     def refine(self, picture: Tensor, ids: Tensor, mask: Tensor, logits: Tensor, steps: int, seed: int) -> Tensor:
         """As a call, with tensors on this device, in and out."""

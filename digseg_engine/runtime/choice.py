@@ -116,7 +116,7 @@ def named(kind: BackendKind, source: Source) -> Backend:
     if (verdicts.read(key) or {}).get("right") is True:
         return backend
     error, iou = judge(backend, source.golden)
-    right, reason = verdict_of(error, iou, source.golden)
+    right, reason = verdict_of(error, iou, source.golden.allowing(getattr(backend, "precision", "fp32")))
     if not right:
         raise BackendError(
             f"backend {kind.name} cannot be used here ({backend.detail}): {reason}; try another --backend"
@@ -159,7 +159,7 @@ def assess(kind: BackendKind, found: Usable, source: Source, task: Task, timed: 
     try:
         backend = create(kind, source)
         error, iou = judge(backend, source.golden)
-        right, reason = verdict_of(error, iou, source.golden)
+        right, reason = verdict_of(error, iou, source.golden.allowing(getattr(backend, "precision", "fp32")))
         row = Row(kind.name, True, backend.detail, reason, error=error, iou=iou, right=right)
         return replace(row, ms=time_backend(backend, task, source)) if right and timed else row
     except Exception as failure:

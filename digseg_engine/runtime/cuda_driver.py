@@ -6,6 +6,7 @@ Written from the driver's public documentation; not run by us yet on a GPU.
 from __future__ import annotations
 
 import ctypes
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,29 @@ from numpy.typing import NDArray
 from digseg_engine.errors import BackendError
 
 MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+_INT, _SIZE, _HANDLE, _POINTER = (
+    ctypes.c_int,
+    ctypes.c_size_t,
+    ctypes.c_void_p,
+    ctypes.c_uint64,
+)  # CUdeviceptr is 64 bits
+ARGUMENTS = {
+    "cuInit": [ctypes.c_uint],
+    "cuDeviceGet": [_HANDLE, _INT],
+    "cuDevicePrimaryCtxRetain": [_HANDLE, _INT],
+    "cuDevicePrimaryCtxRelease_v2": [_INT],
+    "cuCtxSetCurrent": [_HANDLE],
+    "cuDeviceGetName": [ctypes.c_char_p, _INT, _INT],
+    "cuDeviceGetAttribute": [_HANDLE, _INT, _INT],
+    "cuDriverGetVersion": [_HANDLE],
+    "cuStreamCreate": [_HANDLE, ctypes.c_uint],
+    "cuStreamSynchronize": [_HANDLE],
+    "cuStreamDestroy_v2": [_HANDLE],
+    "cuMemAlloc_v2": [_HANDLE, _SIZE],
+    "cuMemFree_v2": [_POINTER],
+    "cuMemcpyHtoDAsync_v2": [_POINTER, _HANDLE, _SIZE, _HANDLE],
+    "cuMemcpyDtoHAsync_v2": [_HANDLE, _POINTER, _SIZE, _HANDLE],
+}
 
 
 @dataclass(frozen=True)
@@ -27,15 +51,22 @@ class Device:
 
 
 class Driver:
-    """The primary context of one GPU. Raises BackendError when there is no driver, no GPU, or a call fails."""
+    """The primary context of one GPU. Raises BackendError when there is no driver, no GPU, or a call fails.
+
+    It is given back when the last that holds it is gone.
+    """
 
     def __init__(self, index: int = 0, library: Any = None) -> None:
         self._cuda = _load() if library is None else library
+        for name, types in ARGUMENTS.items():
+            function = getattr(self._cuda, name)
+            function.argtypes, function.restype = types, ctypes.c_int
         self._call("cuInit", 0)
         self._device = ctypes.c_int()
         self._call("cuDeviceGet", ctypes.byref(self._device), index)
         self._context = ctypes.c_void_p()
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
+        weakref.finalize(self, self._cuda.cuDevicePrimaryCtxRelease_v2, self._device)
         self.make_current()
 
     def _call(self, name: str, *arguments: Any) -> None:
@@ -68,24 +99,25 @@ class Driver:
         return int(handle.value or 0)
 
     def wait(self, stream: int) -> None:
-        self._call("cuStreamSynchronize", ctypes.c_void_p(stream))
+        self._call("cuStreamSynchronize", stream)
+
+    def end_stream(self, stream: int) -> None:
+        self._call("cuStreamDestroy_v2", stream)
 
     def allocate(self, size: int) -> int:
         pointer = ctypes.c_uint64()
-        self._call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(max(size, 1)))
+        self._call("cuMemAlloc_v2", ctypes.byref(pointer), max(size, 1))
         return pointer.value
 
     def free(self, pointer: int) -> None:
-        self._call("cuMemFree_v2", ctypes.c_uint64(pointer))
+        self._call("cuMemFree_v2", pointer)
 
     def upload(self, pointer: int, array: NDArray[Any], stream: int) -> None:
         """Copy a contiguous array to the GPU; the caller keeps it alive until the stream is done."""
-        source = ctypes.c_void_p(array.ctypes.data)
-        self._call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(pointer), source, array.nbytes, ctypes.c_void_p(stream))
+        self._call("cuMemcpyHtoDAsync_v2", pointer, array.ctypes.data, array.nbytes, stream)
 
     def download(self, array: NDArray[Any], pointer: int, stream: int) -> None:
-        target = ctypes.c_void_p(array.ctypes.data)
-        self._call("cuMemcpyDtoHAsync_v2", target, ctypes.c_uint64(pointer), array.nbytes, ctypes.c_void_p(stream))
+        self._call("cuMemcpyDtoHAsync_v2", array.ctypes.data, pointer, array.nbytes, stream)
 
 
 def zeros(shape: tuple[int, ...], kind: str) -> NDArray[Any]:

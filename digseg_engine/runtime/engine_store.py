@@ -1,24 +1,28 @@
 """TensorRT engines on disk: content key, sidecar JSON, and why a stored engine does not fit.
 
-An engine is machine code for one GPU, one TensorRT and one graph. It lives in `engines/<key>/<graph>.plan` of its bundle,
-the plan kept pure (any tool can read it), everything known about it in `<graph>.json` beside it. It is executable, so
-its hash and every field of its key are checked before it is deserialised, and it is never downloaded.
+An engine is machine code for one GPU, one TensorRT and one graph. It lives in `engines/<key>/<graph>.plan` of this user's
+cache (see `private_cache`), never in a bundle: the plan kept pure (any tool can read it), everything known about it in
+`<graph>.json` beside it. It is executable, so the bytes that are deserialised are the very ones whose hash and key were
+checked, and it is never downloaded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from digseg_engine.bundle import Bundle, sha256
+from digseg_engine.bundle import Bundle
 from digseg_engine.contract import GraphSpec
 from digseg_engine.errors import BackendError
+from digseg_engine.files import write_bytes, write_json
+from digseg_engine.runtime.private_cache import private_folder, read_private
 
 SIDECAR_FORMAT = "digseg.engine/1"
+FOLDER = "engines"
+LARGEST_SIDECAR, LARGEST_PLAN = 1 << 20, 16 << 30
 HOW_TO_BUILD = "build it on this machine with `python -m digseg_export.to_tensorrt BUNDLE`"
 
 
@@ -48,51 +52,49 @@ def graph_hash(bundle: Bundle, spec: GraphSpec) -> str:
     return hashlib.sha256("|".join(listed).encode()).hexdigest()
 
 
-def engine_path(bundle: Bundle, key: EngineKey, spec: GraphSpec) -> Path:
-    """Where the plan of this key belongs."""
-    return bundle.folder / "engines" / key.digest / spec.file.replace(".onnx", ".plan")
+def engine_path(key: EngineKey, spec: GraphSpec, create: bool = False) -> Path:
+    """Where the plan of this key belongs. Raises BackendError when that folder is not this user's alone."""
+    return private_folder(FOLDER, key.digest, create=create) / spec.file.replace(".onnx", ".plan")
 
 
-def store(path: Path, plan: bytes | memoryview, key: EngineKey, facts: dict[str, Any]) -> None:
-    """Write a plan and then its sidecar, each by temporary file and rename, so that a reader never sees half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, plan)
-    body = {"format": SIDECAR_FORMAT, "key": asdict(key), "sha256": sha256(path), "size": path.stat().st_size, **facts}
-    _replace(path.with_suffix(".json"), (json.dumps(body, indent=2, sort_keys=True) + "\n").encode())
-
-
-def _replace(path: Path, body: bytes | memoryview) -> None:
-    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def store(spec: GraphSpec, plan: bytes | memoryview, key: EngineKey, facts: dict[str, Any]) -> Path:
+    """Write a plan and then its sidecar, each whole or not at all. Returns the plan's path."""
+    path = engine_path(key, spec, create=True)
+    body = {"format": SIDECAR_FORMAT, "key": asdict(key), "sha256": hashlib.sha256(plan).hexdigest(),
+            "size": memoryview(plan).nbytes, **facts}  # fmt: skip
+    sidecar = path.with_suffix(".json")
+    write_bytes(path, bytes(plan))
+    write_json(sidecar, body, sort_keys=True)
+    for written in (path, sidecar):  # whatever the umask says; the folder was closed to others before
+        written.chmod(0o600)
+    return path
 
 
 def load_plan(path: Path, key: EngineKey) -> bytes:
-    """The bytes of a plan whose key and hash are right. Raises BackendError saying which field or byte is not."""
-    sidecar = path.with_suffix(".json")
-    if path.is_symlink() or not path.is_file() or not sidecar.is_file():
-        raise BackendError(f"no engine for this machine at {path}; {HOW_TO_BUILD}")
-    body = _sidecar(sidecar)
-    if missed := differing(body["key"], asdict(key)):
-        raise BackendError(f"{path} was built for something else ({'; '.join(missed)}); {HOW_TO_BUILD}")
-    if path.stat().st_size != body["size"] or sha256(path) != body["sha256"]:
-        raise BackendError(f"{path} is damaged: its SHA-256 is not the one in {sidecar.name}; {HOW_TO_BUILD}")
-    return path.read_bytes()
+    """The bytes of a plan, read once, whose key and hash are right. Raises BackendError saying which is not."""
+    try:
+        body = _sidecar(path.with_suffix(".json"))
+        if missed := differing(body["key"], asdict(key)):
+            raise BackendError(f"{path} was built for something else ({'; '.join(missed)}); {HOW_TO_BUILD}")
+        plan = read_private(path, LARGEST_PLAN)
+    except FileNotFoundError as error:
+        raise BackendError(f"no engine for this machine at {path}; {HOW_TO_BUILD}") from error
+    if len(plan) != body["size"] or hashlib.sha256(plan).hexdigest() != body["sha256"]:
+        raise BackendError(f"{path} is damaged: its SHA-256 is not the one in its JSON; {HOW_TO_BUILD}")
+    return plan
 
 
 def _sidecar(path: Path) -> dict[str, Any]:
+    """The facts about a plan. Raises BackendError for anything but our own format, FileNotFoundError without it."""
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        if body["format"] != SIDECAR_FORMAT or not isinstance(body["key"], dict) or "sha256" not in body:
+        body = json.loads(read_private(path, LARGEST_SIDECAR))
+        if body["format"] != SIDECAR_FORMAT:
             raise ValueError(f"format {body['format']!r}, expected {SIDECAR_FORMAT!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BackendError(f"{path} cannot be read: {error!r}; {HOW_TO_BUILD}") from error
+        for name, kind in (("key", dict), ("sha256", str), ("size", int)):
+            if not isinstance(body[name], kind):
+                raise ValueError(f"{name} is {body[name]!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BackendError(f"{path} cannot be read: {type(error).__name__}: {error}; {HOW_TO_BUILD}") from error
     found: dict[str, Any] = body
     return found
 
@@ -104,14 +106,14 @@ def differing(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
             for name in names if stored.get(name) != wanted.get(name)]  # fmt: skip
 
 
-def explain(bundle: Bundle, spec: GraphSpec, key: EngineKey) -> list[str]:
+def explain(spec: GraphSpec, key: EngineKey) -> list[str]:
     """One line for every stored engine of a graph: fits, or which fields of the key missed."""
     lines = []
-    for path in sorted((bundle.folder / "engines").glob(f"*/{spec.file.replace('.onnx', '.json')}")):
+    for path in sorted(private_folder(FOLDER, create=False).glob(f"*/{spec.file.replace('.onnx', '.json')}")):
         where = f"{path.parent.name}/{path.stem}"
         try:
             missed = differing(_sidecar(path)["key"], asdict(key))
-        except BackendError as error:
+        except (BackendError, OSError) as error:
             lines.append(f"{where}: {error}")
             continue
         lines.append(f"{where}: {'; '.join(missed) if missed else 'fits this machine'}")

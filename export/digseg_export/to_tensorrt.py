@@ -74,7 +74,7 @@ def _engine(
     bundle: Bundle, spec: GraphSpec, options: BuildOptions, progress: Progress, trt: Any, driver: Driver
 ) -> Path:
     key = native.engine_key(bundle, spec, trt.__version__, driver)
-    path = engine_path(bundle, key, spec)
+    path = engine_path(key, spec)
     try:
         load_plan(path, key)
         return path
@@ -85,8 +85,7 @@ def _engine(
     counts = check_precision_of(report, key.precision)
     facts = {"layers": dict(counts), "seconds": round(time.perf_counter() - began, 1), "builder_level": options.level,
              "workspace_mib": options.workspace_mib, "not_run_by_us_yet": True}  # fmt: skip
-    store(path, plan, key, facts)
-    return path
+    return store(spec, plan, key, facts)
 
 
 def build(
@@ -133,6 +132,7 @@ def _config(trt: Any, builder: Any, options: BuildOptions, progress: Progress) -
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector knows no types
     config.max_aux_streams = 0  # predictable memory, and one stream to capture
     config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.NONE
+    config.clear_flag(trt.BuilderFlag.TF32)  # true float32, as every other backend computes
     config.progress_monitor = make_monitor(trt, progress)
     return config
 
@@ -220,7 +220,7 @@ def explain_engines(folder: Path, version: str, driver: Driver) -> list[str]:
     """For every graph: which stored engines fit, and which field of the key missed in the others."""
     bundle = open_bundle(folder)
     keys: dict[GraphSpec, EngineKey] = {s: native.engine_key(bundle, s, version, driver) for s in GRAPHS.values()}
-    return [line for spec, key in keys.items() for line in explain(bundle, spec, key)]
+    return [line for spec, key in keys.items() for line in explain(spec, key)]
 
 
 def main(arguments: list[str] | None = None) -> int:

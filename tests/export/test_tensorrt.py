@@ -56,6 +56,9 @@ class FakeDriver:
     def wait(self, stream):
         pass
 
+    def end_stream(self, stream):
+        self.ended = stream
+
     def allocate(self, size):
         buffer = ctypes.create_string_buffer(max(size, 1))
         self.held[ctypes.addressof(buffer)] = buffer
@@ -229,19 +232,21 @@ def test_bad_versions_are_refused(version, words):
 def test_engines_are_kept_under_a_key_and_a_miss_is_explained(folder):
     bundle = open_bundle(folder)
     key = native.engine_key(bundle, SEGMENTER, "10.3.0", FakeDriver())
-    path = engine_path(bundle, key, SEGMENTER)
-    store(path, b"plan", key, {})
+    path = store(SEGMENTER, b"plan", key, {})
+    assert path == engine_path(key, SEGMENTER) and not list(
+        folder.glob("engines*")
+    )  # a bundle never holds machine code
     assert load_plan(path, key) == b"plan"
     other = native.engine_key(bundle, SEGMENTER, "10.16.1", FakeDriver("Other GPU"))
     assert other.digest != key.digest
     with pytest.raises(BackendError, match="no engine for this machine"):
-        load_plan(engine_path(bundle, other, SEGMENTER), other)
-    assert explain(bundle, SEGMENTER, key) == [f"{key.digest}/segmenter: fits this machine"]
-    (line,) = explain(bundle, SEGMENTER, other)
+        load_plan(engine_path(other, SEGMENTER), other)
+    assert explain(SEGMENTER, key) == [f"{key.digest}/segmenter: fits this machine"]
+    (line,) = explain(SEGMENTER, other)
     assert (
         "gpu: built for 'Test GPU', here 'Other GPU'" in line and "tensorrt: built for '10.3.0', here '10.16.1'" in line
     )
-    assert "no engine of text_encoder.onnx" in explain(bundle, TEXT_ENCODER, key)[0]
+    assert "no engine of text_encoder.onnx" in explain(TEXT_ENCODER, key)[0]
     with pytest.raises(BackendError, match="built for something else"):
         load_plan(path, other)
     path.write_bytes(b"pl4n")

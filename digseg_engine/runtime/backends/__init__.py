@@ -37,6 +37,7 @@ class Backend(Protocol):
 
     name: str
     detail: str  # what really runs, for people: provider or device, precision
+    # precision: "fp16" or "bf16" where it computes in less than float32 whatever the bundle says; may be left out
     fixed_shapes: bool  # True where every new picture shape costs a compilation: pictures are then padded to few shapes
 
     def encode_text(self, token_ids: Tokens, token_mask: TokenMask) -> tuple[Array, Array]:
@@ -142,5 +143,6 @@ def _probe_tensorrt() -> Usable:
 
 def _create_tensorrt(source: Source) -> Backend:
     from digseg_engine.runtime.backends import tensorrt_native
+    from digseg_engine.runtime.backends.devices import gpu_index
 
-    return tensorrt_native.TensorrtBackend(source.need_bundle("tensorrt"))
+    return tensorrt_native.TensorrtBackend(source.need_bundle("tensorrt"), index=gpu_index(source, "tensorrt"))

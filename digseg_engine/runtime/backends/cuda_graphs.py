@@ -1,6 +1,7 @@
 """CUDA graphs for a function of tensors: one per set of shapes, captured at its second call, replayed from then on.
 
-A replay costs one launch instead of hundreds. Not run by us yet on a GPU; the bookkeeping is tested on a CPU.
+A replay costs one launch instead of hundreds. Not run by us yet on a GPU; the bookkeeping and the order of streams and
+events are tested on a CPU.
 """
 
 from __future__ import annotations
@@ -10,33 +11,54 @@ from collections.abc import Callable
 from typing import Any
 
 MOST = 8  # graphs kept; each holds the activations of its shapes
+REMEMBERED = 64  # shapes met once that are remembered
 Key = tuple[tuple[tuple[int, ...], Any], ...]
 
 
 class CudaGraph:
-    """One captured call: its inputs and output stay at fixed addresses."""
+    """One captured call: its inputs and output stay at fixed addresses, so replays take turns on the GPU.
 
-    def __init__(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> None:
-        import torch
+    `_free` is an event behind the last replay; the next one, from whichever stream, waits for it before it touches the
+    inputs. Capturing minds its own thread alone: what other threads do meanwhile neither fails nor breaks it.
+    """
 
+    def __init__(self, function: Callable[..., Any], inputs: tuple[Any, ...], cuda: Any = None) -> None:
+        cuda = cuda or _cuda()
+        self._cuda, self._where = cuda, inputs[0].device
         self._inputs = [tensor.clone() for tensor in inputs]
-        self._device = torch.cuda.device(inputs[0].device)
-        with self._device:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # warm-up: allocations and autotuning must not happen while capturing
+        with cuda.device(self._where):
+            here, side = cuda.current_stream(self._where), cuda.Stream(self._where)
+            side.wait_stream(here)
+            with cuda.stream(side):  # warm-up: allocations and autotuning must not happen while capturing
                 function(*self._inputs)
-            torch.cuda.current_stream().wait_stream(side)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            here.wait_stream(side)
+            self._graph = cuda.CUDAGraph()
+            with cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._output = function(*self._inputs)
+            self._free = cuda.Event()
+            self._free.record(here)
 
     def replay(self, inputs: tuple[Any, ...]) -> Any:
-        with self._device:
+        """The function's answer to `inputs`, a tensor of its own, in the order of the caller's stream."""
+        with self._cuda.device(self._where):
+            here = self._cuda.current_stream(self._where)
+            here.wait_event(self._free)  # another stream's replay may still read the inputs
             for held, given in zip(self._inputs, inputs):
                 held.copy_(given, non_blocking=True)
             self._graph.replay()
-            return self._output.clone()
+            answer = self._output.clone()
+            self._free.record(here)
+            return answer
+
+    def close(self) -> None:
+        """Wait for the last replay: its memory may be given to others after this."""
+        self._free.synchronize()
+
+
+def _cuda() -> Any:
+    from torch import cuda
+
+    return cuda
 
 
 class Replayed:
@@ -48,7 +70,7 @@ class Replayed:
 
     def __init__(self, function: Callable[..., Any], capture: Callable[..., Any] = CudaGraph, most: int = MOST) -> None:
         self._function, self._capture, self._most = function, capture, most
-        self._met: set[Key] = set()
+        self._met: OrderedDict[Key, None] = OrderedDict()
         self._graphs: OrderedDict[Key, Any] = OrderedDict()
         self.refused = ""
 
@@ -62,7 +84,9 @@ class Replayed:
     def _known(self, key: Key, inputs: tuple[Any, ...]) -> bool:
         """Capture a shape that was met before; whether there is a graph now."""
         if key not in self._met:
-            self._met.add(key)
+            self._met[key] = None
+            if len(self._met) > REMEMBERED:
+                self._met.popitem(last=False)
             return False
         try:
             self._graphs[key] = self._capture(self._function, inputs)
@@ -70,5 +94,5 @@ class Replayed:
             self.refused = (str(error).strip().splitlines() or ["no reason given"])[0]
             return False
         if len(self._graphs) > self._most:
-            self._graphs.popitem(last=False)
+            self._graphs.popitem(last=False)[1].close()
         return True

@@ -8,6 +8,7 @@ provider that cannot be created is an error: ONNX Runtime itself would go on wit
 from __future__ import annotations
 
 import base64
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from digseg_engine.contract import SEGMENTER, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.extras import install_line
-from digseg_engine.runtime.backends import Array, TokenMask, Tokens, Usable
+from digseg_engine.runtime.backends import Array, TokenMask, Tokens, Usable, failing_as, in_one_line
+from digseg_engine.runtime.backends.devices import no_gpu
 from digseg_engine.runtime.machine import cores_if_bound
 from digseg_engine.runtime.profile import Profile
 
@@ -36,6 +38,12 @@ EXTRAS = {  # what brings each, and where
     "onnxruntime-cuda": ("gpu", " (NVIDIA GPU; remove onnxruntime first)"),
     "onnxruntime-tensorrt": ("gpu,tensorrt", " (NVIDIA GPU; remove onnxruntime first)"),
 }
+Provider = tuple[str, dict[str, str]]
+PLACES = "session.record_ep_graph_assignment_info"  # remember which node runs on which provider (1.24 and newer)
+# Arithmetic on shapes: GPU providers leave it to the CPU on purpose, where it belongs.
+SHAPE_WORK = {"Shape", "Size", "Constant", "ConstantOfShape", "Gather", "Concat", "Unsqueeze", "Squeeze", "Slice", "Cast",
+              "Reshape", "Range", "Identity", "Equal", "Where", "Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Floor",
+              "Ceil", "Expand", "ReduceProd"}  # fmt: skip
 # A one-node Identity graph: enough to create a session for real.
 PROBE = base64.b64decode("CAg6OQoQCgF4EgF5IghJZGVudGl0eRIBcFoQCgF4EgsKCQgBEgUKAxIBMWIQCgF5EgsKCQgBEgUKAxIBMUIECgAQDQ==")
 
@@ -59,16 +67,18 @@ def probe(name: str = "onnxruntime") -> Usable:
         return Usable(name, False, "", f"not installed ({error})", install(name))
     wanted = PROVIDERS[name]
     try:
+        preload(onnxruntime, wanted)
         session = create_session(onnxruntime, PROBE, _options(onnxruntime), wanted)
         session.run(None, {"x": np.zeros(_probe_shape(session), np.float32)})
     except Exception as error:
-        return Usable(name, False, "", _first_line(error).removesuffix(f"; {install(name)}"), install(name))
+        return Usable(name, False, "", in_one_line(error).removesuffix(f"; {install(name)}"), install(name))
     return Usable(name, True, f"onnxruntime {onnxruntime.__version__}, {wanted}")
 
 
 class OrtBackend:
     """Both graphs of a bundle as ONNX Runtime sessions. `Run` on one session is thread-safe by contract."""
 
+    precision = "fp32"  # that of the bundle, whose golden sample already allows for it
     fixed_shapes = False
 
     def __init__(self, source: Source, name: str = "onnxruntime") -> None:
@@ -78,6 +88,9 @@ class OrtBackend:
             raise BackendError(f"backend {name} cannot run here: {error}; install it with {install(name)}") from error
         self.name = name
         self._runtime, self._provider = onnxruntime, PROVIDERS[name]
+        if self._provider == PROVIDER:
+            no_gpu(source, name)
+        preload(onnxruntime, self._provider)
         self._threads = source.threads
         self._brief = source.brief and self._provider == PROVIDER
         bundle = source.need_bundle(name)
@@ -95,13 +108,11 @@ class OrtBackend:
         options = _options(self._runtime, self._threads)
         if self._brief:  # creates a session in a third of the time; a run takes a quarter longer
             options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return create_session(
-            self._runtime, self._graph(bundle, spec), options, self._provider, self.provider_options()
-        )
+        return create_session(self._runtime, self._graph(bundle, spec), options, self._provider, self.providers(spec))
 
-    def provider_options(self) -> dict[str, str]:
-        """Options of the provider's sessions."""
-        return {}
+    def providers(self, spec: GraphSpec) -> list[Provider]:
+        """The providers of a graph's session, first the one asked for, each with its options."""
+        return [(self._provider, {})]
 
     def _graph(self, bundle: Bundle, spec: GraphSpec) -> Path:
         """On the CPU the twin of a graph where the bundle has one, else the graph itself."""
@@ -113,23 +124,32 @@ class OrtBackend:
         return keys, values
 
     def segment(self, image: Array, keys: Array, values: Array, token_mask: TokenMask) -> NDArray[np.float32]:
-        if self._profile is not None:
-            (b, _, h, w), (k, length) = image.shape, token_mask.shape
-            self._profile.check({"B": b, "K": k, "L": length, "H": h, "W": w})
+        self.check(image.shape, token_mask.shape)
         text = {"text_keys": keys.astype(self._text_dtype, copy=False),
                 "text_values": values.astype(self._text_dtype, copy=False)}  # fmt: skip
         (logits,) = self._run(self._segmenter, {"image": image, **text, "token_mask": token_mask})
         result: NDArray[np.float32] = logits
         return result
 
+    def check(self, image: tuple[int, ...], tokens: tuple[int, ...]) -> None:
+        """Raises InputError for shapes [B, 3, H, W] and [K, L] outside the bundle's profile."""
+        if self._profile is not None:
+            (b, _, h, w), (k, length) = image, tokens
+            self._profile.check({"B": b, "K": k, "L": length, "H": h, "W": w})
+
     def _run(self, session: Any, feeds: dict[str, Array]) -> list[Array]:
-        try:
+        shapes = {name: list(array.shape) for name, array in feeds.items()}
+        with failing_as(self.name, f"on shapes {shapes}"):
             results: list[Array] = session.run(None, feeds)
-        except Exception as error:
-            shapes = {name: list(array.shape) for name, array in feeds.items()}
-            raise BackendError(f"{self.name} failed on shapes {shapes}: {_first_line(error)}; check the bundle with "
-                               "`digseg doctor`") from error  # fmt: skip
         return results
+
+
+def preload(runtime: Any, provider: str) -> None:
+    """Load the CUDA and cuDNN libraries that pip installed, where a provider needs them and this release can
+    (1.21 and newer); those on the system's path are found without. What is missing is said when a session is made."""
+    if provider != PROVIDER and hasattr(runtime, "preload_dlls"):
+        with suppress(Exception):
+            runtime.preload_dlls()
 
 
 def create(source: Source, name: str) -> OrtBackend:
@@ -142,27 +162,45 @@ def create(source: Source, name: str) -> OrtBackend:
 
 
 def create_session(
-    runtime: Any, model: Path | bytes, options: Any, provider: str = PROVIDER, settings: dict[str, str] | None = None
+    runtime: Any, model: Path | bytes, options: Any, provider: str = PROVIDER, providers: list[Provider] | None = None
 ) -> Any:
-    """A session for a graph; asserts that the provider asked for is the one that runs."""
+    """A session for a graph; asserts that the provider asked for is the one that runs, and that nothing but arithmetic on
+    shapes is left to the CPU where that is a GPU."""
     name = str(model) if isinstance(model, Path) else "a one-node graph"
     offered = runtime.get_available_providers()
     if provider not in offered:
         fix = next(install(backend) for backend, one in PROVIDERS.items() if one == provider)
         raise BackendError(f"onnxruntime here has no {provider} (it has {', '.join(offered)}); {fix}")
+    if provider != PROVIDER:
+        options.add_session_config_entry(PLACES, "1")
     try:
         session = runtime.InferenceSession(
-            str(model) if isinstance(model, Path) else model, options, providers=[(provider, settings or {})]
+            str(model) if isinstance(model, Path) else model, options, providers=providers or [(provider, {})]
         )
     except Exception as error:
         raise BackendError(
-            f"onnxruntime cannot load {name} with {provider}: {_first_line(error)}; export the bundle again, or update "
+            f"onnxruntime cannot load {name} with {provider}: {in_one_line(error)}; export the bundle again, or update "
             "onnxruntime"
         ) from error
     if session.get_providers()[0] != provider:
         raise BackendError(f"{name} runs on {session.get_providers()[0]}, expected {provider}; its libraries could not be "
                            "loaded, see `digseg doctor`")  # fmt: skip
+    if strays := left_to_cpu(session) if provider != PROVIDER else []:
+        raise BackendError(f"{name}: {provider} leaves {len(strays)} nodes to the CPU ({', '.join(strays[:3])}); nothing "
+                           "goes on there in silence: update onnxruntime, or choose --backend onnxruntime")  # fmt: skip
     return session
+
+
+def left_to_cpu(session: Any) -> list[str]:
+    """`name (type)` of the nodes that a session computes on the CPU, arithmetic on shapes apart; none where this release
+    does not tell."""
+    places = getattr(session, "get_provider_graph_assignment_info", None)
+    try:
+        found = [] if places is None else places()
+    except Exception:  # this release was not asked to remember, or does not for this provider
+        return []
+    return [f"{node.name} ({node.op_type})" for part in found if part.ep_name == PROVIDER
+            for node in part.get_nodes() if node.op_type not in SHAPE_WORK]  # fmt: skip
 
 
 def _options(runtime: Any, threads: int | None = None) -> Any:
@@ -175,7 +213,3 @@ def _options(runtime: Any, threads: int | None = None) -> Any:
 
 def _probe_shape(session: Any) -> list[int]:
     return [size if isinstance(size, int) else 1 for size in session.get_inputs()[0].shape]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -6,7 +6,9 @@ None or False from TensorRT is turned into BackendError with the last lines of i
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -18,7 +20,7 @@ from digseg_engine.bundle import Bundle
 from digseg_engine.contract import GRAPHS, SEGMENTER, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.extras import install_line
-from digseg_engine.runtime.backends import Array, Usable
+from digseg_engine.runtime.backends import Array, Usable, failing_as, in_one_line
 from digseg_engine.runtime.cuda_driver import Driver, zeros
 from digseg_engine.runtime.engine_store import EngineKey, engine_path, graph_hash, load_plan
 from digseg_engine.runtime.profile import Profile, make_profile
@@ -46,9 +48,9 @@ def import_tensorrt() -> Any:
     """The tensorrt module, of a version that can be used. Raises BackendError otherwise."""
     try:
         import tensorrt
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a library of it is missing or another's
         raise BackendError(
-            f"backend tensorrt cannot run here: {error}; install it with {install_line('tensorrt')}"
+            f"backend tensorrt cannot run here: {in_one_line(error)}; install it with {install_line('tensorrt')}"
         ) from error
     check_version(tensorrt.__version__)
     return tensorrt
@@ -105,8 +107,8 @@ def probe() -> Usable:
     try:
         trt = import_tensorrt()
         device = Driver().describe()
-    except BackendError as error:
-        return Usable("tensorrt", False, "", str(error), install_line("tensorrt"))
+    except Exception as error:
+        return Usable("tensorrt", False, "", in_one_line(error), install_line("tensorrt"))
     return Usable("tensorrt", True, f"tensorrt {trt.__version__} on {device.name}, not run by us yet")
 
 
@@ -129,10 +131,13 @@ class _Graph:
         self._stream, self._buffers = driver.stream(), {}  # type: int, dict[str, tuple[int, int]]
         self._lock = Lock()
 
+        weakref.finalize(self, _give_back, driver, self._stream, self._buffers)
+
     def _buffer(self, name: str, size: int) -> int:
         pointer, held = self._buffers.get(name, (0, 0))
         if held < size:
             if pointer:
+                del self._buffers[name]
                 self._driver.free(pointer)
             pointer = self._driver.allocate(size)
             self._buffers[name] = (pointer, size)
@@ -166,15 +171,26 @@ class _Graph:
             return outputs
 
 
+def _give_back(driver: Driver, stream: int, buffers: dict[str, tuple[int, int]]) -> None:
+    """Free what a graph held on the GPU; a driver that is gone has freed it already."""
+    with suppress(BackendError):
+        driver.make_current()
+        driver.wait(stream)
+        for pointer, _ in buffers.values():
+            driver.free(pointer)
+        driver.end_stream(stream)
+
+
 class TensorrtBackend:
-    """Both graphs of a bundle as engines built on this machine. Thread-safe: one lock per graph."""
+    """Both graphs of a bundle as engines built on this machine, on GPU number `index`. Thread-safe: one lock per graph."""
 
     name = "tensorrt"
+    precision = "fp32"  # that of the bundle, whose golden sample already allows for it
     fixed_shapes = False
 
-    def __init__(self, bundle: Bundle, trt: Any = None, driver: Driver | None = None) -> None:
+    def __init__(self, bundle: Bundle, trt: Any = None, driver: Driver | None = None, index: int = 0) -> None:
         trt = trt or import_tensorrt()
-        driver = driver or Driver()
+        driver = driver or Driver(index)
         self._logger = make_logger(trt)
         self._runtime = trt.Runtime(self._logger)
         self.profile = bundle_profile(bundle)
@@ -189,13 +205,15 @@ class TensorrtBackend:
 
     def _load(self, trt: Any, driver: Driver, bundle: Bundle, spec: GraphSpec) -> _Graph:
         key = engine_key(bundle, spec, trt.__version__, driver)
-        path = engine_path(bundle, key, spec)
-        return _Graph(trt, self._runtime, self._logger, driver, path, load_plan(path, key), spec)
+        path = engine_path(key, spec)
+        with failing_as("tensorrt", f"while opening {path.name}"):
+            return _Graph(trt, self._runtime, self._logger, driver, path, load_plan(path, key), spec)
 
     def encode_text(self, token_ids: NDArray[np.int64], token_mask: NDArray[np.bool_]) -> tuple[Array, Array]:
         """token_ids [K, L], token_mask [K, L] -> text_keys, text_values; bf16 travels as its 16 bits."""
         self.profile.check({"L": token_ids.shape[1]})
-        keys, values = self._text.run({"token_ids": token_ids, "token_mask": token_mask}, self._kinds)
+        with failing_as("tensorrt", f"on {len(token_ids)} prompts"):
+            keys, values = self._text.run({"token_ids": token_ids, "token_mask": token_mask}, self._kinds)
         return keys, values
 
     def segment(self, image: Array, keys: Array, values: Array, token_mask: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -204,5 +222,6 @@ class TensorrtBackend:
         self.profile.check({"B": b, "K": keys.shape[0], "L": token_mask.shape[1], "H": h, "W": w})
         feeds = {"image": image, "text_keys": keys.astype(self._bits, copy=False),
                  "text_values": values.astype(self._bits, copy=False), "token_mask": token_mask}  # fmt: skip
-        (logits,) = self._segmenter.run(feeds, self._kinds)
+        with failing_as("tensorrt", f"on a picture of shape {list(image.shape)} with {len(keys)} prompts"):
+            (logits,) = self._segmenter.run(feeds, self._kinds)
         return logits

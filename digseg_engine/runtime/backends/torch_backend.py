@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from digseg_engine.errors import BackendError, DigsegError
+from digseg_engine.errors import BackendError
 from digseg_engine.extras import install_line
-from digseg_engine.runtime.backends import Array, TokenMask, Tokens, Usable
+from digseg_engine.runtime.backends import Array, TokenMask, Tokens, Usable, failing_as
 from digseg_engine.runtime.backends.cuda_graphs import Replayed
 from digseg_engine.runtime.machine import cores
 
@@ -59,17 +60,28 @@ def _double(x: Any) -> Any:
     return x + x
 
 
-def device() -> Any:
-    """$DIGSEG_DEVICE when set, else the first CUDA device, else the CPU. Raises BackendError when it is not there."""
+def device(asked: str | None = None) -> Any:
+    """The device asked for, else $DIGSEG_DEVICE, else the first CUDA device, else the CPU. Raises BackendError when it is
+    not there."""
     import torch
 
-    name = os.environ.get(DEVICE_VARIABLE) or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    name = asked or os.environ.get(DEVICE_VARIABLE) or ("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(1, device=name)
+        where = torch.device(name)
+        torch.empty(1, device=where)
     except (RuntimeError, AssertionError) as error:
-        raise BackendError(f"${DEVICE_VARIABLE} asks for {name!r}, which cannot be used: {error}; "
-                           "unset it for automatic choice") from error  # fmt: skip
-    return torch.device(name)
+        wanted = f"the device {name!r}" if asked else f"${DEVICE_VARIABLE} asks for {name!r}, which"
+        raise BackendError(f"{wanted} cannot be used: {error}; leave it out for automatic choice") from error
+    return torch.device("cuda", where.index or 0) if where.type == "cuda" else where
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Convolutions in true float32 inside, as the other backends compute: PyTorch would take TF32 on newer GPUs."""
+    from torch.backends import cudnn
+
+    with cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+        yield
 
 
 def set_threads(wanted: int | None) -> None:
@@ -123,71 +135,78 @@ class TorchBackend:
         self.checkpoint = checkpoint_at(folder)
         import torch
 
-        from digseg_engine.model.stages import stages
-
-        self._torch, self.name, self.device = torch, name, device()
+        self._torch, self.name, self.device = torch, name, device(source.device)
+        self.fixed_shapes = name == "torch-compile"
+        self.precision = "fp16" if name == "torch-fp16" else "fp32"
+        self._dtype = torch.float16 if self.precision == "fp16" else torch.float32
         if self.device.type == "cpu":
             set_threads(source.threads)
-        self.fixed_shapes = name == "torch-compile"
+        with failing_as(name, f"while moving the model to {self.device}"):
+            self._make()
+
+    def _make(self) -> None:
+        from digseg_engine.model.devices import use_kernels
+        from digseg_engine.model.stages import stages
+
         parts = stages(self.checkpoint)
-        self._dtype = torch.float16 if name == "torch-fp16" else torch.float32
         if self.device.type != "cpu":  # the shared checkpoint stays where it is
             parts = copy.deepcopy(parts)
+        # the text graph shares the student, and stays float32
+        segmenter = copy.deepcopy(parts.segmenter) if self.precision == "fp16" else parts.segmenter
         self._text = parts.text_encoder.to(self.device)
-        half = self._dtype is torch.float16  # the text graph shares the student, and stays float32
-        self._segmenter = (copy.deepcopy(parts.segmenter) if half else parts.segmenter).to(self.device, self._dtype)
+        self._segmenter = segmenter.to(self.device, self._dtype)
+        kernels = use_kernels(self._segmenter)
+        self._run: Any = self._torch.compile(self._segmenter) if self.fixed_shapes else self._segmenter
         on_gpu = self.device.type == "cuda"
-        kernels = self._fuse() if on_gpu else ""
-        self._run: Any = torch.compile(self._segmenter) if self.fixed_shapes else self._segmenter
         graphs = on_gpu and os.environ.get(GRAPHS_VARIABLE, "1") != "0"
         if graphs:
             self._run = Replayed(self._run)
-        self._one_at_a_time = Lock() if self.fixed_shapes or graphs else None  # neither is thread-safe
-        precision = "fp16" if half else "fp32"
-        self.detail = (
-            f"{name} {torch.__version__}, {self._device_name()}, {precision}{kernels}{', CUDA graphs' * graphs}"
-        )
-
-    def _fuse(self) -> str:
-        from digseg_triton.fusing import fuse
-
-        return f", {fuse(self._segmenter)}"
+        self._one_at_a_time = Lock() if self.fixed_shapes or on_gpu else None  # neither compiling nor graphs share
+        notes = [f"{self.name} {self._torch.__version__}", self._device_name(), self.precision, kernels]
+        self.detail = ", ".join([*filter(None, notes), *["CUDA graphs"] * graphs])
 
     def _device_name(self) -> str:
         return self._torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
 
+    @contextmanager
+    def _turn(self, doing: str) -> Iterator[None]:
+        """One call: alone where the device asks for it (uploads too: pinning memory would break another's capture)."""
+        exact = exact_float32() if self.device.type == "cuda" else nullcontext()
+        with failing_as(self.name, doing), self._one_at_a_time or nullcontext(), self._torch.inference_mode(), exact:
+            yield
+
     def encode_text(self, token_ids: Tokens, token_mask: TokenMask) -> tuple[Array, Array]:
-        with self._torch.inference_mode():
+        with self._turn(f"on {len(token_ids)} prompts"):
             keys, values = self._text(*(self._there(array) for array in (token_ids, token_mask)))
-        return keys.cpu().numpy(), values.cpu().numpy()
+            return keys.cpu().numpy(), values.cpu().numpy()
 
     def segment(self, image: Array, keys: Array, values: Array, token_mask: TokenMask) -> NDArray[np.float32]:
-        return self._back(self.segment_tensor(self._there(image), keys, values, token_mask))
+        with self._turn(_what(image, keys)):
+            return self._back(self._answer(self._there(image), keys, values, token_mask))
 
     def segment_tensor(self, image: Any, keys: Array, values: Array, token_mask: TokenMask) -> Any:
         """As `segment`, with the image and the logits as torch tensors on this backend's device: nothing is copied."""
-        try:
-            text = [self._there(array).to(self._dtype) for array in (keys, values)]
-            given = (image.to(self.device, self._dtype), *text, self._there(token_mask))
-            with self._torch.inference_mode(), self._one_at_a_time or nullcontext():
-                return self._run(*given).float()
-        except DigsegError:
-            raise
-        except Exception as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise BackendError(f"{self.name} failed on a picture of shape {list(image.shape)} with {len(keys)} prompts: "
-                               f"{first}; try another --backend") from error  # fmt: skip
+        with self._turn(_what(image, keys)):
+            return self._answer(image, keys, values, token_mask)
+
+    def _answer(self, image: Any, keys: Array, values: Array, token_mask: TokenMask) -> Any:
+        text = [self._there(array).to(self._dtype) for array in (keys, values)]
+        return self._run(image.to(self.device, self._dtype), *text, self._there(token_mask)).float()
 
     def _there(self, array: Array) -> Any:
         tensor = self._torch.from_numpy(np.ascontiguousarray(array))
         return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _back(self, logits: Any) -> NDArray[np.float32]:
-        """A tensor as an array; from a GPU through pinned memory."""
-        if self.device.type == "cuda":
-            pinned = self._torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
-            pinned.copy_(logits, non_blocking=True)
-            self._torch.cuda.current_stream(self.device).synchronize()
-            logits = pinned
-        array: NDArray[np.float32] = logits.cpu().numpy()
-        return array
+        """A tensor as an array; from a GPU through pinned memory, which goes back at once and stays with no result."""
+        if self.device.type != "cuda":
+            array: NDArray[np.float32] = logits.numpy()
+            return array
+        pinned = self._torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
+        pinned.copy_(logits, non_blocking=True)
+        self._torch.cuda.current_stream(self.device).synchronize()
+        return np.array(pinned.numpy())
+
+
+def _what(image: Any, keys: Array) -> str:
+    return f"on a picture of shape {list(image.shape)} with {len(keys)} prompts"

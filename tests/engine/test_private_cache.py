@@ -1,0 +1,88 @@
+"""Machine code comes from this user's own closed folder, is read once, and is never what somebody else put there."""
+
+import hashlib
+import json
+import os
+
+import pytest
+
+from digseg_engine.contract import SEGMENTER
+from digseg_engine.errors import BackendError
+from digseg_engine.runtime import engine_store, private_cache
+from digseg_engine.runtime.engine_store import EngineKey, engine_path, explain, load_plan, store
+
+KEY = EngineKey("g", "10.3", "12.6", "GPU", "8.7", "p", "fp16")
+
+
+@pytest.fixture
+def plan():
+    return store(SEGMENTER, b"plan", KEY, {"seconds": 1})
+
+
+def test_folders_and_files_are_closed_to_others_whatever_the_umask(monkeypatch, own_cache):
+    old = os.umask(0)
+    try:
+        path = store(SEGMENTER, b"plan", KEY, {})
+    finally:
+        os.umask(old)
+    modes = [at.stat().st_mode & 0o777 for at in (own_cache / "engines", path.parent, path, path.with_suffix(".json"))]
+    assert modes == [0o700, 0o700, 0o600, 0o600]
+    assert load_plan(path, KEY) == b"plan"
+
+
+def test_the_bytes_that_are_used_are_the_bytes_that_were_hashed(plan, monkeypatch):
+    """A file that is changed between two reads must not get in: there is one read."""
+    reads = []
+    plain = private_cache.read_private
+
+    def once(path, most):
+        reads.append(path.name)
+        body = plain(path, most)
+        path.write_bytes(b"evil")  # whoever reads again gets this
+        return body
+
+    monkeypatch.setattr(engine_store, "read_private", once)
+    assert load_plan(plan, KEY) == b"plan" and reads == ["segmenter.json", "segmenter.plan"]
+
+
+@pytest.mark.parametrize("which", ["segmenter.plan", "segmenter.json", "."])
+def test_what_others_can_write_or_point_to_is_refused(plan, which, tmp_path):
+    at = plan.parent / which
+    os.chmod(at, 0o777)
+    with pytest.raises(BackendError, match="can be written by others"):
+        load_plan(engine_path(KEY, SEGMENTER), KEY)
+    os.chmod(at, 0o700)
+    at = at.resolve()
+    at.rename(tmp_path / "elsewhere")
+    at.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BackendError, match=r"is a link|cannot be opened"):
+        load_plan(engine_path(KEY, SEGMENTER), KEY)
+
+
+def test_another_users_file_is_refused(plan, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(BackendError, match="belongs to another user"):
+        load_plan(plan, KEY)
+
+
+HOSTILE = ["", "[]", "null", "{", '{"format": "digseg.engine/1"}', "[" * 100_000, '{"format": []}', "\xff",
+           '{"format": "digseg.engine/1", "key": [], "sha256": "", "size": 4}',
+           '{"format": "digseg.engine/1", "key": {}, "sha256": 4, "size": 4}',
+           '{"format": "digseg.engine/1", "key": {}, "sha256": ""}']  # fmt: skip
+
+
+@pytest.mark.parametrize("body", HOSTILE)
+def test_a_hostile_sidecar_is_one_line(plan, body):
+    plan.with_suffix(".json").write_bytes(body.encode("latin-1"))
+    with pytest.raises(BackendError, match="cannot be read"):
+        load_plan(plan, KEY)
+    (line,) = explain(SEGMENTER, KEY)
+    assert "cannot be read" in line and "\n" not in line
+
+
+def test_sizes_are_bounded(plan, monkeypatch):
+    monkeypatch.setattr(engine_store, "LARGEST_PLAN", 3)
+    with pytest.raises(BackendError, match="4 bytes, at most 3"):
+        load_plan(plan, KEY)
+    body = json.loads(plan.with_suffix(".json").read_text())
+    assert body["sha256"] == hashlib.sha256(b"plan").hexdigest() and body["size"] == 4
