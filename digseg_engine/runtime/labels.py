@@ -83,7 +83,8 @@ def label(
         wins = full > best
         if beats[k].any():
             wins |= mask & beats[k][label_map]
-        best[wins], label_map[wins] = full[wins], k + 1
+        np.copyto(best, full, where=wins)
+        np.copyto(label_map, k + 1, where=wins)
         inside = full[mask]
         pixels[k], scores[k], boxes[k] = inside.size, mean_probability(inside), box(mask)
         if masks is not None:

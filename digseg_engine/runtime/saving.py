@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def check_targets(targets: Iterable[Path], record: Path) -> None:
     somebody's mask. Files beside an earlier record of ours count as ours."""
     known = is_ours(record)
     for target in targets:
-        if target.exists() and not known and not is_ours(target):
+        if os.path.lexists(target) and not known and not is_ours(target):
             raise OutputError(f"{target} is there and was not written by this program; nothing was changed; choose another "
                               "output folder")  # fmt: skip
 
