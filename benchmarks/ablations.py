@@ -26,7 +26,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from digseg_engine.evaluation.predictors import Predict, reference_predictor, student_predictor
-from digseg_engine.evaluation.samples import TestScenes
+from digseg_engine.evaluation.protocols import TestScenes
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint, new_reference, new_student
 from digseg_engine.model.reference import Reference, expand_conv_in

@@ -25,7 +25,7 @@ from PIL import Image
 
 from digseg_engine.evaluation.panel import panel
 from digseg_engine.evaluation.predictors import student_predictor
-from digseg_engine.evaluation.samples import TestScenes
+from digseg_engine.evaluation.protocols import TestScenes
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.model.config import preset
 from digseg_engine.model.pretrained import build, load_checkpoint, save_checkpoint

@@ -29,8 +29,9 @@ from export_large import processor
 from safetensors.numpy import load_file
 
 from digseg_engine.evaluation.predictors import Predict, bundle_predictor, student_predictor
-from digseg_engine.evaluation.samples import open_samples
-from digseg_engine.evaluation.score import evaluate, parts_of
+from digseg_engine.evaluation.protocols import open_samples
+from digseg_engine.evaluation.score import evaluate
+from digseg_engine.evaluation.tables import parts_of
 from digseg_engine.images import fit, unfit
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
 from digseg_export.clock import Clock

@@ -11,14 +11,14 @@ from digseg_engine.errors import UsageError
 
 def run(
     model: Path | None, data: str, layout: str | None, split: str | None, count: int, size: int | None,
-    reference_steps: int, report: Path | None,
+    reference_steps: int, report: Path | None, device: str | None,
 ) -> None:  # fmt: skip
     check_data(data)
     if model is not None and not model.is_dir():
         raise UsageError(f"--model {model} is not a folder; expected a checkpoint or a bundle")
     from digseg_engine.evaluation.score import score_model
 
-    score_model(model, data, count, size, reference_steps, report, layout, split)
+    score_model(model, data, count, size, reference_steps, report, layout, split, device)
 
 
 COMMAND = Command(
@@ -31,11 +31,12 @@ COMMAND = Command(
         Option("--data", "scenes, scenes:DOMAIN,... or a folder of labelled pictures", default="scenes", metavar="DATA"),
         Option("--layout", "layout of the folder", shown="recognised", metavar="NAME"),
         Option("--split", "split of the folder", shown="its validation split", metavar="NAME"),
-        Option("--count", "test scenes per domain; of a folder, at most so many pictures", kind=int, default=100,
+        Option("--count", "test scenes per domain; of a folder, at most so many pictures at random", kind=int, default=100,
                at_least=1),
         Option("--size --imgsz", "working size in pixels", kind=int, shown="the model's own"),
         Option("--reference-steps", "score the reference with this many steps instead of the student", kind=int,
                default=0, at_least=0),
+        Option("--device", "cpu, cuda or cuda:1", shown="cpu; of a bundle, its backend's", metavar="NAME"),
         Option("--report", "write all figures to this .json, with .csv and .png", kind=Path, metavar="FILE"),
     ),
     examples=("digseg eval --count 20", "digseg eval --model runs/mine/checkpoint --data mydata --report scores.json"),

@@ -1,20 +1,21 @@
-"""Counts over a data set and the figures made of them: IoU in both conventions, cIoU, Dice, boundary IoU, false area.
+"""Counts over a data set and the figures made of them: IoU in both conventions, cIoU, Dice, boundary IoU, false alarms.
 
-Everything is counted at the pictures' own resolution, pixels marked as ignored left out. Boundary IoU is that of Cheng
-et al. 2021 (arXiv 2103.16562): the same quotient over the pixels within 2 % of the diagonal of a mask's own outline.
+Everything is counted at the pictures' own resolution, pixels marked as ignored left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
-BOUNDARY_WIDTH = 0.02  # of the picture's diagonal
+from digseg_engine.evaluation.outlines import band_counts, largest_piece
+
+FALSE_PIXELS = 20  # a false alarm is one connected piece of more pixels, for a prompt that is not there
 COUNTS = ("intersection", "predicted", "truth", "edge_intersection", "edge_union", "pictures", "asked")
+Plane = Callable[[int], NDArray[np.bool_]]  # the mask [H, W] of a name by its number
 
 
 @dataclass
@@ -23,11 +24,14 @@ class Score:
 
     names: list[str]
     exclusive: bool = False  # every labelled pixel belongs to one name; a confusion matrix is kept
+    outlines: bool = True  # boundary IoU is wanted
     counts: dict[str, NDArray[np.int64]] = field(init=False)
     dice_sum: NDArray[np.float64] = field(init=False)
     confusion: NDArray[np.int64] = field(init=False)  # [K + 1, K + 1] truth x prediction, last = none of the names
     false_area_sum: float = 0.0
     absent_pairs: int = 0
+    false_pairs: int = 0  # absent prompts answered with a piece of more than FALSE_PIXELS
+    false_pictures: int = 0  # pictures with any of those
     per_picture: list[float] = field(default_factory=list)  # mean IoU over the prompts that are present, NaN if none is
 
     def __post_init__(self) -> None:
@@ -40,26 +44,68 @@ class Score:
         self, predicted: NDArray[np.bool_], truth: NDArray[np.bool_], valid: NDArray[np.bool_] | None = None
     ) -> None:
         """One picture: predicted, truth [K, H, W]; valid [H, W] is False where pixels do not count."""
-        if valid is not None:
-            predicted, truth = predicted & valid, truth & valid
-        inside, p, t = ((m).sum((1, 2)) for m in (predicted & truth, predicted, truth))
-        edge_inside, edge_union = boundary_counts(predicted, truth)
-        present, size = t > 0, truth[0].size if valid is None else max(1, int(valid.sum()))
-        added = (inside, p, t, edge_inside, edge_union, present, np.ones_like(present))
-        for name, values in zip(COUNTS, added):
+        if self.exclusive:
+            return self.add_labels(labels_of(predicted), labels_of(truth), valid)
+        known = np.ones(truth.shape[1:], bool) if valid is None else valid
+        inside, p, t = np.zeros((3, len(self.names)), np.int64)
+        for k, (mask, right) in enumerate(zip(predicted, truth)):
+            mask, right = mask & known, right & known
+            p[k], t[k] = np.count_nonzero(mask), np.count_nonzero(right)
+            inside[k] = np.count_nonzero(mask & right) if p[k] and t[k] else 0
+        self._tally(inside, p, t, int(known.sum()))
+        self._look(p, t, predicted.__getitem__, truth.__getitem__, valid)
+
+    def add_labels(
+        self, predicted: NDArray[np.integer], truth: NDArray[np.integer], valid: NDArray[np.bool_] | None = None
+    ) -> None:
+        """One picture of exclusive labels [H, W]: numbers of the names, negative where none of them is."""
+        n = len(self.names) + 1
+        rows, columns = (np.where(ids < 0, n - 1, ids).astype(np.int64) for ids in (truth, predicted))
+        pairs = (rows * n + columns)[slice(None) if valid is None else valid]
+        table = np.bincount(pairs.ravel(), minlength=n * n).reshape(n, n)
+        self.confusion += table
+        p, t = table.sum(0)[:-1], table.sum(1)[:-1]
+        self._tally(table.diagonal()[:-1], p, t, int(pairs.size))
+        self._look(p, t, predicted.__eq__, truth.__eq__, valid)
+
+    def _tally(self, inside: NDArray[np.int64], p: NDArray[np.int64], t: NDArray[np.int64], size: int) -> None:
+        """Pixels of one picture [K]: of both, predicted, true; size: of all that count."""
+        present = t > 0
+        asked = np.ones(len(t), np.int64)
+        added = {
+            "intersection": inside,
+            "predicted": p,
+            "truth": t,
+            "pictures": present.astype(np.int64),
+            "asked": asked,
+        }
+        for name, values in added.items():
             self.counts[name] += values
         self.dice_sum[present] += 2 * inside[present] / (p + t)[present]
-        self.false_area_sum += float((p[~present] / size).sum())
+        self.false_area_sum += float((p[~present] / max(1, size)).sum())
         self.absent_pairs += int((~present).sum())
         self.per_picture.append(float((inside / (p + t - inside).clip(1))[present].mean()) if present.any() else np.nan)
-        if self.exclusive:
-            self._confuse(predicted, truth, valid)
 
-    def _confuse(self, predicted: NDArray[np.bool_], truth: NDArray[np.bool_], valid: NDArray[np.bool_] | None) -> None:
-        n = len(self.names) + 1
-        rows, columns = (np.where(m.any(0), m.argmax(0), n - 1) for m in (truth, predicted))
-        pairs = (rows * n + columns)[slice(None) if valid is None else valid]
-        self.confusion += np.bincount(pairs.ravel(), minlength=n * n).reshape(n, n)
+    def _look(
+        self,
+        p: NDArray[np.int64],
+        t: NDArray[np.int64],
+        predicted: Plane,
+        truth: Plane,
+        valid: NDArray[np.bool_] | None,
+    ) -> None:
+        """Outlines and pieces of the names that occur in one picture or were predicted there; the others cost nothing."""
+        alarms = 0
+        for k in np.flatnonzero((p > 0) | (t > 0)).tolist():
+            mask = predicted(k)
+            if self.outlines:
+                inside, union = band_counts(mask, truth(k), valid)
+                self.counts["edge_intersection"][k] += inside
+                self.counts["edge_union"][k] += union
+            if not t[k] and p[k] > FALSE_PIXELS:
+                alarms += largest_piece(mask if valid is None else mask & valid) > FALSE_PIXELS
+        self.false_pairs += alarms
+        self.false_pictures += alarms > 0
 
     @property
     def _union(self) -> NDArray[np.int64]:
@@ -89,13 +135,23 @@ class Score:
         return float(self.dice_sum.sum() / max(1, self.counts["pictures"].sum()))
 
     def boundary_iou(self) -> float:
-        """Mean boundary IoU over the names that occur in the truth."""
+        """Mean boundary IoU over the names that occur in the truth; NaN where outlines were not wanted."""
+        if not self.outlines:
+            return float("nan")
         found = self.counts["truth"] > 0
         return _mean((self.counts["edge_intersection"][found] / self.counts["edge_union"][found].clip(1)).tolist())
 
     def false_area(self) -> float:
         """Mean share of the picture marked for a prompt that is not there."""
         return self.false_area_sum / max(1, self.absent_pairs)
+
+    def false_rate(self) -> float:
+        """Share of the (picture, prompt) pairs whose prompt is not there that are answered with a false alarm."""
+        return self.false_pairs / max(1, self.absent_pairs)
+
+    def false_picture_rate(self) -> float:
+        """Share of the pictures with at least one false alarm."""
+        return self.false_pictures / max(1, len(self.per_picture))
 
     def rows(self) -> list[dict[str, object]]:
         """One line per name: counts and figures, None where a name never occurs."""
@@ -128,25 +184,12 @@ class Scores:
     alone: Score  # every prompt's own mask, as if it were the only one asked
 
 
-def boundary_counts(
-    predicted: NDArray[np.bool_], truth: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pixels shared by and in either outline band, per prompt: masks [K, H, W] -> ([K], [K])."""
-    inside, union = np.zeros((2, len(truth)), np.int64)
-    busy = np.flatnonzero(truth.any((1, 2)) | predicted.any((1, 2)))
-    if len(busy):
-        p, t = outline_band(predicted[busy]), outline_band(truth[busy])
-        inside[busy], union[busy] = (p & t).sum((1, 2)), (p | t).sum((1, 2))
-    return inside, union
-
-
-def outline_band(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels of masks [N, H, W] at most 2 % of the diagonal from their outline; the picture's rim is outline too."""
-    d = max(1, round(BOUNDARY_WIDTH * float(np.hypot(*masks.shape[-2:]))))
-    outside = F.pad(1 - torch.from_numpy(masks).float(), (d,) * 4, value=1.0)
-    rows = F.max_pool2d(outside[:, None], (2 * d + 1, 1), stride=1)  # a square window, one axis at a time
-    near = F.max_pool2d(rows, (1, 2 * d + 1), stride=1)[:, 0] > 0
-    return np.asarray(masks & near.numpy())
+def labels_of(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Exclusive masks [K, H, W] -> number of the mask at every pixel, -1 where none is. [H, W]."""
+    labels = np.full(masks.shape[1:], -1, np.int64)
+    for k, mask in enumerate(masks):
+        labels[mask] = k
+    return labels
 
 
 def _mean(values: list[float]) -> float:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from digseg_engine.evaluation.metrics import Scores
 from digseg_engine.evaluation.predictors import Predict, decide
-from digseg_engine.evaluation.samples import Samples
+from digseg_engine.evaluation.protocols import Samples
 from digseg_engine.runtime.saving import PALETTE
 
 CELL, GAP, LINE = 128, 6, 15  # pixels: a view, the space between, a line of text

@@ -13,7 +13,7 @@ import numpy as np
 from digseg_engine.evaluation.metrics import Scores
 from digseg_engine.evaluation.panel import panel
 from digseg_engine.evaluation.predictors import Predict
-from digseg_engine.evaluation.samples import Samples
+from digseg_engine.evaluation.protocols import Samples
 
 
 def write_report(

@@ -10,11 +10,12 @@ from PIL import Image
 
 from digseg_engine.data.query import Query
 from digseg_engine.errors import UsageError
-from digseg_engine.evaluation.metrics import Score, outline_band
+from digseg_engine.evaluation.metrics import Score
+from digseg_engine.evaluation.outlines import outline_band
 from digseg_engine.evaluation.panel import CELL, GAP, GROUP, panel
 from digseg_engine.evaluation.predictors import decide, reference_predictor, student_predictor
+from digseg_engine.evaluation.protocols import Sample, TestScenes, open_samples, scene_queries
 from digseg_engine.evaluation.report import write_report
-from digseg_engine.evaluation.samples import Sample, TestScenes, open_samples, scene_queries
 from digseg_engine.evaluation.score import evaluate, figures, score_model
 from digseg_engine.worlds.scenes import SEEN_PAIRS, UNSEEN_PAIRS, phrase
 from tests.training import dataset_trees
@@ -29,7 +30,7 @@ def oracle(samples, change=lambda masks: masks):
 class Two:
     """Two pictures of one row with exclusive labels, the last pixel of the second ignored."""
 
-    name, rule = "two", "strongest"
+    name, rule, notes = "two", "strongest", ()
     queries = (Query("a", "a"), Query("b", "b"), Query("c", "c"))
     ids = np.array([[[0, 0, 0, 1]], [[1, 1, 0, 0]]])
 
@@ -47,7 +48,8 @@ def test_the_truth_scores_one_and_its_opposite_zero():
     both = evaluate(oracle(samples), samples)
     for right in (both.together, both.alone):
         assert right.miou() == right.miou(SEEN_PAIRS) == right.miou(UNSEEN_PAIRS) == right.ciou() == right.dice() == 1
-        assert right.boundary_iou() == 1 and right.false_area() == 0
+        assert right.false_area() == right.false_rate() == right.false_picture_rate() == 0
+    assert both.together.boundary_iou() == 1 and math.isnan(both.alone.boundary_iou())
     crops = TestScenes("crops", 5, 48)
     wrong = evaluate(oracle(crops, np.logical_not), crops).alone
     assert wrong.miou() == wrong.ciou() == wrong.dice() == 0
@@ -106,11 +108,11 @@ def test_folders_of_labelled_pictures_are_scored_at_their_own_size(tmp_path, lay
 def test_outline_band_is_two_percent_of_the_diagonal_wide():
     masks = np.zeros((1, 150, 200), bool)
     masks[0, 40:110, 50:150] = True  # diagonal 250, band 5
-    band = outline_band(masks)[0]
+    band = outline_band(masks[0])
     inner = masks[0].copy()
     inner[45:105, 55:145] = False
     assert (band == inner).all()
-    everything = outline_band(np.ones((1, 150, 200), bool))[0]
+    everything = outline_band(np.ones((150, 200), bool))
     assert everything[:5].all() and everything[:, -5:].all() and not everything[5:-5, 5:-5].any()
 
 
@@ -123,7 +125,7 @@ def test_boundary_iou_punishes_a_shift_more_than_iou_does():
 def test_a_false_alarm_of_one_prompt_costs_it_alone():
     samples = TestScenes("microscopy", 10, 48)
     both = evaluate(oracle(samples, lambda masks: masks | ~masks.any((1, 2), keepdims=True)), samples)
-    assert both.alone.miou() < 1 and both.alone.false_area() == 1
+    assert both.alone.miou() < 1 and both.alone.false_area() == both.alone.false_rate() == 1
 
 
 def test_rewordings_mean_the_same_regions_and_are_no_training_phrase():

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from digseg_engine.data.batches import FolderOptions
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import Predict, reference_predictor, student_predictor
-from digseg_engine.evaluation.samples import Samples, TestScenes, open_samples
+from digseg_engine.evaluation.protocols import Samples, TestScenes, open_samples
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.files import replacing, write_json
 from digseg_engine.model.pretrained import Checkpoint

@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from digseg_engine.data.datasets import dataset_splits
 from digseg_engine.evaluation.predictors import student_predictor
-from digseg_engine.evaluation.samples import held_out_split, open_samples
+from digseg_engine.evaluation.protocols import held_out_split, open_samples
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.pretrained import Checkpoint

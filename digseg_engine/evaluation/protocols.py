@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from digseg_engine.data.checks import HELD_OUT
 from digseg_engine.data.datasets import dataset_splits, open_dataset
 from digseg_engine.data.query import Query
 from digseg_engine.errors import UsageError
@@ -17,18 +18,20 @@ from digseg_engine.evaluation.predictors import Rule
 from digseg_engine.worlds.scenes import ALL_PAIRS, CLASSES, is_scenes, scene
 
 TEST_SEED = 1_000_000
+CHOICE_SEED = 0  # of the pictures that are scored when not all are
 OVERLAPPING = ("microscopy",)  # a nucleus is part of its cell
 REWORDED = "the {shape} that is {colour}"  # a wording that no training prompt has
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled picture."""
+    """One labelled picture. `labels` says the same as `truth` where labels are exclusive."""
 
     name: str
     image: NDArray[np.uint8]  # [H, W, 3]
     truth: NDArray[np.bool_]  # [K, H, W], one per query
     valid: NDArray[np.bool_] | None = None  # [H, W], False where pixels do not count
+    labels: NDArray[np.int16] | None = None  # [H, W], number of the query, negative where it is none
 
 
 class Samples(Protocol):
@@ -43,6 +46,10 @@ class Samples(Protocol):
     @property
     def rule(self) -> Rule:
         """How logits become masks."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What must be said beside the figures."""
 
     def __len__(self) -> int: ...
 
@@ -59,6 +66,7 @@ class TestScenes:
             raise UsageError(f"the number of test scenes must be at least 1, got {count}")
         self.domain, self.count, self.size = domain, count, size
         self.name = f"{domain}, reworded" if reworded else domain
+        self.notes: list[str] = []
         self.queries = scene_queries(domain, reworded)
         self.rule: Rule = "each" if domain in OVERLAPPING else "strongest or none"
 
@@ -72,31 +80,50 @@ class TestScenes:
 
 
 class LabelledPictures:
-    """The first `count` pictures of a folder (see `training.datasets`), every class asked about every picture."""
+    """Pictures of a folder (see `data.datasets`), every class asked about every picture.
+
+    Of more than `count` pictures a random choice is taken, always the same one: the first of a list are often of one
+    place or one day.
+    """
 
     def __init__(self, folder: Path, count: int, layout: str | None = None, split: str | None = None) -> None:
         if count < 1:
             raise UsageError(f"the number of pictures must be at least 1, got {count}")
-        self.dataset = open_dataset(folder, layout, split or held_out_split(folder, layout))
+        chosen = split or held_out_split(folder, layout)
+        self.dataset = open_dataset(folder, layout, chosen)
         self.name = f"{self.dataset.layout.name} {self.dataset.split}"
-        self.count = min(count, len(self.dataset))
+        whole = len(self.dataset)
+        self.numbers = np.sort(np.random.default_rng(CHOICE_SEED).permutation(whole)[:count]).tolist()
+        self.notes: list[str] = []
+        if count < whole:
+            self.notes.append(f"{self.name}: a random choice of {count} of {whole} pictures, always the same")
+        if split is None and not held_out(chosen):
+            self.notes.append(f"{self.name}: no split of {folder} is held out for scoring; these pictures may have been trained "
+                              "on, and figures on them say little about others")  # fmt: skip
         self.queries = self.dataset.queries
         table = self.dataset.table
         open_ground = bool(table.background or table.background_colours)  # some pixels are none of the classes
         self.rule: Rule = "each" if len(self.queries) == 1 else "strongest or none" if open_ground else "strongest"
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.numbers)
 
     def __getitem__(self, i: int) -> Sample:
-        item = self.dataset[i]
-        return Sample(item.name, item.image, *self.dataset.truth(item.ids))
+        item = self.dataset[self.numbers[i]]
+        return Sample(item.name, item.image, *self.dataset.truth(item.ids), labels=item.ids)
+
+
+def held_out(split: str) -> bool:
+    """Is a split of this name kept out of training?"""
+    return split.lower() != "all" and not split.lower().startswith("train")
 
 
 def held_out_split(folder: Path, layout: str | None) -> str:
-    """The split of a folder that is meant for scoring: val, else test, else what there is."""
+    """The split of a folder that is meant for scoring: its validation or test split, else any that is no training split,
+    else what there is."""
     splits = dataset_splits(folder, layout)
-    return next((name for name in ("val", "test") if name in splits), splits[0])
+    named = {name.lower(): name for name in reversed(splits)}
+    return next((named[name] for name in HELD_OUT if name in named), next(filter(held_out, splits), splits[0]))
 
 
 def scene_queries(domain: str, reworded: bool = False) -> list[Query]:
@@ -114,7 +141,7 @@ def open_samples(
 ) -> list[Samples]:
     """Test sets named by `data`: "scenes", "scenes:DOMAIN,..." or a folder of labelled pictures.
 
-    count: scenes per domain, or at most so many pictures of a folder. Raises UsageError or InputError.
+    count: scenes per domain, or at most so many pictures of a folder, a fixed random choice. Raises UsageError or InputError.
     """
     if is_scenes(data):
         from digseg_engine.worlds.sources import parse_domains
