@@ -100,3 +100,34 @@ def pico_preset(preset):
     vae = {**preset.vae, "block_out_channels": (8, 16), "down_block_types": ("DownEncoderBlock2D",) * 2,
            "up_block_types": ("UpDecoderBlock2D",) * 2}  # fmt: skip
     return replace(preset, digseg=replace(preset.digseg, image_size=32, student=student), unet=unet, vae=vae)
+
+
+def with_profile(model: Path, target: Path, **ranges: tuple[int, int, int]) -> Path:
+    """A copy of a bundle that was exported for shapes: (min, opt, max) of B, K, L, H, W. Its backend refuses all others."""
+    import json
+    import shutil
+
+    from safetensors.numpy import load_file
+
+    from digseg_engine.bundle import MANIFEST, finish
+    from digseg_engine.files import write_arrays
+    from digseg_engine.runtime.chunks import repeated
+    from digseg_engine.runtime.profile import Profile, Range
+    from digseg_engine.runtime.prompts import to_length
+    from digseg_engine.runtime.source import open_source
+
+    profile = Profile({axis: Range(*ends) for axis, ends in ranges.items()})
+    usual = {axis: span.opt for axis, span in profile.ranges.items()}
+    shutil.copytree(model, target)
+    golden, free = load_file(target / "golden.safetensors"), OrtBackend(open_source(model))
+    image = np.random.default_rng(0).uniform(-1, 1, (usual["B"], 3, usual["H"], usual["W"])).astype(np.float32)
+    ids, mask = (repeated(golden[name], usual["K"])[: usual["K"]] for name in ("token_ids", "token_mask"))
+    ids = np.pad(ids, ((0, 0), (0, max(0, usual["L"] - ids.shape[1]))), "edge")[:, : usual["L"]]
+    mask = to_length(mask, usual["L"], 1)
+    logits = free.segment(image, *free.encode_text(ids, mask), mask)
+    arrays = {"image": image, "token_ids": ids, "token_mask": mask, "logits": logits}
+    write_arrays(target / "golden.safetensors", {**golden, **arrays})
+    manifest = json.loads((target / MANIFEST).read_text())
+    (target / MANIFEST).unlink()
+    finish(target, {**manifest, "shapes": profile.to_json()})
+    return target

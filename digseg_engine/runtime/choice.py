@@ -18,7 +18,9 @@ import numpy as np
 from digseg_engine.errors import BackendError
 from digseg_engine.runtime import verdicts
 from digseg_engine.runtime.backends import Array, Backend, BackendKind, Usable, failing_as, in_one_line, kinds
+from digseg_engine.runtime.chunks import ChunkedRunner
 from digseg_engine.runtime.machine import device_key, library_versions
+from digseg_engine.runtime.prompts import to_length
 from digseg_engine.runtime.source import Golden, Source
 
 WARM_UP, RUNS, SECONDS = 2, 7, 3.0
@@ -173,8 +175,10 @@ def judge(backend: Backend, golden: Golden) -> tuple[float, float]:
     and the error alone decides. Raises BackendError when the backend fails.
     """
     with failing_as(backend.name, "on the golden sample"):
-        keys, values = backend.encode_text(golden.token_ids, golden.token_mask)
-        logits = np.asarray(backend.segment(golden.image, keys, values, golden.token_mask), np.float32)
+        runner = ChunkedRunner(backend)
+        keys, values = runner.encode(golden.token_ids, golden.token_mask)
+        mask = to_length(golden.token_mask, keys.shape[-1], 1)
+        logits = np.asarray(runner.segment(golden.image, keys, values, mask)[0], np.float32)
     if logits.shape != golden.logits.shape or not np.isfinite(logits).all():
         return float("inf"), 0.0
     error = np.linalg.norm(logits - golden.logits) / max(float(np.linalg.norm(golden.logits)), 1e-12)
@@ -201,16 +205,24 @@ def verdict_of(error: float, iou: float, golden: Golden) -> tuple[bool, str]:
 
 
 def time_backend(backend: Backend, task: Task, source: Source, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Median milliseconds of one `segment` call at the task's shape, after warm-up; up to RUNS runs or SECONDS."""
+    """Median milliseconds of one call at the task's shape, or the nearest that a profile allows, after warm-up; up to RUNS
+    runs or SECONDS."""
     golden, side = source.golden, -(-task.size // source.sizes[1]) * source.sizes[1]
-    keys, values = backend.encode_text(golden.token_ids[:1], golden.token_mask[:1])
-    keys, values, mask = (np.repeat(a, task.prompts, axis=0) for a in (keys, values, golden.token_mask[:1]))
-    image = np.random.default_rng(0).uniform(-1, 1, (task.batch, 3, side, side)).astype(np.float32)
+    runner = ChunkedRunner(backend, profile=source.profile)
+    height, width = side, side
+    if runner.profile is not None:
+        height, width = (
+            min(max(side, runner.profile.ranges[axis].min), runner.profile.ranges[axis].max) for axis in "HW"
+        )
+    keys, values = runner.encode(golden.token_ids[:1], golden.token_mask[:1])
+    mask = to_length(golden.token_mask[:1], keys.shape[-1], 1)
+    keys, values, mask = (np.repeat(a, task.prompts, axis=0) for a in (keys, values, mask))
+    image = np.random.default_rng(0).uniform(-1, 1, (task.batch, 3, height, width)).astype(np.float32)
     seconds: list[float] = []
     began = clock()
     for i in range(WARM_UP + RUNS):
         start = clock()
-        backend.segment(image, keys, values, mask)
+        runner.segment(image, keys, values, mask)
         if i >= WARM_UP:
             seconds.append(clock() - start)
         if seconds and clock() - began > SECONDS:

@@ -68,7 +68,7 @@ def choice_table(model: Path, checkpoint: Path | None, size: int | None, batch: 
     Measured afresh, and remembered: `Engine.load` uses this verdict from now on.
     """
     source = open_source(model, checkpoint)
-    return measure(source, Task(size or source.sizes[0], batch, prompts))
+    return measure(source, Task(size or source.working_size, batch, prompts))
 
 
 def write_tables(path: Path, model: Path, verdicts: list[Verdict]) -> None:

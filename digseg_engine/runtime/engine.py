@@ -1,28 +1,26 @@
-"""The engine: a bundle or checkpoint, a backend, and the one function of numbered stages that turns pictures into masks."""
+"""The engine: a bundle or checkpoint and a backend, opened once; pictures, batches, streams and tiles go through it."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import islice
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from digseg_engine.bundle import Bundle
-from digseg_engine.errors import UsageError
-from digseg_engine.images import Canvas, as_picture, fit, unfit_plane
-from digseg_engine.runtime.backends import Array, Backend, kinds
+from digseg_engine.errors import BackendError, DigsegError, InputError, UsageError
+from digseg_engine.images import Picture
+from digseg_engine.runtime.backends import Backend, kinds
 from digseg_engine.runtime.chunks import ChunkedRunner
-from digseg_engine.runtime.labels import USUAL, Rules, label
+from digseg_engine.runtime.labels import Rules
+from digseg_engine.runtime.pipeline import Clock, Options, Quality, segment_pictures
 from digseg_engine.runtime.prompts import PromptCache
 from digseg_engine.runtime.result import About, Segmentation
-from digseg_engine.runtime.source import Source, open_source
+from digseg_engine.runtime.source import Portable, Source, open_source
+from digseg_engine.runtime.streaming import Taken, batches, check_on_error, take, take_all
 from digseg_engine.runtime.tensors import logits_of
 from digseg_engine.text import PromptTokenizer, check_prompts
 
@@ -30,23 +28,15 @@ if TYPE_CHECKING:
     from digseg_engine.runtime.tiles import TiledSegmentation
 
 
-@dataclass(frozen=True)
-class Quality:
-    """refine: how many of the most confident prompts the reference goes over again; steps: its sampling steps, 1 to 4."""
-
-    refine: int = 0
-    steps: int = 4
-    seed: int = 0
-
-
 class Engine:
     """Loads a model once and segments pictures with it. One engine may be used from many threads: results are those of
     one thread, bit for bit."""
 
     def __init__(self, source: Source, backend: Backend, fallbacks: tuple[str, ...] = ()) -> None:
-        self.source, self.backend, self.fallbacks = source, backend, fallbacks
+        self.source, self.fallbacks = source, fallbacks
         self.image_size, self.stride = source.sizes
-        self.runner = ChunkedRunner(backend)
+        self.backend = backend
+        self.runner = ChunkedRunner(backend, profile=source.profile)
         self.prompts = PromptCache(PromptTokenizer.load(source.tokenizer), self.runner.encode)
         self._refiner: Any = None
         self._lock = Lock()
@@ -71,12 +61,12 @@ class Engine:
         if backend not in ("auto", *known):
             raise UsageError(f"unknown backend {backend!r}; expected auto or one of {', '.join(known)}")
         source = open_source(model, checkpoint)
-        source = replace(source, threads=threads, device=device).with_work(pictures, size or source.sizes[0])
+        source = replace(source, threads=threads, device=device).with_work(pictures, size or source.working_size)
         from digseg_engine.runtime.choice import Task, choose, named
 
         if backend != "auto":
             return cls(source, named(known[backend], source))
-        verdict, chosen = choose(source, Task(size or source.sizes[0], batch, prompts))
+        verdict, chosen = choose(source, Task(size or source.working_size, batch, prompts))
         wrong = tuple(f"{row.backend}: {row.reason}" for row in verdict.rows if row.usable and not row.right)
         return cls(source, chosen, wrong)
 
@@ -86,15 +76,31 @@ class Engine:
         return self.source.need_bundle(self.backend.name)
 
     def __enter__(self) -> Engine:
+        _ = self.backend  # raises when closed
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
-        """Forget cached prompts; sessions and weights go with the last reference to the engine."""
-        self.prompts.clear()
+        """Let the backend go, with its weights, sessions and cached prompts; every later use raises UsageError. Other threads
+        must have finished. Closing again does nothing."""
+        backend = self.__dict__.pop("backend", None)
+        for held in ("runner", "prompts"):
+            self.__dict__.pop(held, None)
         self._refiner = None
+        if callable(end := getattr(backend, "close", None)):
+            end()
+
+    def __getattr__(self, name: str) -> Any:
+        """Reached for what `close` took away."""
+        if name in ("backend", "runner", "prompts"):
+            raise UsageError("this engine is closed; load it again with Engine.load")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as what it was opened from: the process that unpickles it opens the same model with the same backend."""
+        return _reopen, (self.source.portable(), self.backend.name, self.fallbacks)
 
     def segment(
         self, image: object, prompts: Sequence[str], size: int | None = None, refine: int = 0, steps: int = 4, seed: int = 0,
@@ -102,80 +108,95 @@ class Engine:
     ) -> Segmentation:  # fmt: skip
         """One mask per prompt.
 
-        image: path, Pillow picture, uint8 array or DLPack tensor [H, W, 3] RGB. prompts: K texts. size: pixels of the
-        longer side the model works at (default: what it was trained for). refine: go over the `refine` most confident
-        masks with `steps` steps of the reference (needs a checkpoint; the same seed gives the same masks). threshold,
-        labels, keep_masks: which pixels belong to a mask, what the label map shows where masks meet, and whether the
-        full-size masks stay in memory; see `labels.Rules`.
+        image: path, Pillow picture, uint8 array or DLPack tensor [H, W, 3] RGB; arrays and tensors are copied, so that the
+        caller may refill them. prompts: K texts. size: pixels of the longer side the model works at (default: what it was
+        trained or exported for). refine: go over the `refine` most confident masks with `steps` steps of the reference
+        (needs a checkpoint; the same seed gives the same masks). threshold, labels, keep_masks: which pixels belong to a
+        mask, what the label map shows where masks meet, and whether the full-size masks stay in memory; see `labels.Rules`.
         Raises InputError for a picture or prompt it cannot use, UsageError for a size or steps out of range.
         """
-        rules = Rules(threshold, labels, keep_masks)
-        return self.segment_batch([image], prompts, size, Quality(refine, steps, seed), rules)[0]
+        asked = Options(size, Quality(refine, steps, seed), Rules(threshold, labels, keep_masks))
+        clock = Clock(1)
+        picture = take(image)
+        clock.lap("decode")
+        return segment_pictures(self, [picture], prompts, asked, clock)[0]
 
     def segment_batch(
-        self, images: Sequence[object], prompts: Sequence[str], size: int | None = None, quality: Quality = Quality(),
-        rules: Rules = USUAL,
-    ) -> list[Segmentation]:  # fmt: skip
-        """The same prompts about several pictures; pictures of one working shape go through the model together."""
-        clock = _Clock(len(images))
-        # 1 check the input
-        texts = check_prompts(prompts)
-        longer = self._working_size(size)
-        if quality.refine < 0:
-            raise UsageError(f"the number of prompts to refine must be 0 or more, got {quality.refine}")
-        reference = self._reference() if quality.refine else None
-        pictures = [as_picture(image) for image in images]  # B x [H, W, 3]
+        self, images: Sequence[object], prompts: Sequence[str], size: int | None = None, refine: int = 0, steps: int = 4,
+        seed: int = 0, threshold: float = 0.5, labels: str = "parts", keep_masks: bool = True,
+        on_error: Literal["raise", "return"] = "raise",
+    ) -> list[Any]:  # fmt: skip
+        """The same prompts about several pictures, one result for each, in their order; options as for `segment`.
+
+        Pictures of one working shape go through the model together. on_error: `raise` the error of the first picture
+        that cannot be used, or `return` a DigsegError in the place of its result.
+        """
+        check_on_error(on_error)
+        asked = Options(size, Quality(refine, steps, seed), Rules(threshold, labels, keep_masks))
+        self._prepare(prompts)
+        clock = Clock(len(images))
+        taken = take_all(images)
         clock.lap("decode")
-        # 2 fit the pictures
-        canvases = [
-            fit(picture.pixels, longer, self.stride, self._bucket(longer)) for picture in pictures
-        ]  # B x pixels [1, 3, Hc, Wc]
-        clock.lap("fit")
-        # 3 prompts, encoded once each
-        text = self.prompts.fold(texts)  # [K, S, H, d, L], [K, S, H, L, Co], [K, L]
-        clock.lap("text")
-        # 4 the model: every picture once, all prompts together
-        logits, notes = self._answer(canvases, *text)  # B x [K, h', w']
-        clock.lap("model")
-        # 5 the reference on the most confident prompts, when asked for
-        planes = [list(one) for one in logits]
-        refined: list[tuple[int, ...]] = [()] * len(images)
-        if reference is not None:
-            both = [self._refine(reference, canvas, texts, one, quality) for canvas, one in zip(canvases, logits)]
-            planes, refined = [one for one, _ in both], [which for _, which in both]
-            clock.lap("refine")
-        # 6 back to each picture's own pixels: masks [K, H, W], scores [K], label map [H, W]
-        frames = [canvas.frame for canvas in canvases]
-        found = [
-            label(one, partial(unfit_plane, frame), frame.original, rules) for one, frame in zip(planes, frames)
-        ]  # B x Labelled
-        clock.lap("label")
-        about = About.of(self.source, self.backend.detail, longer, rules, self.fallbacks + notes)
-        return [
-            Segmentation(tuple(texts), picture, answer, raw, tuple(final), frame, about, dict(clock.seconds), which)
-            for picture, answer, raw, final, frame, which in zip(pictures, found, logits, planes, frames, refined)
-        ]
+        found = self._each(taken, prompts, asked, clock)
+        if on_error == "raise":
+            for result in found:
+                if isinstance(result, DigsegError):
+                    raise result
+        return found
 
     def stream(
-        self, images: Iterable[object], prompts: Sequence[str], size: int | None = None, batch: int = 1,
-        rules: Rules = USUAL,
-    ) -> Iterator[Segmentation]:  # fmt: skip
-        """Results in the order of `images`, which may be endless: the next `batch` pictures are decoded while the model
-        works on these. Raises at the first picture that cannot be used."""
-        from concurrent.futures import ThreadPoolExecutor
+        self, images: Iterable[object], prompts: Sequence[str], size: int | None = None, batch: int = 1, refine: int = 0,
+        steps: int = 4, seed: int = 0, threshold: float = 0.5, labels: str = "parts", keep_masks: bool = True,
+        on_error: Literal["raise", "return"] = "raise",
+    ) -> Iterator[Any]:  # fmt: skip
+        """Results in the order of `images`, which may be endless: the next `batch` pictures are read while the model
+        works on these. Options as for `segment`.
 
-        left = iter(images)
-
-        def decoded() -> list[object]:
-            return [as_picture(image) for image in islice(left, batch)]
-
+        Arrays are copied as they come, so a source may refill one buffer. The stream may be left at any moment, also
+        while the source blocks. on_error: a picture that cannot be used `raise`s its error after the results before it,
+        or, with `return`, a DigsegError comes in the place of its result and the stream goes on.
+        """
+        check_on_error(on_error)
         if batch < 1:
             raise UsageError(f"a batch must hold at least 1 picture, got {batch}")
-        with ThreadPoolExecutor(1, "digseg-decode") as ahead:
-            coming = ahead.submit(decoded)
-            while pictures := coming.result():
-                coming = ahead.submit(decoded)
-                yield from self.segment_batch(pictures, prompts, size, rules=rules)
+        asked = Options(size, Quality(refine, steps, seed), Rules(threshold, labels, keep_masks))
+        self._prepare(prompts)
+        return self._streamed(images, list(prompts), asked, batch, on_error)
+
+    def _prepare(self, prompts: Sequence[str]) -> None:
+        """Check and encode prompts ahead: what is wrong with one is no picture's fault."""
+        for prompt in check_prompts(prompts):
+            self.prompts.one(prompt)
+
+    def _streamed(
+        self, images: Iterable[object], prompts: Sequence[str], asked: Options, batch: int, on_error: str
+    ) -> Iterator[Any]:
+        with closing(batches(images, batch)) as coming:
+            for taken in coming:
+                clock = Clock(len(taken))
+                clock.lap("decode")  # done beside the model's work
+                for result in self._each(taken, prompts, asked, clock):
+                    if isinstance(result, DigsegError) and on_error == "raise":
+                        raise result
+                    yield result
+
+    def _each(
+        self, taken: list[Taken], prompts: Sequence[str], asked: Options, clock: Clock
+    ) -> list[Segmentation | DigsegError]:
+        """A result or an error for every picture. Where a batch fails, each of its pictures is asked about alone."""
+        good = [picture for picture in taken if isinstance(picture, Picture)]
+        found: list[Segmentation | DigsegError]
+        try:
+            found = [*segment_pictures(self, good, prompts, asked, clock)]
+        except (InputError, BackendError) as error:
+            if len(good) > 1:
+                found = [answer for picture in good for answer in self._each([picture], prompts, asked, Clock(1))]
+            else:
+                found = [error for _ in good]
+                if not good:
+                    raise
+        answers = iter(found)
+        return [next(answers) if isinstance(picture, Picture) else picture for picture in taken]
 
     def segment_tiles(
         self, image: object, prompts: Sequence[str], output: Path | str, stem: str = "tiled", tile: int = 512,
@@ -191,6 +212,8 @@ class Engine:
         from digseg_engine.runtime.tiles import Tiling, segment_tiles
 
         texts = tuple(check_prompts(prompts))
+        if self.runner.profile is not None and size is None:
+            size = self.runner.profile.square(tile)
         tiling = Tiling(tile, overlap, size)
         tiling.check(self.stride)
         text = self.prompts.fold(texts)
@@ -201,48 +224,9 @@ class Engine:
 
     def logits(self, pixels: Any, prompts: Sequence[str]) -> Any:
         """Logits [B, K, h', w'] of pixels [B, 3, H, W] float32 in -1..1, sides multiples of the stride; see `tensors`."""
-        return logits_of(self.backend, self.stride, pixels, self.prompts.fold(check_prompts(prompts)))
+        return logits_of(self.runner, self.stride, pixels, self.prompts.fold(check_prompts(prompts)))
 
-    def _working_size(self, size: int | None) -> int:
-        longer = self.image_size if size is None else size
-        if not 2 * self.stride <= longer <= 4096:
-            raise UsageError(f"working size must be {2 * self.stride} to 4096 pixels, got {longer}")
-        return longer
-
-    def _bucket(self, longer: int) -> int:
-        """Working pictures are padded to multiples of this: a quarter of the longer side where shapes are compiled."""
-        return max(self.stride, longer // 4 // self.stride * self.stride) if self.backend.fixed_shapes else self.stride
-
-    def _answer(self, canvases: list[Canvas], *text: Array) -> tuple[list[Array], tuple[str, ...]]:
-        """Logits [K, h', w'] of every canvas; canvases of one shape share a run."""
-        shapes: dict[tuple[int, ...], list[int]] = {}
-        for i, canvas in enumerate(canvases):
-            shapes.setdefault(canvas.pixels.shape, []).append(i)
-        answers: dict[int, Array] = {}
-        notes: tuple[str, ...] = ()
-        for members in shapes.values():
-            together = np.concatenate([canvases[i].pixels for i in members])
-            logits, noted = self.runner.segment(together, *text)
-            answers.update(zip(members, logits))
-            notes += noted
-        return [answers[i] for i in range(len(canvases))], notes
-
-    def _refine(
-        self, reference: Any, canvas: Canvas, texts: list[str], logits: Array, quality: Quality
-    ) -> tuple[list[Array], tuple[int, ...]]:
-        """Planes with the most confident ones replaced by the reference's, and which those are."""
-        mean = np.array([float(one[one > 0].mean()) if (one > 0).any() else -np.inf for one in logits])
-        order = [int(k) for k in np.argsort(-mean, kind="stable") if np.isfinite(mean[k])]
-        which = sorted(order[: quality.refine])
-        planes = list(logits)
-        if which:
-            ids, mask = self.prompts.tokenizer.encode([texts[k] for k in which])
-            better = reference(canvas.pixels, ids, mask, logits[which], quality.steps, quality.seed)
-            for k, plane in zip(which, better):
-                planes[k] = plane
-        return planes, tuple(which)
-
-    def _reference(self) -> Any:
+    def reference(self) -> Any:
         """The reference of the checkpoint, loaded at the first use."""
         with self._lock:
             if self._refiner is None:
@@ -256,13 +240,15 @@ class Engine:
             return self._refiner
 
 
-class _Clock:
-    """Seconds per stage, shared equally by the pictures of a batch."""
+def _reopen(source: Portable, backend: str, fallbacks: tuple[str, ...]) -> Engine:
+    """An engine that was pickled, opened again in this process. Raises what `Engine.load` raises, and BundleError when the
+    model is another one by now."""
+    from digseg_engine.runtime.choice import named
 
-    def __init__(self, pictures: int) -> None:
-        self.seconds: dict[str, float] = {}
-        self._share, self._last = max(1, pictures), time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name], self._last = (now - self._last) / self._share, now
+    known = kinds()
+    if backend not in known:
+        raise UsageError(
+            f"the engine was pickled with backend {backend!r}, unknown here; register it in this process too"
+        )
+    again = source.reopened()
+    return Engine(again, named(known[backend], again), fallbacks)

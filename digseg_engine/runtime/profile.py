@@ -58,6 +58,30 @@ class Profile:
                     "allowed; ask for less, or export it with other shapes"
                 )
 
+    @property
+    def usual_side(self) -> int:
+        """The longer side, in pixels, that pictures are worked at where no size is asked for."""
+        return max(self.ranges[axis].opt for axis in "HW")
+
+    @property
+    def least(self) -> tuple[int, int]:
+        """Smallest (height, width): what pictures are padded to."""
+        return self.ranges["H"].min, self.ranges["W"].min
+
+    def longest_side(self, height: int, width: int) -> int:
+        """Largest working size, in pixels of the longer side, at which a picture of these proportions fits."""
+        longer = max(height, width)
+        return min(longer * self.ranges["H"].max // height, longer * self.ranges["W"].max // width)
+
+    def square(self, wanted: int) -> int:
+        """The square nearest to `wanted` pixels a side. Raises UsageError when the profile holds no square."""
+        rows, columns = self.ranges["H"], self.ranges["W"]
+        low, high = max(rows.min, columns.min), min(rows.max, columns.max)
+        if low > high:
+            raise UsageError(f"the profile this model was built for holds no square shape (rows up to {rows.max}, "
+                             f"columns up to {columns.max}); export it with a square one")  # fmt: skip
+        return min(max(wanted, low), high)
+
     def to_json(self) -> dict[str, dict[str, int]]:
         return {axis: {"min": r.min, "opt": r.opt, "max": r.max} for axis, r in self.ranges.items()}
 

@@ -59,8 +59,8 @@ class PromptCache:
         """K prompts -> keys [K, S, H, d, L], values [K, S, H, L, Co], mask [K, L], padded to one token bucket."""
         parts = [self.one(prompt) for prompt in prompts]
         length = token_bucket(max(part.tokens for part in parts))
-        keys = np.stack([_to_length(part.keys, length, 3) for part in parts])
-        values = np.stack([_to_length(part.values, length, 2) for part in parts])
+        keys = np.stack([to_length(part.keys, length, 3) for part in parts])
+        values = np.stack([to_length(part.values, length, 2) for part in parts])
         return keys, values, np.arange(length)[None, :] < np.array([[part.tokens] for part in parts])
 
     def one(self, prompt: str) -> PromptText:
@@ -71,7 +71,7 @@ class PromptCache:
                 return self._known[prompt]
         row = self.tokenizer.ids(prompt)
         keys, values = self._encode(*pad_tokens([row]))
-        fresh = PromptText(keys[0], values[0], len(row))
+        fresh = PromptText(keys[0].copy(), values[0].copy(), len(row))  # it outlives the call
         with self._lock:
             if prompt not in self._known:
                 self._known[prompt] = fresh
@@ -81,7 +81,7 @@ class PromptCache:
         return fresh
 
 
-def _to_length(array: Array, length: int, axis: int) -> Array:
+def to_length(array: Array, length: int, axis: int) -> Array:
     """Cut or zero-pad one axis; what is cut or added is padding, which the model masks out."""
     have = array.shape[axis]
     if have >= length:

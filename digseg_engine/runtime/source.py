@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from digseg_engine.bundle import Bundle, open_bundle
 from digseg_engine.errors import BackendError, BundleError, UsageError
+from digseg_engine.runtime.profile import Profile
 
 LIMITS = {"fp32": (1e-3, 0.999), "fp16": (2e-2, 0.99), "bf16": (5e-2, 0.97)}  # as an export in that precision is judged
 LITTLE = 5.2e11  # pictures x pixels x bytes of weights: four pictures of 128 pixels for the bundled model in fp16
@@ -82,11 +83,20 @@ class Source:
 
     def with_work(self, pictures: int | None, size: int) -> Source:
         """The same source; brief when optimising its graphs would take longer than it saves on so many pictures."""
-        if pictures is None or self.bundle is None:
+        if pictures is None:
             return self
-        files = self.bundle.manifest["files"]
-        weights = sum(int(entry["size"]) for name, entry in files.items() if name.endswith(".data"))
+        if self.bundle is not None:
+            files = self.bundle.manifest["files"]
+            weights = sum(int(entry["size"]) for name, entry in files.items() if name.endswith(".data"))
+        else:
+            weights = sum(path.stat().st_size for path in self.need_checkpoint("torch").rglob("*.safetensors"))
         return replace(self, brief=pictures * size**2 * weights <= LITTLE)
+
+    def portable(self) -> Portable:
+        """What another process needs to open the same again."""
+        folder = None if self.bundle is None else self.bundle.folder.absolute()
+        trained = None if self.checkpoint is None else self.checkpoint.absolute()
+        return Portable(folder, trained, self.brief, self.threads, self.device, self.digest)
 
     @property
     def tokenizer(self) -> Path:
@@ -103,6 +113,22 @@ class Source:
         from digseg_engine.runtime.backends import torch_backend
 
         return torch_backend.sizes(self.need_checkpoint("torch"))
+
+    @cached_property
+    def profile(self) -> Profile | None:
+        """The shapes a bundle was exported for; None where they are free. Raises BundleError when they cannot be read."""
+        if self.bundle is None:
+            return None
+        try:
+            return Profile.from_json(self.bundle.manifest["shapes"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"the shapes in the manifest of {self.bundle.folder} cannot be read: {error!r}; "
+                              "export the bundle again") from error  # fmt: skip
+
+    @property
+    def working_size(self) -> int:
+        """Pixels of the longer side that pictures are worked at by default."""
+        return self.sizes[0] if self.profile is None else self.profile.usual_side
 
     @cached_property
     def digest(self) -> str:
@@ -132,6 +158,28 @@ class Source:
             raise BundleError(
                 f"{path} holds no golden sample that can be read: {error!r}; export the bundle again"
             ) from error
+
+
+@dataclass(frozen=True)
+class Portable:
+    """A source as paths and options, with the digest of its weights: small, and pickled with an engine."""
+
+    bundle: Path | None
+    checkpoint: Path | None
+    brief: bool
+    threads: int | None
+    device: str | None
+    digest: str
+
+    def reopened(self) -> Source:
+        """The source. Raises BundleError when its files are gone, damaged or other ones by now."""
+        opened = None if self.bundle is None else open_bundle(self.bundle)
+        source = Source(opened, self.checkpoint, self.brief, self.threads, self.device)
+        if source.digest != self.digest:
+            raise BundleError(
+                f"{self.bundle or self.checkpoint} has changed since the engine was opened; load it again"
+            )
+        return source
 
 
 def open_source(folder: Path | str, checkpoint: Path | str | None = None) -> Source:

@@ -8,16 +8,18 @@ import numpy as np
 
 from digseg_engine.errors import InputError
 from digseg_engine.images import host_view
-from digseg_engine.runtime.backends import Array, Backend, failing_as
+from digseg_engine.runtime.backends import Array, failing_as
+from digseg_engine.runtime.chunks import ChunkedRunner
 
 
-def logits_of(backend: Backend, stride: int, pixels: Any, text: tuple[Array, Array, Array]) -> Any:
+def logits_of(runner: ChunkedRunner, stride: int, pixels: Any, text: tuple[Array, Array, Array]) -> Any:
     """pixels: NumPy array or any DLPack tensor [B, 3, H, W] float32 in -1..1 -> logits [B, K, h', w'].
 
     On a torch backend a tensor stays on its device and the answer is a torch tensor there. On the others the tensor must
     be in host memory; it is read in place, and the answer is a NumPy array (`torch.from_dlpack` takes it without a copy).
     Raises InputError for another dtype, shape or device.
     """
+    backend = runner.backend
     on_device = getattr(backend, "segment_tensor", None)
     if on_device is not None and not isinstance(pixels, np.ndarray):
         import torch
@@ -28,8 +30,7 @@ def logits_of(backend: Backend, stride: int, pixels: Any, text: tuple[Array, Arr
             return on_device(tensor, *text)
     array = pixels if isinstance(pixels, np.ndarray) else host_view(pixels, "pixels")
     _check(array.shape, str(array.dtype), stride)
-    with failing_as(backend.name, f"on pixels {list(array.shape)}"):
-        return backend.segment(np.ascontiguousarray(array), *text)
+    return runner.segment(np.ascontiguousarray(array), *text)[0]
 
 
 def _check(shape: tuple[int, ...], dtype: str, stride: int) -> None:
