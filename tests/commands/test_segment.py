@@ -53,7 +53,7 @@ def test_a_broken_picture_does_not_stop_the_others(room, bundle):
         (["p0.png", "-p", ""], "prompt 0 is empty"),
         (["p0.png", "-p", "red " * 90], "at most 77 fit"),
         (["folder/notes.txt", "-p", "red"], "not a picture"),
-        (["*.webp", "-p", "red"], "matches no file"),
+        (["*.webp", "-p", "red"], "matches no picture"),
         (["empty", "-p", "red"], "holds no picture"),
         (["p0.png", "-p", "red", "-o", "p1.png"], "is a file"),
         (["p0.png", "-p", "red", "-o", "p1.png/deep"], "cannot write"),
