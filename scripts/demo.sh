@@ -11,3 +11,4 @@ digseg segment "$root/examples/cells.png" -p nucleus -p cell -p lesion -o out
 digseg segment "$root/examples/crops.png" -p "crop row" -p weed -p soil -o out
 digseg segment "$root/examples/aerial.png" -p road -p building -p water -p trees -p field -o out
 echo "done: masks and overlays are in $(pwd)/out, the bundle is $(pwd)/digseg-tiny-fp16"
+[ ! -f "$root/.venv/bin/activate" ] || [ "${VIRTUAL_ENV:-}" != "$root/.venv" ] || echo "in a new shell, type first: source $root/.venv/bin/activate"

@@ -115,7 +115,7 @@ def read_classes(path: Path) -> ClassTable:
         raise InputError(
             f"{path} cannot be read: {error.strerror}; expected a classes.json such as {EXAMPLE}"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}; expected something like {EXAMPLE}") from error
     return parse_classes(body, str(path))
 

@@ -88,7 +88,7 @@ class DigsegConfig:
                 )
             student = StudentConfig(**body.pop("student"))
             return cls(**{f.name: body[f.name] for f in fields(cls) if f.name in body}, student=student)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}; restore it from the training run") from error
 
 

@@ -150,7 +150,7 @@ def _scheduler(folder: Path) -> dict[str, Any]:
     try:
         body: dict[str, Any] = json.loads(path.read_text())
         return body
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}; restore it from the model's source") from error
 
 

@@ -55,7 +55,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         body: dict[str, Any] = json.loads(path.read_text())
         return body
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TrainingError(f"{path} cannot be read: {error}; restore it, or start a new folder") from error
 
 
