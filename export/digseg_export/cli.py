@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from digseg_engine.commands.boundary import guarded
 from digseg_engine.commands.declare import Command, Option
 from digseg_engine.commands.main import run_command
+from digseg_export.clock import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from digseg_export.request import Request
 
 
-def export(model: Path | None, output: Path | None, dry_run: bool, as_json: bool, **options: Any) -> None:
+def export(
+    model: Path | None, output: Path | None, dry_run: bool, quiet: bool, as_json: bool, **options: Any
+) -> None:  # fmt: skip
     """Export a trained checkpoint to a verified ONNX bundle; `options` are the fields of `Request`."""
     from digseg_export.request import Request
 
@@ -26,7 +30,7 @@ def export(model: Path | None, output: Path | None, dry_run: bool, as_json: bool
     precision, format, layout = request.precision, request.format, request.layout
     request.check()
     if layout == "diffusers":
-        _few_step(request, model, output, dry_run, as_json)
+        _few_step(request, model, output, dry_run, quiet, as_json)
         return
     if format != "onnx":
         from digseg_export.to_tensorrt import require
@@ -37,22 +41,24 @@ def export(model: Path | None, output: Path | None, dry_run: bool, as_json: bool
     if dry_run:
         _dry_run(request, model, output or default_output(model, precision), as_json)
         return
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status("starting") as status:
-        done = export_bundle(model, precision, output, request.limits(), status.update, request.options())
-        engines = _engines(request, done.folder, status.update) if format != "onnx" else []
+    with shown(quiet) as progress:
+        done = export_bundle(model, precision, output, request.limits(), progress, request.options())
+        engines = _engines(request, done.folder, progress) if format != "onnx" else []
     if as_json:
         body = {**asdict(done), "folder": str(done.folder), "engines": [str(path) for path in engines]}
         print(json.dumps(body, indent=2))
         return
-    _print(Console(), done)
+    if not quiet:
+        _print(_console(), done)
     for path in engines:
         print(f"engine {path}")
+    print(f"{precision} bundle written to {done.folder} in {sum(done.seconds.values()):.1f} s; try it:")
+    print(f"  digseg segment PICTURE -p PROMPT -b {shlex.quote(str(done.folder))}")
 
 
-def _few_step(request: Request, model: Path | None, output: Path | None, dry_run: bool, as_json: bool) -> None:
+def _few_step(
+    request: Request, model: Path | None, output: Path | None, dry_run: bool, quiet: bool, as_json: bool
+) -> None:
     """Export the reference in diffusers' folder layout."""
     from digseg_export.few_step import MARKER, STAGES, check_few_step, export_few_step
     from digseg_export.publish import default_output
@@ -64,40 +70,58 @@ def _few_step(request: Request, model: Path | None, output: Path | None, dry_run
                 "files": [*(spec.file for spec in STAGES.values()), MARKER], "limits": vars(request.limits())}  # fmt: skip
         _say_plan(plan, as_json)
         return
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status("starting") as status:
-        done = export_few_step(model, request.precision, folder, request.limits(), status.update)
+    with shown(quiet) as progress:
+        done = export_few_step(model, request.precision, folder, request.limits(), progress)
     if as_json:
         print(json.dumps({**asdict(done), "folder": str(done.folder)}, indent=2))
         return
-    _print_checks(Console(), done)
-    Console().print(f"{request.precision} reference written to {done.folder} in {sum(done.seconds.values()):.1f} s")
+    if not quiet:
+        _print_checks(_console(), done)
+    print(f"{request.precision} reference written to {done.folder} in {sum(done.seconds.values()):.1f} s")
+
+
+def _console() -> Console:
+    """Where tables go; in a pipe or a narrow terminal they are as wide as they must be, never cut."""
+    from rich.console import Console
+
+    console = Console()
+    console.width = max(console.width, 132)
+    return console
 
 
 def _engines(request: Request, folder: Path, progress: Any) -> list[Path]:
-    from digseg_export.to_tensorrt import BuildOptions, build_engines, check_golden
+    from digseg_export.to_tensorrt import build_engines, check_golden
 
-    options = BuildOptions(request.workspace or 2048, request.builder_level or 3, request.timing_cache)
+    options = request.build_options()
     paths = build_engines(folder, options, progress)
     check_golden(folder, paths)
     return paths
 
 
 def _dry_run(request: Request, model: Path | None, output: Path, as_json: bool) -> None:
+    """Refuse what the export would refuse before its work, or say what it would do."""
     from digseg_engine.bundle import check_target
     from digseg_engine.model.config import DigsegConfig
     from digseg_engine.model.pretrained import BUNDLED
     from digseg_export.calibration import check_folder
-    from digseg_export.shelf import check_size
+    from digseg_export.shelf import check_complete, check_size, stride_of, weights_of
 
-    check_target(output)
-    config = DigsegConfig.load(model or BUNDLED)
-    if request.calibration:
+    folder = model or BUNDLED
+    replaces = check_target(output)
+    config = DigsegConfig.load(folder)
+    check_complete(folder)
+    if request.calibration is not None:
         check_folder(request.calibration)
-    check_size(model or BUNDLED, request.precision)
-    _say_plan({"model": config.name, **request.plan(output)}, as_json)
+    check_size(folder, request.precision)
+    profile = request.profile(config.image_size, stride_of(folder))
+    plan = {"model": config.name, **request.plan(output), "replaces": "an older bundle" if replaces else "nothing"}
+    if profile is not None:
+        plan["shapes"] = {end: {axis: getattr(span, end) for axis, span in profile.ranges.items()}
+                          for end in ("min", "opt", "max")}  # fmt: skip
+    if request.target is not None:
+        stored = sum(path.stat().st_size for path in weights_of(folder))
+        plan["memory plan"] = vars(request.memory(stored // 2))  # checkpoints hold two bytes a number
+    _say_plan(plan, as_json)
 
 
 def _say_plan(plan: dict[str, Any], as_json: bool) -> None:
@@ -105,8 +129,19 @@ def _say_plan(plan: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(plan, indent=2))
         return
     for name, value in plan.items():
-        print(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+        print(f"{name}: {_words(value)}")
     print("nothing was written (--dry-run)")
+
+
+def _words(value: Any) -> str:
+    """A value of the plan as people read it."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        pairs = [(name, _words(inner)) for name, inner in value.items() if inner is not None]
+        nested = any(isinstance(inner, dict) for inner in value.values())
+        return ("; " if nested else ", ").join(f"{name} {inner}" for name, inner in pairs)
+    return str(value)
 
 
 def _print_checks(console: Console, done: Any) -> None:
@@ -136,9 +171,17 @@ def _print(console: Console, done: Any) -> None:
         console.print(Text(f"  {file}: {_policy_line(words)}"))
     total = sum(done.seconds.values())
     steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in done.seconds.items())
-    console.print(
-        f"{done.precision} bundle written to {done.folder} in {total:.1f} s ({steps})", highlight=False, markup=False
-    )
+    console.print(f"  {verify_words(done)}", highlight=False, markup=False)
+    for answer in done.answers:
+        words = answer.reason or f"error {answer.error:.1e}, mask IoU {answer.iou:.4f}"
+        console.print(f"  written bundle, {answer.backend} at {answer.at}: {words}", highlight=False, markup=False)
+    console.print(f"  {total:.1f} s: {steps}", highlight=False, markup=False)
+
+
+def verify_words(done: Any) -> str:
+    from digseg_export.verify import evidence
+
+    return evidence(done.checks)
 
 
 def _policy_line(words: dict[str, Any]) -> str:
@@ -156,7 +199,8 @@ COMMAND = Command(
     options=(
         Option("model", "checkpoint directory", kind=Path, shown="the bundled digseg-tiny"),
         Option("--precision", "fp32, fp16, bf16, int8 or fp8", default="fp16", metavar="NAME"),
-        Option("--output -o", "bundle to write", kind=Path, shown="MODEL-PRECISION", metavar="FOLDER"),
+        Option("--output -o", "bundle to write", kind=Path, shown="MODEL-PRECISION, RUN-PRECISION of runs/RUN/checkpoint",
+               metavar="FOLDER"),
         Option("--format", "onnx; all: also build TensorRT engines here; tensorrt: the same", default="onnx", metavar="NAME"),
         Option("--target", "device whose on-device build script to add, as jetson-orin", metavar="DEVICE"),
         Option("--imgsz --size", "fixed picture size: 512, or HEIGHTxWIDTH", metavar="SIZE"),
@@ -179,11 +223,12 @@ COMMAND = Command(
         Option("--builder-optimization-level", "0 to 5", kind=int, into="builder_level"),
         Option("--layout", "bundle; diffusers: the few-step reference, for optimum", default="bundle", metavar="NAME"),
         Option("--dry-run", "check the arguments, say what would be done", kind=bool, default=False),
+        Option("--quiet", "no progress and no tables", kind=bool, default=False),
         Option("--json", "print the result as JSON", kind=bool, default=False, into="as_json"),
     ),
     examples=(
         "digseg-export --precision fp16",
-        "digseg-export runs/mine/checkpoint -o mine-fp16",
+        "digseg-export runs/mine/checkpoint                      # to mine-fp16/",
         "digseg-export runs/mine/checkpoint --precision int8 --dry-run",
     ),
 )  # fmt: skip

@@ -1,9 +1,11 @@
-"""Progress and seconds of the steps of an export."""
+"""Progress and seconds of the steps of an export, and how they are shown."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 Progress = Callable[[str], None]
 
@@ -24,3 +26,37 @@ class Clock:
     def stop(self) -> None:
         if self._name:
             self.seconds[self._name] = time.perf_counter() - self._began
+
+
+@contextmanager
+def shown(quiet: bool) -> Iterator[Progress]:
+    """Steps on stderr with the seconds since the start: a line for each when piped, one line that changes on a terminal."""
+    if quiet:
+        yield lambda step: None
+        return
+    began = time.perf_counter()
+    if not sys.stderr.isatty():
+        yield _lines(began)
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    with Bar(SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(),
+             console=Console(stderr=True), transient=True) as bar:  # fmt: skip
+        task = bar.add_task("starting")
+        yield lambda step: bar.update(task, description=step)
+
+
+def _lines(began: float) -> Progress:
+    """One line for every step; what happens inside a step ("verify: ...") gives none."""
+    last = ""
+
+    def say(step: str) -> None:
+        nonlocal last
+        stage = step.split(": ", 1)[0]
+        if stage != last:
+            print(f"[{time.perf_counter() - began:6.1f} s] {stage}", file=sys.stderr, flush=True)
+        last = stage
+
+    return say

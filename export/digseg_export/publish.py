@@ -24,6 +24,7 @@ from digseg_export.graph_check import check_graph
 from digseg_export.manifest import manifest_of
 from digseg_export.plan import Plan, Traced, fix_shapes
 from digseg_export.precision import TYPES, check_precision
+from digseg_export.prove import Answer, prove, prove_large
 from digseg_export.shelf import Shelved, check_size, filled, is_large, open_shelved
 from digseg_export.stash import stash
 from digseg_export.to_onnx import example_inputs, export_segmenter, export_text_encoder, stages, strip
@@ -70,11 +71,18 @@ class Exported:
     sizes: dict[str, int]
     seconds: dict[str, float]
     policy: dict[str, Any]
+    answers: list[Answer]  # of the written bundle, by every backend that can run here
+
+
+PLAIN_NAMES = ("checkpoint", "model", "final", "best", "last")  # folders that say nothing about which model it is
 
 
 def default_output(model: Path | None, precision: str) -> Path:
-    """`digseg-tiny-fp16` in the current directory for the bundled model, `<model>-<precision>` otherwise."""
-    return Path(f"{(model or BUNDLED).resolve().name}-{precision}")
+    """In the current directory: `digseg-tiny-fp16` for the bundled model, `b200-fp16` for `runs/b200/checkpoint`, else
+    `<model>-<precision>`."""
+    folder = (model or BUNDLED).resolve()
+    named = folder.parent if folder.name in PLAIN_NAMES and folder.parent.name else folder
+    return Path(f"{named.name}-{precision}")
 
 
 def export_bundle(
@@ -145,9 +153,22 @@ def publish(
         policy = {"format": "digseg.precision/1", **plan.report()}
         write_json(room / "precision.json", policy, sort_keys=True)
         finish(room, manifest_of(checkpoint, plan.report(), graphs, report(checks, limits, data), profile))
+        clock.start("open the written bundle and ask it")
+        answers = _prove(room, checkpoint, golden, profile, clock)
         sizes = {path.name: path.stat().st_size for path in sorted(room.iterdir())}
     clock.stop()
-    return Exported(target, precision, checks, limits, sizes, clock.seconds, plan.report())
+    return Exported(target, precision, checks, limits, sizes, clock.seconds, plan.report(), answers)
+
+
+def _prove(room: Path, checkpoint: Checkpoint, golden: Sample, profile: Profile | None, clock: Clock) -> list[Answer]:
+    """The finished folder answers as its user will ask it: the golden sample and every other corner of the profile."""
+    if isinstance(checkpoint, Shelved):
+        return prove_large(room, golden)
+    ends = {"min": "the smallest shape", "max": "the largest shape"} if profile else {}
+    if profile and all(span.static for span in profile.ranges.values()):
+        ends = {}
+    corners = {words: shaped_sample(checkpoint, profile, end) for end, words in ends.items() if profile}
+    return prove(room, golden, corners, clock.detail)
 
 
 def _store(checkpoint: Checkpoint, traced: Traced, room: Path, precision: str, clock: Clock) -> Path | None:

@@ -25,6 +25,7 @@ INT8_MAX, FP8_MAX = 127.0, 448.0
 LAYERS = ("Conv", "MatMul", "Gemm")
 STORED_HALF = 1024  # constants of this many bytes and more that stay float are stored in fp16 behind a Cast
 LIMIT = {"int8": 0.08, "fp8": 0.08}  # relative error of a graph's outputs on the calibration data
+TINY = "smallest.size"  # the name of a constant in the graph that measures
 QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -183,6 +184,7 @@ def layer_errors(
     graph.CopyFrom(model)
     have = {t.name for t in model.graph.initializer}
     graph.graph.initializer.extend(t for t in full.graph.initializer if t.name not in have)
+    graph.graph.initializer.append(numpy_helper.from_array(np.float32(1e-30), TINY))
     makers = {name: node for node in full.graph.node if node.op_type in QUANTISERS for name in node.output}
     done: set[str] = set()
     chosen = set(names)
@@ -199,12 +201,19 @@ def layer_errors(
             helper.make_node("Sub", [twin.output[0], plain], [gap]),
             helper.make_node("ReduceL2", [gap], [top], keepdims=0),
             helper.make_node("ReduceL2", [plain], [bottom], keepdims=0),
-            helper.make_node("Div", [top, bottom], [ratio]),
+            helper.make_node("Max", [bottom, TINY], [f"{bottom}.kept"]),  # a layer that answers zeros loses nothing of it
+            helper.make_node("Div", [top, f"{bottom}.kept"], [ratio]),
         ])  # fmt: skip
         graph.graph.output.append(helper.make_tensor_value_info(ratio, TensorProto.FLOAT, []))
     run = session(graph, optimise=False)  # optimised, Q/DQ of the twins would be fused into the float layers' inputs
     losses = [run.run([f"{name}.error" for name in names], feed) for feed in feeds]
-    return {name: float(np.nan_to_num(max(loss[i] for loss in losses), nan=0.0)) for i, name in enumerate(names)}
+    return {name: worst([float(loss[i]) for loss in losses]) for i, name in enumerate(names)}
+
+
+def worst(losses: list[float]) -> float:
+    """The largest loss over the feeds. A layer whose quantised output is not a number loses all there is; `max` alone would
+    keep or drop a NaN by its place in the list."""
+    return max(float("inf") if np.isnan(loss) else loss for loss in losses)
 
 
 def _copy_chain(graph: onnx.ModelProto, makers: dict[str, NodeProto], done: set[str], name: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from digseg_engine.errors import UsageError
 from digseg_engine.runtime.profile import Profile, make_profile, parse_shapes
 from digseg_export.precision import check_precision
-from digseg_export.targets import build_script, find_target, memory_plan
+from digseg_export.targets import MemoryPlan, build_script, find_target, memory_plan
 
 FORMATS = ("onnx", "tensorrt", "all")
 LAYOUTS = ("bundle", "diffusers")
@@ -47,7 +47,7 @@ class Request:
             raise UsageError(f"unknown format {self.format!r}; expected one of {', '.join(FORMATS)}")
         if self.layout not in LAYOUTS:
             raise UsageError(f"unknown layout {self.layout!r}; expected one of {', '.join(LAYOUTS)}")
-        if self.target:
+        if self.target is not None:
             find_target(self.target, self.precision)
         self._check_shapes()
         for given, option, applies, reason in self._conditions():
@@ -60,6 +60,8 @@ class Request:
                 raise UsageError(f"{option} is {value}; expected 0 or more")
         if self.min_iou is not None and not 0 <= self.min_iou <= 1:
             raise UsageError(f"--min-iou is {self.min_iou}; expected 0 to 1")
+        if self.workspace is not None and self.workspace < 1:
+            raise UsageError(f"--workspace is {self.workspace}; expected 1 or more MiB")
         if self.builder_level is not None and not 0 <= self.builder_level <= 5:
             raise UsageError(f"--builder-optimization-level is {self.builder_level}; expected 0 to 5")
 
@@ -67,6 +69,7 @@ class Request:
         p, half = self.precision, self.precision in ("fp16", "bf16")
         builds = self.format != "onnx" or self.target is not None
         engine = "it is for building an engine; add --format all or --target"
+        data = self.calibration is not None
         bundle, free = (
             self.layout == "bundle",
             "the diffusers layout holds the few-step reference with free shapes, for ",
@@ -74,31 +77,32 @@ class Request:
         return [
             (self.sizes(), "a shape option", bundle, f"{free}ONNX Runtime"),
             (builds, "--format or --target", bundle, f"{free}ONNX Runtime"),
-            (self.calibration or self.auto_islands or self.islands != "measured", "a calibration or island option", bundle,
+            (data or self.auto_islands or self.islands != "measured", "a calibration or island option", bundle,
              "islands of the diffusers layout are decided by operator kind"),
-            (self.calibration, "--calibration", p != "fp32" and p != "bf16", f"{p} measures nothing; use fp16, int8 or fp8"),
+            (data, "--calibration", p != "fp32" and p != "bf16", f"{p} measures nothing; use fp16, int8 or fp8"),
             (self.auto_islands, "--auto-islands", half, f"{p} has no float32 islands; use fp16 or bf16"),
             (self.islands != "measured", "--islands", p == "fp16", f"ranges are measured for fp16 only, not for {p}"),
-            (self.workspace, "--workspace", builds, engine),
-            (self.timing_cache, "--timing-cache", self.format != "onnx", "no engine is built; add --format all"),
+            (self.workspace is not None, "--workspace", builds, engine),
+            (self.timing_cache is not None, "--timing-cache", self.format != "onnx", "no engine is built; add --format all"),
             (self.builder_level is not None, "--builder-optimization-level", builds, engine),
-            (self.target, "--target", self.format == "onnx", "the script builds on the device; --format builds here"),
+            (self.target is not None, "--target", self.format == "onnx", "the script builds on the device; --format builds here"),
         ]  # fmt: skip
 
     def _check_shapes(self) -> None:
-        short = [o for v, o in ((self.imgsz, "--imgsz"), (self.batch, "--batch"), (self.prompts, "--prompts")) if v]
-        if short and (self.min_shapes or self.opt_shapes or self.max_shapes):
+        short = [o for v, o in ((self.imgsz, "--imgsz"), (self.batch, "--batch"), (self.prompts, "--prompts"))
+                 if v is not None]  # fmt: skip
+        if short and any(text is not None for text in (self.min_shapes, self.opt_shapes, self.max_shapes)):
             raise UsageError(f"{', '.join(short)} and --min/opt/maxShapes both set shapes; give one kind")
         self.sizes()
 
     def sizes(self) -> tuple[dict[str, int], dict[str, int], dict[str, int]] | None:
         """(min, opt, max) sizes by axis, or None when no shape option was given."""
         spelled = [(self.min_shapes, "--minShapes"), (self.opt_shapes, "--optShapes"), (self.max_shapes, "--maxShapes")]
-        if any(text for text, _ in spelled):
-            low, usual, high = (parse_shapes(text, option) if text else {} for text, option in spelled)
+        if any(text is not None for text, _ in spelled):
+            low, usual, high = ({} if text is None else parse_shapes(text, option) for text, option in spelled)
             return low, usual, high
         fixed: dict[str, int] = {}
-        if self.imgsz:
+        if self.imgsz is not None:
             sides = self.imgsz.lower().split("x")
             if len(sides) > 2 or not all(side.isdigit() for side in sides):
                 raise UsageError(f"--imgsz is {self.imgsz!r}; expected pixels such as 512, or HEIGHTxWIDTH")
@@ -126,6 +130,17 @@ class Request:
             found = replace(found, iou=self.min_iou)
         return replace(found, absolute=self.atol)
 
+    def build_options(self) -> Any:
+        """How engines are built: what was not given is the builder's default; 0 is a level like any other."""
+        from digseg_export.to_tensorrt import BuildOptions
+
+        given: dict[str, Any] = {
+            "workspace_mib": self.workspace,
+            "level": self.builder_level,
+            "timing_cache": self.timing_cache,
+        }
+        return BuildOptions(**{name: value for name, value in given.items() if value is not None})
+
     def options(self) -> Any:
         """What `export_bundle` needs beside model, precision and limits."""
         from digseg_export.publish import Options
@@ -137,13 +152,16 @@ class Request:
                        self.islands == "measured", self._script if self.target else None)  # fmt: skip
 
     def _script(self, checkpoint: Any, profile: Profile | None) -> dict[str, bytes]:
+        parts = (checkpoint.student, checkpoint.vae, checkpoint.text_encoder)
+        plan = self.memory(sum(p.numel() for m in parts for p in m.parameters()))
         target = find_target(str(self.target), self.precision)
-        parameters = sum(
-            p.numel() for m in (checkpoint.student, checkpoint.vae, checkpoint.text_encoder) for p in m.parameters()
-        )
-        width = {"fp32": 4, "fp16": 2, "bf16": 2}.get(self.precision, 1)
-        plan = memory_plan(target, parameters * width >> 20, self.workspace, self.builder_level)
         return {f"build-{target.name}.sh": build_script(target, plan, profile, self.precision).encode()}
+
+    def memory(self, parameters: int) -> MemoryPlan:
+        """What a build of so many parameters may use on the target."""
+        width = {"fp32": 4, "fp16": 2, "bf16": 2}.get(self.precision, 1)
+        target = find_target(str(self.target), self.precision)
+        return memory_plan(target, parameters * width >> 20, self.workspace, self.builder_level)
 
     def plan(self, output: Path) -> dict[str, Any]:
         """The --dry-run answer: what would be written where, with which limits."""

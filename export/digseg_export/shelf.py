@@ -6,6 +6,7 @@ where its numbers lie, and `filled` or `reading` put them in, in float32, for as
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -64,6 +65,25 @@ def is_large(folder: Path) -> bool:
     return sum(path.stat().st_size for path in weights_of(folder) if path.is_file()) > LARGE
 
 
+def check_complete(folder: Path) -> None:
+    """Raises CheckpointError for the first file that an export reads and that is not there."""
+    for path in [*(folder / part for part in PARTS), *weights_of(folder)]:
+        if not path.is_file():
+            raise CheckpointError(f"{path} not found; expected a complete checkpoint as written by `digseg train`")
+
+
+def stride_of(folder: Path) -> int:
+    """`Checkpoint.stride` from the configurations alone. Raises CheckpointError when they cannot be read."""
+    try:
+        blocks = [len(json.loads((folder / part / "config.json").read_text())[key])
+                  for part, key in (("vae", "block_out_channels"), ("unet", "down_block_types"))]  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"a configuration of {folder} cannot be read: {error!r}; restore it from where it came"
+        ) from error
+    return int(2 ** (sum(blocks) - 2))
+
+
 def check_size(folder: Path, precision: str) -> None:
     """Raises UsageError for a precision that a large checkpoint is not exported in."""
     if precision in ("int8", "fp8") and is_large(folder):
@@ -77,9 +97,7 @@ def open_shelved(folder: Path) -> Shelved:
     """A checkpoint directory with its large weights left on disk. Raises CheckpointError naming what is missing."""
     quiet_libraries()
     config = DigsegConfig.load(folder)
-    for path in [*(folder / part for part in PARTS), *weights_of(folder)]:
-        if not path.is_file():
-            raise CheckpointError(f"{path} not found; expected a complete checkpoint as written by `digseg train`")
+    check_complete(folder)
     with init_empty_weights(include_buffers=False):
         kind = autoencoder_class(folder / "vae")
         vae = kind.from_config(kind.load_config(folder / "vae"))

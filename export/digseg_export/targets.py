@@ -64,7 +64,7 @@ def memory_plan(target: Target, weights_mib: int, workspace_mib: int | None, lev
     The build holds the weights about three times (file, network, plan) beside the workspace; 1 GiB more is for CUDA.
     """
     share = target.memory_gb * 1024 // (8 if target.shared else 4)
-    workspace = workspace_mib or max(256, min(share, 4096))
+    workspace = max(256, min(share, 4096)) if workspace_mib is None else workspace_mib
     chosen = (2 if target.memory_gb <= 8 and target.shared else 3) if level is None else level
     return MemoryPlan(workspace, chosen, workspace + 3 * weights_mib + 1024)
 

@@ -29,6 +29,7 @@ from digseg_export.to_onnx import Stages
 Array = NDArray[Any]
 SCENES_PER_DOMAIN = 4
 PROMPTS = 5
+ENOUGH = 10  # pairs with something there, below which the masks are called too little evidence
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison with PyTorch float32. `iou` is the mean over (picture, prompt) pairs; both masks empty counts 1."""
+    """One comparison with PyTorch float32. `iou` is the mean over the (picture, prompt) pairs in which one of the two masks
+    holds something, None when there is none: agreement on nothing says nothing. `pairs` counts them, `empty` the others."""
 
     stage: str
     graph: str
@@ -76,6 +78,7 @@ class Check:
     worst_iou: float | None = None
     pairs: int = 0
     label_agreement: float | None = None  # share of pixels whose best prompt (or background) is the same
+    empty: int = 0
 
 
 @torch.no_grad()
@@ -98,21 +101,26 @@ def _sample(checkpoint: Checkpoint, domain: str, count: int) -> Sample:
 
 
 @torch.no_grad()
-def shaped_sample(checkpoint: Checkpoint, profile: Profile) -> Sample:
-    """One sample at the usual shape of a profile: what a graph with fixed axes is checked with, and its golden sample."""
-    count, prompts, rows, columns = (profile.ranges[axis].opt for axis in "BKHW")
+def shaped_sample(checkpoint: Checkpoint, profile: Profile, end: str = "opt") -> Sample:
+    """One sample at the "min", "opt" or "max" of a profile: what a graph with fixed axes is checked with; the one at "opt"
+    is its golden sample."""
+    count, prompts, rows, columns, tokens = (getattr(profile.ranges[axis], end) for axis in "BKHWL")
     scenes = [scene(90_000 + i, DOMAINS[i % len(DOMAINS)], min(max(rows, columns), 2048), "test") for i in range(count)]
     cut = [np.pad(one.image, ((0, rows), (0, columns), (0, 0)), "wrap")[:rows, :columns] for one in scenes]
     image = np.stack([pixels.transpose(2, 0, 1) / 127.5 - 1 for pixels in cut]).astype(np.float32)
     names = [*dict.fromkeys(name for one in scenes for name in one.names()), "zebra"]
-    return _answer(checkpoint, scenes[0].domain, image, tuple(names[i % len(names)] for i in range(prompts)),
-                   profile.ranges["L"].min)  # fmt: skip
+    return _answer(checkpoint, scenes[0].domain, np.ascontiguousarray(image),
+                   tuple(names[i % len(names)] for i in range(prompts)), tokens)  # fmt: skip
 
 
 def _answer(checkpoint: Checkpoint, domain: str, image: Array, prompts: tuple[str, ...], tokens: int = 0) -> Sample:
+    """PyTorch's float32 answer. tokens: length of every prompt, where padding allows it (0: the tokenizer's own)."""
     ids, mask = checkpoint.tokenizer.encode(prompts)
-    missing = max(0, tokens - ids.shape[1])
-    ids, mask = np.pad(ids, ((0, 0), (0, missing)), "edge"), np.pad(mask, ((0, 0), (0, missing)))
+    if tokens:
+        length = max(tokens, int(mask.sum(1).max()))
+        missing = max(0, length - ids.shape[1])
+        ids = np.ascontiguousarray(np.pad(ids, ((0, 0), (0, missing)), "edge")[:, :length])
+        mask = np.ascontiguousarray(np.pad(mask, ((0, 0), (0, missing)))[:, :length])
     x = torch.from_numpy(image)
     with computing(checkpoint):
         text = checkpoint.text_encoder(torch.from_numpy(ids)).last_hidden_state
@@ -226,8 +234,11 @@ def compare(stage: str, graph: str, pairs: list[tuple[Array, Array]], masks: boo
     if not masks:
         return Check(*numbers)
     ious = np.concatenate([pair_iou(a > 0, b > 0) for a, b in pairs])
+    telling = np.concatenate([((a > 0) | (b > 0)).any((-2, -1)).ravel() for a, b in pairs])
+    ious, empty = ious[telling], int((~telling).sum())
     same = float(np.concatenate([(labels(a) == labels(b)).ravel() for a, b in pairs]).mean())
-    return Check(*numbers, float(ious.mean()), float(ious.min()), len(ious), same)
+    mean, worst = (float(ious.mean()), float(ious.min())) if len(ious) else (None, None)
+    return Check(*numbers, mean, worst, len(ious), same, empty)
 
 
 def labels(logits: Array) -> NDArray[np.int64]:
@@ -251,9 +262,22 @@ def judge(check: Check, limits: Limits) -> None:
                       f"{limits.iou} expected (--min-iou); {end}", check)  # fmt: skip
 
 
+def evidence(checks: list[Check]) -> str:
+    """On how many masks the agreement rests, and whether that is enough, in words."""
+    pairs, empty = max(((c.pairs, c.empty) for c in checks if c.stage == "end to end"), default=(0, 0))
+    words = f"{pairs} of {pairs + empty} (picture, prompt) pairs show something"
+    if pairs >= ENOUGH:
+        return words
+    return (
+        f"too little evidence: {words}, at least {ENOUGH} expected; numbers were compared, masks hardly; give pictures of "
+        "your own with --verify-data FOLDER"
+    )
+
+
 def report(checks: list[Check], limits: Limits, data: list[Sample]) -> dict[str, Any]:
     """The verification as written into the manifest."""
     return {
+        "evidence": evidence(checks),
         "reference": f"PyTorch {torch.__version__} float32",
         "data": f"{len(data[0].image)} test scenes of each of {', '.join(s.domain for s in data)}, {PROMPTS} prompts each",
         "limits": asdict(limits),

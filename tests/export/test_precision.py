@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from digseg_engine.errors import UsageError, VerificationError
 from digseg_export.graph_check import check_graph
 from digseg_export.precision import Policy, check_precision, last_layer, to_precision, widen
+from digseg_export.quantize import worst
 
 IO = {"x": "float32", "t": "graph", "y": "float32"}
 
@@ -140,3 +141,8 @@ def test_graph_check_refuses_what_other_runtimes_cannot_read(tmp_path):
     norm.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "s"))
     with pytest.raises(VerificationError):
         check_graph(save(norm, tmp_path / "norm.onnx"))
+
+
+def test_a_layer_that_gives_no_number_is_the_most_sensitive_one():
+    nan = float("nan")
+    assert worst([nan, 0.1]) == worst([0.1, nan]) == float("inf") and worst([0.1, 0.3]) == pytest.approx(0.3)

@@ -11,6 +11,7 @@ from digseg_engine.errors import InputError, UsageError
 from digseg_engine.runtime.profile import Profile, Range, make_profile, parse_shapes
 from digseg_export.request import Request
 from digseg_export.targets import TARGETS, build_script, find_target, memory_plan
+from digseg_export.to_tensorrt import BuildOptions
 
 FULL = "segmenter.image:1x3x256x320,segmenter.text_keys:5x3x4x16x16"
 
@@ -31,6 +32,12 @@ FULL = "segmenter.image:1x3x256x320,segmenter.text_keys:5x3x4x16x16"
         ({"timing_cache": Path("t"), "target": "desktop"}, "--timing-cache does not apply: no engine is built"),
         ({"target": "desktop", "format": "all"}, "--target does not apply"),
         ({"target": "desktop", "builder_level": 9}, "--builder-optimization-level is 9; expected 0 to 5"),
+        ({"target": "desktop", "workspace": 0}, "--workspace is 0; expected 1 or more MiB"),
+        ({"workspace": 0}, "--workspace does not apply"),
+        ({"target": ""}, "unknown target ''"),
+        ({"imgsz": ""}, "--imgsz is ''; expected pixels"),
+        ({"min_shapes": ""}, "--minShapes: unknown input ''"),
+        ({"batch": 0, "opt_shapes": FULL}, "--batch and --min/opt/maxShapes both set shapes"),
         ({"imgsz": "big"}, "--imgsz is 'big'; expected pixels such as 512, or HEIGHTxWIDTH"),
         ({"batch": 0}, "--batch is 0"),
         ({"imgsz": "64", "opt_shapes": FULL}, "--imgsz and --min/opt/maxShapes both set shapes"),
@@ -60,6 +67,14 @@ def test_what_applies_is_accepted():
     limits = Request(atol=0.5, rtol=0.1, min_iou=0.9).limits()
     assert (limits.absolute, limits.relative, limits.iou) == (0.5, 0.1, 0.9)
     assert Request(precision="int8").limits().absolute is None
+
+
+@pytest.mark.parametrize("level", range(6))
+def test_every_builder_level_is_the_one_that_was_asked_for(level):
+    built = Request(format="all", builder_level=level, workspace=1).build_options()
+    assert (built.level, built.workspace_mib) == (level, 1)
+    assert Request(format="all").build_options() == BuildOptions()
+    assert memory_plan(TARGETS["desktop"], 100, 1, level).builder_level == level
 
 
 def test_shapes_in_trtexecs_spelling_become_one_range_per_axis():
@@ -138,7 +153,8 @@ def test_a_dry_run_says_what_would_be_written_and_writes_nothing(nano_folder, tm
     assert done.returncode == 0 and plan["model"] == "nano" and plan["precision"] == "int8"
     assert plan["output"] == "nano-int8" and "build-jetson-orin.sh" in plan["files"]
     assert (
-        plan["shapes"]["max"] == {"H": 64, "W": 64} and plan["limits"]["iou"] == Request(precision="int8").limits().iou
+        plan["shapes"]["max"] == {"B": 1, "K": 16, "L": 77, "H": 64, "W": 64}
+        and plan["limits"]["iou"] == Request(precision="int8").limits().iou
     )
     assert "nothing was written" in run_command(*command, cwd=tmp_path / "empty").stdout
     assert list((tmp_path / "empty").iterdir()) == []
@@ -152,3 +168,47 @@ def test_an_engine_cannot_be_asked_for_where_tensorrt_is_missing(tmp_path):
         done = run_command("digseg-export", "--format", "tensorrt", cwd=tmp_path)
         assert done.returncode == 1 and "backend tensorrt cannot run here" in done.stderr
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(("--imgsz", "500"), "expected a multiple of the model's stride"), (("-o", "extension"), "is not ours"),
+     (("-o", "."), "the working directory"), (("--layout", "diffusers", "-o", "extension"), "missing or not ours")],
+)  # fmt: skip
+def test_a_dry_run_refuses_what_the_export_refuses(tmp_path, monkeypatch, capsys, options, words):
+    pytest.importorskip("onnx")
+    from digseg_engine.commands.main import run_command as run
+    from digseg_export.cli import COMMAND
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "extension").mkdir()
+    (tmp_path / "extension" / "manifest.json").write_text('{"manifest_version": 3}')
+    (tmp_path / "extension" / "model_index.json").write_text("{}")
+    with pytest.raises(UsageError, match=words):
+        run(COMMAND, COMMAND.name, [*options, "--dry-run"])
+    assert [p.name for p in tmp_path.iterdir()] == ["extension"] and capsys.readouterr().out == ""
+
+
+def test_every_run_exports_to_a_name_of_its_own():
+    pytest.importorskip("onnx")
+    from digseg_export.publish import default_output
+
+    assert default_output(None, "fp16") == Path("digseg-tiny-fp16")
+    assert default_output(Path("runs/b200/checkpoint"), "int8") == Path("b200-int8")
+    assert default_output(Path("runs/mine"), "fp16") == Path("mine-fp16")
+
+
+def test_progress_in_a_pipe_is_one_line_for_every_step(capsys):
+    from digseg_export.clock import Clock, shown
+
+    with shown(quiet=False) as progress:
+        clock = Clock(progress)
+        clock.start("verify")
+        clock.detail("objects")
+        clock.detail("crops")
+        clock.start("check graphs")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("] ")[1] for line in lines] == ["verify", "check graphs"] and " s] " in lines[0]
+    with shown(quiet=True) as progress:
+        progress("verify")
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,124 @@
+"""The last step of an export is what its user does first: open the written folder and ask it.
+
+Every backend that can run here answers the golden sample as read back from the file, and samples at the other corners of
+the shape profile. A wrong answer, or no right one, and nothing is published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
+from digseg_engine.errors import DigsegError, VerificationError
+from digseg_engine.runtime.backends import Backend, kinds
+from digseg_engine.runtime.backends.ort_backend import wide_name
+from digseg_engine.runtime.choice import judge, look, verdict_of
+from digseg_engine.runtime.source import Golden, Source, open_source
+from digseg_export.verify import Graphs, Sample, compare
+
+GOLDEN = "the golden sample"
+Corners = dict[str, Sample]  # "the smallest shape" -> what PyTorch answers there
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one backend answered: relative L2 error and mean mask IoU; `reason`: why it could not, "" when it was right."""
+
+    backend: str
+    at: str
+    error: float | None = None
+    iou: float | None = None
+    reason: str = ""
+
+
+def prove(room: Path, golden: Sample, corners: Corners, progress: Callable[[str], None]) -> list[Answer]:
+    """Open the written bundle and let every backend that can run here answer. Raises VerificationError for a wrong one,
+    for one that answers the golden sample but fails at another corner, and when none answers at all."""
+    source = open_source(room)
+    _same(source.golden, golden)
+    answers: list[Answer] = []
+    for kind in kinds().values():
+        if look(kind, source).usable:
+            progress(f"{kind.name} answers {GOLDEN}")
+            answers += _ask(kind.name, lambda kind=kind: kind.create(source), source, corners, progress)  # type: ignore[misc]
+    if not any(answer.at == GOLDEN and not answer.reason for answer in answers):
+        said = "; ".join(f"{answer.backend}: {answer.reason}" for answer in answers) or "none can run here"
+        raise VerificationError(f"no backend answers the written bundle ({said}); nothing was published; install "
+                                "onnxruntime, or see `digseg doctor`")  # fmt: skip
+    return answers
+
+
+def _same(found: Golden, written: Sample) -> None:
+    """The golden sample that a reader gets is the one that PyTorch answered: numbers, not shapes."""
+    pictures, prompts = found.logits.shape[:2]
+    for name, want in (
+        ("image", written.image[:pictures]), ("token_ids", written.token_ids[:prompts]),
+        ("token_mask", written.token_mask[:prompts]), ("logits", written.logits[:pictures, :prompts]),
+    ):  # fmt: skip
+        if not np.array_equal(getattr(found, name), want):
+            raise VerificationError(f"golden.safetensors does not hold the {name} that was written; nothing was published; "
+                                    "use another release of safetensors and report it")  # fmt: skip
+
+
+def _ask(
+    name: str, create: Callable[[], Backend], source: Source, corners: Corners, progress: Callable[[str], None]
+) -> list[Answer]:
+    """One backend at every corner. One that fails before its first answer is only noted: the machine is at fault."""
+    answers: list[Answer] = []
+    try:
+        backend = create()
+        answers.append(_judged(name, GOLDEN, *judge(backend, source.golden), source.golden))
+        for at, sample in corners.items():
+            progress(f"{name} answers at {at}")
+            answers.append(_judged(name, at, *judge(backend, as_golden(sample, source.golden)), source.golden))
+    except VerificationError:
+        raise
+    except Exception as error:  # a driver, a library, the memory: whatever a backend of others raises
+        if answers or isinstance(error, MemoryError):
+            at = list(corners)[len(answers) - 1] if answers else GOLDEN
+            raise VerificationError(f"the written bundle fails in {name} at {at}: {_line(error)}; nothing was "
+                                    "published") from error  # fmt: skip
+        answers.append(Answer(name, GOLDEN, reason=_line(error)))
+    return answers
+
+
+def as_golden(sample: Sample, limits: Golden) -> Golden:
+    """A sample in the form that backends are judged by."""
+    return Golden(np.ascontiguousarray(sample.image), sample.token_ids, sample.token_mask, sample.logits,
+                  limits.relative, limits.iou)  # fmt: skip
+
+
+def _judged(name: str, at: str, error: float, iou: float, golden: Golden) -> Answer:
+    right, reason = verdict_of(error, iou, golden)
+    if not right:
+        raise VerificationError(f"the written bundle is {reason.replace('the golden sample', at)} in {name}; nothing was "
+                                "published")  # fmt: skip
+    return Answer(name, at, error, iou)
+
+
+def prove_large(room: Path, golden: Sample) -> list[Answer]:
+    """Of a large model only the golden sample, on graphs that map their weights: a session as a user makes it would hold
+    all of them in float32 (see `docs/export.md`)."""
+    source = open_source(room)
+    _same(source.golden, golden)
+    held = source.golden
+    read = replace(golden, image=held.image, token_ids=held.token_ids, token_mask=held.token_mask, logits=held.logits)
+    names = [twin if (room / twin).is_file() else spec.file
+             for spec in (TEXT_ENCODER, SEGMENTER) for twin in [wide_name(spec)]]  # fmt: skip
+    graphs = Graphs(str(room / names[0]), str(room / names[1]), (names[0], names[1]), room)
+    check = compare("written bundle", names[1], [(held.logits, graphs.segment(read, *graphs.encode(read)))])
+    iou = 1.0 if check.iou is None else check.iou
+    return [_judged("onnxruntime, weights mapped", GOLDEN, check.relative, iou, held)]
+
+
+def _line(error: BaseException) -> str:
+    return " ".join((str(error) if isinstance(error, DigsegError) else repr(error)).split())
+
+
+def plain(answers: list[Answer]) -> list[dict[str, Any]]:
+    return [vars(answer) for answer in answers]

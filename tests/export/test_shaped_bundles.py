@@ -1,0 +1,124 @@
+"""Every shape option in every precision: what is published answers a user at its smallest, usual and largest shape."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from digseg_engine.bundle import open_bundle
+from digseg_engine.errors import VerificationError
+from digseg_engine.model.pretrained import load_checkpoint
+from digseg_engine.runtime.backends import kinds
+from digseg_engine.runtime.choice import judge
+from digseg_engine.runtime.profile import Profile
+from digseg_engine.runtime.source import open_source
+from digseg_export import calibration as calibrating
+from digseg_export import prove as proving
+from digseg_export import publish as publishing
+from digseg_export import verify as verifying
+from digseg_export.clock import Clock
+from digseg_export.request import Request
+from digseg_export.verify import LIMITS, shaped_sample
+
+SHAPES = {
+    "imgsz": {"imgsz": "64x96"},
+    "batch": {"batch": 2},
+    "prompts": {"prompts": 5},
+    "profile": {"min_shapes": "segmenter.image:1x3x32x64,segmenter.token_mask:1x8",
+                "opt_shapes": "segmenter.image:1x3x64x64,segmenter.token_mask:3x16",
+                "max_shapes": "segmenter.image:2x3x96x64,segmenter.token_mask:7x32"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def traced(pico_folder):
+    """The checkpoint and its graphs, traced once for all exports of this file."""
+    checkpoint = load_checkpoint(pico_folder)
+    return checkpoint, publishing.trace(checkpoint, Clock(lambda step: None)), pico_folder
+
+
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch):
+    """One scene of each domain: what is tested here is the shapes."""
+    monkeypatch.setattr(verifying, "SCENES_PER_DOMAIN", 1)
+    monkeypatch.setattr(calibrating, "SCENES_PER_DOMAIN", 1)
+
+
+def export(traced, target: Path, precision: str, options: dict) -> publishing.Exported:
+    checkpoint, graphs, folder = traced
+    request = Request(precision=precision, **options)
+    limits = replace(LIMITS[precision], iou=0.5)  # random weights: masks of a few pixels
+    tokenizer = (folder / "tokenizer" / "tokenizer.json").read_bytes()
+    return publishing.publish(
+        checkpoint, graphs, tokenizer, target, precision, limits, Clock(lambda step: None), request.options()
+    )
+
+
+CASES = [pytest.param(shapes, precision, marks=() if (shapes, precision) == ("profile", "fp16") else pytest.mark.slow)
+         for shapes in SHAPES for precision in ("fp32", "fp16", "bf16", "int8")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shapes", "precision"), CASES)
+def test_the_published_bundle_answers_at_every_corner(traced, tmp_path, shapes, precision):
+    done = export(traced, tmp_path / "b", precision, SHAPES[shapes])
+    profile = Profile.from_json(open_bundle(tmp_path / "b").manifest["shapes"])
+    source = open_source(tmp_path / "b")
+    backend = kinds()["onnxruntime"].create(source)
+    for end in ("min", "opt", "max"):
+        sample = shaped_sample(traced[0], profile, end)
+        asked = {axis: getattr(span, end) for axis, span in profile.ranges.items()}
+        assert sample.image.shape == (asked["B"], 3, asked["H"], asked["W"])
+        assert sample.token_mask.shape == (asked["K"], asked["L"])
+        error, _ = judge(backend, proving.as_golden(sample, source.golden))
+        assert error < LIMITS[precision].relative, end
+    held, usual = source.golden, shaped_sample(traced[0], profile)
+    assert np.array_equal(held.image, usual.image) and np.array_equal(held.token_ids, usual.token_ids)
+    assert {a.at for a in done.answers} == {proving.GOLDEN, "the smallest shape", "the largest shape"}
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "b").iterdir()} == {(tmp_path / "b").stat().st_mode & 0o666}
+
+
+def test_a_scrambled_golden_sample_is_not_published(traced, tmp_path, monkeypatch):
+    write = publishing.write_arrays
+
+    def scrambled(path, arrays, about):
+        image = arrays["image"]
+        write(path, {**arrays, "image": image.transpose(0, 2, 3, 1).reshape(image.shape)}, about)
+
+    monkeypatch.setattr(publishing, "write_arrays", scrambled)
+    with pytest.raises(VerificationError, match="does not hold the image that was written"):
+        export(traced, tmp_path / "b", "fp32", SHAPES["imgsz"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_fails_at_a_corner_is_not_published(traced, tmp_path, monkeypatch):
+    sample = shaped_sample
+
+    def outside(checkpoint, profile, end="opt"):
+        if end == "max":  # one row of blocks more than the profile of the bundle has
+            profile = Profile({**profile.ranges, "H": replace(profile.ranges["H"], max=profile.ranges["H"].max + 32)})
+        return sample(checkpoint, profile, end)
+
+    monkeypatch.setattr(publishing, "shaped_sample", outside)
+    with pytest.raises(VerificationError, match="at the largest shape"):
+        export(traced, tmp_path / "b", "fp32", SHAPES["profile"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_graphs_and_no_backend_at_all_are_not_published(traced, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(proving, "kinds", dict)
+        with pytest.raises(VerificationError, match="no backend answers the written bundle"):
+            export(traced, tmp_path / "b", "fp32", {})
+    fix = publishing.finish
+
+    def another(room, manifest):  # the graph of other weights slips in after the last check
+        other = json.loads(json.dumps(manifest))
+        other["verification"]["limits"]["relative"] = 0.0
+        fix(room, other)
+
+    monkeypatch.setattr(publishing, "finish", another)
+    with pytest.raises(VerificationError, match=r"wrong: error .* on the golden sample"):
+        export(traced, tmp_path / "b", "fp32", {})
+    assert list(tmp_path.iterdir()) == []
