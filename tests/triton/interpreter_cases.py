@@ -64,7 +64,7 @@ def test_text_injection_split(shape, dtype):
     assert_close_as_eager(run_text_injection(inputs), twins.text_injection(*inputs), exact)
 
 
-@pytest.mark.parametrize("arch", [87, 90, "plugin"])
+@pytest.mark.parametrize("arch", [87, 90])
 def test_text_injection_configurations(arch, monkeypatch):
     monkeypatch.setattr(text_injection, "architecture", lambda tensor: arch)
     shapes = [(1, 3, 40, 256, 64, 8, 16), (1, 2, 40, 64, 24, 8, 8), (1, 2, 20, 64, 24, 2, 77)]

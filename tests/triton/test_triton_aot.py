@@ -54,13 +54,6 @@ def test_no_kernel_breaks_a_limit(compiled):
         assert names == {"text_injection", "cross_attention", "latent_concat", "mask_argmax"}
 
 
-def test_plugin_kernels_stay_within_48_kib(compiled):
-    resources, _ = compiled
-    plugin = [row for (_, name), row in resources.items() if name.endswith("plugin")]
-    assert len(plugin) >= len(aot.ARCHITECTURES)
-    assert max(row["shared"] for row in plugin) <= 48 * 1024
-
-
 def test_jetpack_6_can_read_the_ptx(compiled):
     resources, _ = compiled
     orin = [row for (arch, _), row in resources.items() if arch == 87]
@@ -96,10 +89,10 @@ def test_integers_of_one_compile(case):
 
 def test_each_limit_can_fail():
     """A healthy result, spoilt one field at a time."""
-    case = next(c for c in cases(87) if c.plugin)
-    good = aot.Resources("x", 87, 128, 0, 48 * 1024, 9, 0, 4, len(case.signature) + 2, len(case.signature), 0, "8.5")
+    case = next(c for c in cases(87) if c.op == "text_injection")
+    good = aot.Resources("x", 87, 128, 0, 163 * 1024, 9, 0, 4, len(case.signature) + 2, len(case.signature), 0, "8.5")
     assert aot.problems(good, case) == []
-    spoilt = {"stack": 8, "shared": 48 * 1024 + 1, "wide_loads": 0, "narrow_loads": 99, "wide_stores": 0,
+    spoilt = {"stack": 8, "shared": 163 * 1024 + 1, "wide_loads": 0, "narrow_loads": 99, "wide_stores": 0,
               "parameters": 5, "scratch": 16, "ptx": "8.7"}  # fmt: skip
     for field, value in spoilt.items():
         assert len(aot.problems(replace(good, **{field: value}), case)) == 1, field
@@ -112,9 +105,3 @@ def test_cases_declare_the_parameters_of_the_kernels_in_order():
             names = case.kernel().arg_names
             assert list(case.signature) == [name for name in names if name not in case.constants], case.name
             assert set(case.constants) | set(case.signature) == set(names), case.name
-
-
-def test_plugin_parameter_order():
-    """Inputs, then integers, then outputs, and no floats: what a TensorRT ahead-of-time plugin passes."""
-    kinds = list(next(c for c in cases(87) if c.plugin).signature.values())
-    assert kinds == ["*fp16"] * 4 + ["*i1"] + ["i32"] * 3 + ["*fp16"]

@@ -25,7 +25,6 @@ from .aot_cases import Case, cases
 
 ARCHITECTURES = (80, 86, 87, 89, 90, 100, 120)
 SHARED_LIMIT = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may ask for
-PLUGIN_SHARED_LIMIT = 48  # KiB without opting in, which an engine plugin's launcher may not do
 PTX_VERSION = {87: 85}  # JetPack 6 carries CUDA 12.6
 HIDDEN_PARAMETERS = 2  # scratch pointers Triton appends; null, as both scratch sizes must be 0
 _ALIGNED = [["tt.divisibility", 16]]
@@ -119,7 +118,7 @@ def measure(case: Case, arch: int, unhinted: Collection[str] = ()) -> Resources:
 
 def problems(found: Resources, case: Case) -> list[str]:
     """Every limit that a compiled kernel breaks; empty means it passes."""
-    limit = 1024 * (PLUGIN_SHARED_LIMIT if case.plugin else SHARED_LIMIT[found.arch])
+    limit = 1024 * SHARED_LIMIT[found.arch]
     allowed_ptx = PTX_VERSION.get(found.arch)
     broken = {
         f"spills or local memory: {found.stack} bytes of stack per thread": found.stack > 0,
@@ -132,7 +131,7 @@ def problems(found: Resources, case: Case) -> list[str]:
         f"{found.parameters} parameters, expected {found.declared} + {HIDDEN_PARAMETERS}": (
             found.parameters != found.declared + HIDDEN_PARAMETERS
         ),
-        f"scratch memory {found.scratch} bytes, a plugin passes none": found.scratch > 0,
+        f"scratch memory {found.scratch} bytes, the launcher passes none": found.scratch > 0,
         f"PTX {found.ptx} is newer than {allowed_ptx}": (
             allowed_ptx is not None and int(found.ptx.replace(".", "")) > allowed_ptx
         ),

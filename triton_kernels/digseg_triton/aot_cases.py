@@ -27,7 +27,6 @@ class Case:
     wide_loads: int = 1
     narrow_loads: int = 8  # the token mask is bytes
     wide_stores: int = 1
-    plugin: bool = False
 
     def hinted(self) -> list[str]:
         """Parameters promised to be multiples of 16: all pointers, and the integers in `divisible`."""
@@ -40,11 +39,10 @@ class Case:
 
 
 def _text_injection(
-    arch: int | str,
+    arch: int,
     label: str,
     dtype: str,
     sizes: tuple[int, int, int, int, int],
-    plugin: bool = False,
 ) -> Case:
     """`sizes` = C, Co, H, D, L. Keys of an odd token count cannot be read 16 bytes at a time."""
     width, out_width, heads, depth, tokens = sizes
@@ -52,7 +50,7 @@ def _text_injection(
     config = choose(table, arch, bytes=_BYTES[dtype], width=width, tokens=tokens)
     data = "*" + dtype
     return Case(
-        name=f"text_injection {label} {dtype}" + (" plugin" if plugin else ""),
+        name=f"text_injection {label} {dtype}",
         op="text_injection",
         signature={
             "features_ptr": data,
@@ -69,7 +67,6 @@ def _text_injection(
         config=config,
         wide_loads=4,
         narrow_loads=8 if tokens % 8 == 0 else 1024,
-        plugin=plugin,
     )
 
 
@@ -135,18 +132,15 @@ def cases(arch: int, full: bool = False) -> list[Case]:
     sd21_split, tiny_split = (256, 64, 8, 32, 16), (64, 24, 4, 16, 8)
     core = [
         _text_injection(arch, "sd21 split", "fp16", sd21_split),
-        _text_injection("plugin", "sd21 split", "fp16", sd21_split, plugin=True),
         _cross_attention(arch, "fp16", 64),
         _latent_concat(arch, channels_last=True, step=True),
         _mask_argmax(arch),
     ]
     wider = [
         _text_injection(arch, "sd21", "fp16", sd21),
-        _text_injection("plugin", "sd21", "fp16", sd21, plugin=True),
         _text_injection(arch, "sd21 split", "bf16", sd21_split),
         _text_injection(arch, "sd21 split", "fp32", sd21_split),
         _text_injection(arch, "77 tokens split", "fp16", (256, 64, 8, 32, 77)),
-        _text_injection("plugin", "tiny split", "fp16", tiny_split, plugin=True),
         _cross_attention(arch, "fp16", 160),
         _cross_attention(arch, "fp32", 64),
         _latent_concat(arch, channels_last=False, step=False),
@@ -156,7 +150,6 @@ def cases(arch: int, full: bool = False) -> list[Case]:
         _text_injection(arch, "sd21", "fp32", sd21),
         _text_injection(arch, "tiny split", "fp16", tiny_split),
         _text_injection(arch, "tiny", "fp16", tiny),
-        _text_injection("plugin", "tiny", "fp16", tiny, plugin=True),
         _text_injection(arch, "77 tokens", "fp16", (256, 64, 8, 256, 77)),
         _text_injection(arch, "32 tokens split", "fp16", (256, 32, 8, 32, 32)),
         _text_injection(arch, "32 tokens", "fp16", (256, 32, 8, 256, 32)),

@@ -36,15 +36,15 @@ def nearest(known: list[int], wanted: int) -> int:
 
 
 @cache
-def choose(op: str, arch: int | str, **size: int) -> Config:
-    """Parameters for `op` on `arch` (such as 87, or "plugin") and sizes `bytes`, `width`, `tokens`.
+def choose(op: str, arch: int, **size: int) -> Config:
+    """Parameters for `op` on `arch` (such as 87) and sizes `bytes`, `width`, `tokens`.
 
     Raises LookupError where no rule is large enough: such a call belongs to the twin.
     """
     rules = table()[op]
     key = str(arch)
     if key not in rules:
-        key = str(nearest([int(name) for name in rules if name.isdigit()], int(arch) if key.isdigit() else 0))
+        key = str(nearest([int(name) for name in rules], arch))
     while isinstance(rules[key], str):  # an alias
         key = rules[key]
     for rule in rules[key]:

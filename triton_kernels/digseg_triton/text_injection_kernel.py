@@ -4,7 +4,7 @@ The text side is folded ahead of time, so a prompt costs two thin matrix product
 absorbed (`D = C`, every head reads all channels) and split (`D = C / H`, the features are queries already projected,
 once for all prompts, and head h reads its own D channels). A program owns one tile of the features and walks over
 several prompts; heads are taken in groups whose tokens stand side by side in one product. Parameter order (inputs,
-integers, output), no float scalars and no strides: what an ahead-of-time plugin can pass. Imports triton only; the
+integers, output), no float scalars and no strides. Imports triton only; the
 caller is `text_injection.py`.
 """
 
