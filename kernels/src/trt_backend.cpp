@@ -1,9 +1,9 @@
 // TensorRT, loaded with dlopen, over plans built on this machine. Written against the headers of TensorRT 10.3 and 11 and
 // compiled against both; not run by us yet.
 //
-// A plan is executable code. It is looked for in the bundle's engines/<key>/ folders only, with the sidecar JSON that the
-// Python builder writes (`digseg.engine/1`): its key must name this bundle's graph and precision, this TensorRT, driver and
-// GPU, and its SHA-256 must fit before the plan is deserialised.
+// A plan is executable code. It is looked for in the engines/<key>/ folders of this user's cache only, never in a bundle,
+// with the sidecar JSON that the Python builder writes (`digseg.engine/1`): its key must name this bundle's graph and precision,
+// this TensorRT, driver and GPU, and the bytes that are deserialised are those whose SHA-256 fits.
 #include "backend.hpp"
 #include "error.hpp"
 
@@ -31,9 +31,19 @@ std::string tensorrt_state(const Bundle&) { return ""; }
 #include "file.hpp"
 #include "half.hpp"
 #include "sha256.hpp"
+#include "verdict.hpp"
 
 namespace digseg {
 namespace {
+
+// Where plans are kept: this user's alone (0700), or nothing is taken from it.
+std::string plans_folder() {
+  const std::string cache = cache_folder(), folder = cache + "/engines";
+  if (cache.empty()) fail(DIGSEG_UNAVAILABLE, "this user has no cache folder for plans; let DIGSEG_CACHE name one");
+  const std::string why = private_folder(folder);
+  if (!why.empty()) fail(DIGSEG_UNAVAILABLE, folder + " cannot hold plans: " + why + "; let DIGSEG_CACHE name a folder of your own");
+  return folder;
+}
 
 template <typename Function>
 Function symbol(void* library, const char* name) {
@@ -256,7 +266,7 @@ class TensorRtBackend : public Backend {
     const std::string stem = graph.substr(0, graph.rfind(".onnx"));
     std::error_code ignored;
     std::string missed = "none is stored";
-    for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(bundle.folder) / "engines", ignored)) {
+    for (const auto& entry : std::filesystem::directory_iterator(plans_folder(), ignored)) {
       const std::string note = (entry.path() / (stem + ".json")).string(), path = (entry.path() / (stem + ".plan")).string();
       if (plain_file_size(note) < 0) continue;
       const std::vector<char> body = read_file(note, 1 << 20);
@@ -266,7 +276,7 @@ class TensorRtBackend : public Backend {
       if (plain_file_size(path) < 0) fail(DIGSEG_CORRUPT, path + " is missing or a link; build it again on this machine");
       return std::make_unique<Plan>(cuda_, *runtime_, logger_, read_hashed(path, 16ull << 30, json.string_at("sha256", note)));
     }
-    fail(DIGSEG_UNAVAILABLE, bundle.folder + " holds no plan of " + graph + " for this machine (" + missed + "); build it here with `python -m digseg_export.to_tensorrt`");
+    fail(DIGSEG_UNAVAILABLE, plans_folder() + " holds no plan of " + graph + " for this machine (" + missed + "); build it here with `python -m digseg_export.to_tensorrt`");
   }
 
   // The first field of a plan's key that does not fit, "" when all do.
@@ -302,10 +312,10 @@ std::unique_ptr<Backend> create_tensorrt(const Bundle& bundle, const BackendSett
   return std::make_unique<TensorRtBackend>(bundle, settings);
 }
 
-std::string tensorrt_state(const Bundle& bundle) try {
+std::string tensorrt_state(const Bundle&) try {
   std::vector<std::string> plans;
   std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(bundle.folder) / "engines", ignored))
+  for (const auto& entry : std::filesystem::directory_iterator(plans_folder(), ignored))
     plans.push_back(entry.path().filename().string());
   std::sort(plans.begin(), plans.end());
   std::string state = version_text(symbol<int32_t (*)()>(tensorrt_library(), "getInferLibVersion")());

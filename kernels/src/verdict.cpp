@@ -28,13 +28,6 @@ std::string variable(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-std::string default_folder() {
-  const std::string given = variable("DIGSEG_CACHE"), cache = variable("XDG_CACHE_HOME"), home = variable("HOME");
-  if (!given.empty()) return given;
-  if (!cache.empty()) return cache + "/digseg";
-  return home.empty() ? "" : home + "/.cache/digseg";
-}
-
 // The first `size` bytes of a file of the kernel; "" when it is not there.
 std::string head(const std::string& path, size_t size) {
   std::ifstream file(path, std::ios::binary);
@@ -89,8 +82,15 @@ void tidy(const std::string& folder, const std::string& prefix, size_t kept) {
 
 }  // namespace
 
+std::string cache_folder() {
+  const std::string given = variable("DIGSEG_CACHE"), cache = variable("XDG_CACHE_HOME"), home = variable("HOME");
+  if (!given.empty()) return given;
+  if (!cache.empty()) return cache + "/digseg";
+  return home.empty() ? "" : home + "/.cache/digseg";
+}
+
 Verdicts::Verdicts(const char* folder, const Bundle& bundle, const BackendSettings& settings, const Log& log)
-    : folder_(folder == nullptr ? default_folder() : folder) {
+    : folder_(folder == nullptr ? cache_folder() : folder) {
   if (!on()) return;
   folder_ += "/native";
   const std::string why = private_folder(folder_);

@@ -11,6 +11,9 @@
 
 namespace digseg {
 
+// $DIGSEG_CACHE, else this user's cache folder; "" for a user without a home.
+std::string cache_folder();
+
 struct Known {
   std::string backend;
   Optimised graphs;  // empty where none are kept
