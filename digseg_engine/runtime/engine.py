@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from digseg_engine.bundle import Bundle
 from digseg_engine.errors import BackendError, DigsegError, InputError, UsageError
 from digseg_engine.images import Picture
-from digseg_engine.runtime.backends import Backend, kinds
+from digseg_engine.runtime.backends import Backend, failing_as, kinds
 from digseg_engine.runtime.chunks import ChunkedRunner
 from digseg_engine.runtime.labels import Rules
 from digseg_engine.runtime.pipeline import Clock, Options, Quality, segment_pictures
@@ -104,18 +104,19 @@ class Engine:
 
     def segment(
         self, image: object, prompts: Sequence[str], size: int | None = None, refine: int = 0, steps: int = 4, seed: int = 0,
-        threshold: float = 0.5, labels: str = "parts", keep_masks: bool = True,
+        threshold: float = 0.5, labels: str = "parts", keep_masks: bool = True, force: bool = False,
     ) -> Segmentation:  # fmt: skip
         """One mask per prompt.
 
         image: path, Pillow picture, uint8 array or DLPack tensor [H, W, 3] RGB; arrays and tensors are copied, so that the
         caller may refill them. prompts: K texts. size: pixels of the longer side the model works at (default: what it was
         trained or exported for). refine: go over the `refine` most confident masks with `steps` steps of the reference
-        (needs a checkpoint; the same seed gives the same masks). threshold, labels, keep_masks: which pixels belong to a
+        (needs a checkpoint; the same seed gives the same masks; refused, unless `force`d, for one that was measured to lose
+        by it). threshold, labels, keep_masks: which pixels belong to a
         mask, what the label map shows where masks meet, and whether the full-size masks stay in memory; see `labels.Rules`.
         Raises InputError for a picture or prompt it cannot use, UsageError for a size or steps out of range.
         """
-        asked = Options(size, Quality(refine, steps, seed), Rules(threshold, labels, keep_masks))
+        asked = Options(size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks))
         clock = Clock(1)
         picture = take(image)
         clock.lap("decode")
@@ -123,7 +124,7 @@ class Engine:
 
     def segment_batch(
         self, images: Sequence[object], prompts: Sequence[str], size: int | None = None, refine: int = 0, steps: int = 4,
-        seed: int = 0, threshold: float = 0.5, labels: str = "parts", keep_masks: bool = True,
+        seed: int = 0, threshold: float = 0.5, labels: str = "parts", keep_masks: bool = True, force: bool = False,
         on_error: Literal["raise", "return"] = "raise",
     ) -> list[Any]:  # fmt: skip
         """The same prompts about several pictures, one result for each, in their order; options as for `segment`.
@@ -132,7 +133,7 @@ class Engine:
         that cannot be used, or `return` a DigsegError in the place of its result.
         """
         check_on_error(on_error)
-        asked = Options(size, Quality(refine, steps, seed), Rules(threshold, labels, keep_masks))
+        asked = Options(size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks))
         self._prepare(prompts)
         clock = Clock(len(images))
         taken = take_all(images)
@@ -147,7 +148,7 @@ class Engine:
     def stream(
         self, images: Iterable[object], prompts: Sequence[str], size: int | None = None, batch: int = 1, refine: int = 0,
         steps: int = 4, seed: int = 0, threshold: float = 0.5, labels: str = "parts", keep_masks: bool = True,
-        on_error: Literal["raise", "return"] = "raise",
+        force: bool = False, on_error: Literal["raise", "return"] = "raise",
     ) -> Iterator[Any]:  # fmt: skip
         """Results in the order of `images`, which may be endless: the next `batch` pictures are read while the model
         works on these. Options as for `segment`.
@@ -159,7 +160,7 @@ class Engine:
         check_on_error(on_error)
         if batch < 1:
             raise UsageError(f"a batch must hold at least 1 picture, got {batch}")
-        asked = Options(size, Quality(refine, steps, seed), Rules(threshold, labels, keep_masks))
+        asked = Options(size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks))
         self._prepare(prompts)
         return self._streamed(images, list(prompts), asked, batch, on_error)
 
@@ -234,9 +235,11 @@ class Engine:
                 from digseg_engine.runtime.backends.torch_backend import checkpoint_at, device
 
                 loaded = checkpoint_at(folder)
+                from digseg_engine.model.quality import read_quality
                 from digseg_engine.model.refine import Refiner
 
-                self._refiner = Refiner(loaded, device())
+                with failing_as("refine", "while loading the reference"):
+                    self._refiner = Refiner(loaded, device(self.source.device), read_quality(folder))
             return self._refiner
 
 

@@ -25,11 +25,13 @@ SHRUNK = 3  # times larger than it was worked at: from there on a result says so
 
 @dataclass(frozen=True)
 class Quality:
-    """refine: how many of the most confident prompts the reference goes over again; steps: its sampling steps, 1 to 4."""
+    """refine: how many of the most confident prompts the reference goes over again; steps: its sampling steps, 1 to 4;
+    force: also with a checkpoint whose quality.json says that it does not help."""
 
     refine: int = 0
     steps: int = 4
     seed: int = 0
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def segment_pictures(
     if quality.refine < 0:
         raise UsageError(f"the number of prompts to refine must be 0 or more, got {quality.refine}")
     reference = engine.reference() if quality.refine else None
+    if reference is not None and not quality.force:
+        reference.allow(quality.steps)
     # 2 fit the pictures
     canvases = [_fit(engine, picture, asked.size) for picture in pictures]  # B x pixels [1, 3, Hc, Wc]
     clock.lap("fit")
