@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from digseg_engine.data.batch import Batch, choose_names, to_tensor
 from digseg_engine.data.query import Query
+from digseg_engine.files import replacing
+from digseg_engine.worlds import domains, painting, scenes
 from digseg_engine.worlds.domains import COLOURS
 from digseg_engine.worlds.scenes import CLASSES, UNSEEN_PAIRS, phrase, scene
 
@@ -43,6 +45,7 @@ class Pool:
     ids: NDArray[np.uint8]  # [N, S, S]
     members: NDArray[np.bool_]  # [N, 1 + MAX_REGIONS, len(NAMES)]: does region i answer to name j
     latents: Tensor | None = None  # [N, 4, s, s] cached autoencoder latents
+    key: str = ""  # what decided the pictures: names files made from them
 
     def __len__(self) -> int:
         return len(self.images)
@@ -91,21 +94,29 @@ def _paint_range(domain: str, size: int, split: str, seeds: range) -> tuple[NDAr
     return np.stack([one.image for one in scenes]), np.stack([one.ids for one in scenes]), members
 
 
-def build_pool(domain: str, count: int, size: int, cache: Path, split: str = "train", workers: int = 2) -> Pool:
-    """Paint scenes 0..count-1 of a domain (or read them from `cache`)."""
-    key = hashlib.sha256(f"{domain}/{count}/{size}/{split}/{NAMES}".encode()).hexdigest()[:12]
-    path = cache / f"{domain}-{size}-{key}.npz"
+@cache
+def generator() -> str:
+    """A short hash of the program that paints scenes: pools painted by another version of it are painted anew."""
+    digest = hashlib.sha256()
+    for module in (painting, domains, scenes):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def build_pool(domain: str, count: int, size: int, folder: Path, split: str = "train", workers: int = 2) -> Pool:
+    """Paint scenes 0..count-1 of a domain (or read from `folder` what this version of the generator painted)."""
+    key = hashlib.sha256(f"{domain}/{count}/{size}/{split}/{NAMES}/{generator()}".encode()).hexdigest()[:12]
+    path = folder / f"{domain}-{size}-{key}.npz"
     if not path.is_file():
         chunks = [range(i, min(i + 250, count)) for i in range(0, count, 250)]
         with ProcessPoolExecutor(workers) as pool:
             parts = list(pool.map(partial(_paint_range, domain, size, split), chunks))
         images, ids, members = (np.concatenate(arrays) for arrays in zip(*parts))
-        cache.mkdir(parents=True, exist_ok=True)
-        partial_file = path.with_suffix(".tmp.npz")
-        np.savez(partial_file, images=images, ids=ids, members=members)
-        partial_file.replace(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, images=images, ids=ids, members=members)
     with np.load(path) as stored:
-        return Pool(domain, stored["images"], stored["ids"], stored["members"].astype(bool))
+        return Pool(domain, stored["images"], stored["ids"], stored["members"].astype(bool), key=key)
 
 
 def look_alikes(rng: np.random.Generator, present: list[str], count: int) -> list[str]:

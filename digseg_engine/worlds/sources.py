@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from digseg_engine.data.batch import to_tensor
 from digseg_engine.errors import UsageError
+from digseg_engine.files import replacing, write_text
 from digseg_engine.model.autoencoder import Autoencoder, encode_image, fingerprint, raw_latent
 from digseg_engine.model.devices import device_of
 from digseg_engine.worlds.pool import Pool, SceneBatches, build_pool
 from digseg_engine.worlds.scenes import DOMAINS
 
 SHARES = {"objects": 0.76, "textures": 0.06, "microscopy": 0.06, "aerial": 0.06, "crops": 0.06}
+MOST, PIXELS = 64, 64 * 128 * 128  # encoded together: a large autoencoder needs about 2 KB for each pixel of float32
 CROWD = 5  # `objects` has this many times the scenes of another domain
 
 
@@ -41,12 +47,20 @@ def scene_batches(pools: dict[str, Pool], seed: int) -> SceneBatches:
     return SceneBatches(pools, SHARES, seed)
 
 
+def chunks(images: NDArray[np.uint8], device: torch.device) -> Iterator[Tensor]:
+    """Pictures [N, S, S, 3] as tensors [n, 3, S, S] of at most `PIXELS` pixels each (one picture at least)."""
+    step = max(1, min(MOST, PIXELS // (images.shape[1] * images.shape[2])))
+    for i in range(0, len(images), step):
+        yield to_tensor(images[i : i + step]).to(device)
+
+
 @torch.no_grad()
 def set_latent_scale(vae: Autoencoder, pools: dict[str, Pool], stored: Path) -> None:
     """Scale a freshly trained autoencoder's latents to unit standard deviation; remembered in the file `stored`."""
     if not stored.is_file():
-        sample = to_tensor(next(iter(pools.values())).images[:256]).to(device_of(vae))
-        stored.write_text(json.dumps({"scaling_factor": float(1 / raw_latent(vae, sample).std())}))
+        sample = chunks(next(iter(pools.values())).images[:256], device_of(vae))
+        raw = torch.cat([raw_latent(vae, chunk).cpu() for chunk in sample])
+        write_text(stored, json.dumps({"scaling_factor": float(1 / raw.std())}))
     vae.register_to_config(**json.loads(stored.read_text()))
 
 
@@ -58,9 +72,9 @@ def cache_latents(vae: Autoencoder, pools: dict[str, Pool], cache: Path) -> None
     cache.mkdir(parents=True, exist_ok=True)
     with PartialState().main_process_first():
         for pool in pools.values():
-            stored = cache / f"{pool.domain}-{pool.images.shape[1]}-{len(pool)}-{key}.safetensors"
+            stored = cache / f"{pool.domain}-{pool.images.shape[1]}-{len(pool)}-{pool.key}-{key}.safetensors"
             if not stored.is_file():
-                chunks = (to_tensor(pool.images[i : i + 64]).to(device) for i in range(0, len(pool), 64))
-                latents = torch.cat([encode_image(vae, chunk).half().cpu() for chunk in chunks]).contiguous()
-                save_file({"latents": latents}, stored)
+                latents = torch.cat([encode_image(vae, chunk).half().cpu() for chunk in chunks(pool.images, device)])
+                with replacing(stored) as temporary:
+                    save_file({"latents": latents.contiguous()}, temporary)
             pool.latents = load_file(stored)["latents"]

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -196,3 +197,14 @@ def test_classes_are_ordered_by_iou_and_the_rest_is_counted():
     assert [str(cell) for cell in class_table("x", both, 9).columns[0].cells] == ["bad", "good"]
     short = class_table("x", both, 1)
     assert short.row_count == 1 and "1 better ones" in str(short.caption)
+
+
+def test_the_documented_false_alarms_are_the_committed_ones():
+    root = Path(__file__).resolve().parents[2]
+    figures = json.loads((root / "benchmarks/results/eval-tiny-false-alarms.json").read_text())["figures"]
+    text = (root / "docs/evaluation.md").read_text()
+    for name in ("objects", "textures"):
+        area, rate = (figures[f"{name}, {kind}, each prompt alone"] for kind in ("false area", "false alarms"))
+        pictures = figures[f"{name}, pictures with a false alarm, each prompt alone"]
+        line = next(line for line in text.splitlines() if line.startswith(f"| {name} ("))
+        assert line.endswith(f"| {100 * area:.2f} % | {100 * rate:.1f} % | {100 * pictures:.0f} % |"), line
