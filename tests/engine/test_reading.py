@@ -35,6 +35,15 @@ def test_a_photo_with_a_broken_exif_entry_is_read_and_turned(entry, tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.jpg"), np.rot90(read_image(tmp_path / "plain.jpg"), -1))
 
 
+def test_metadata_that_cannot_be_read_at_all_cost_nothing(tmp_path, monkeypatch):
+    def broken(self):
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "getexif", broken)
+    assert np.array_equal(read_image(tmp_path / "a.png"), PIXELS)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_every_orientation_is_that_of_pillow(orientation, suffix, tmp_path):

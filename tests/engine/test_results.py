@@ -47,7 +47,7 @@ def test_parts_show_in_their_wholes_and_disjoint_masks_are_left_to_the_strongest
     assert len({counts[3] for counts in shown.values()}) == 1
     overlapping = planes()
     overlapping[2] = -4
-    overlapping[2, 4:24, 14:34] = 3  # half in the cell: no part of it
+    overlapping[2, 4:24, 16:30] = 3  # smaller, and a little more than half in the cell: no part of it
     half = segmented(overlapping)
     assert np.array_equal(half.label_map == 2, half.masks[1] & ~half.masks[0])
     assert ((half.label_map == 3) & half.masks[1]).sum() == 0
