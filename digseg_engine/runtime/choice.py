@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,8 @@ from digseg_engine.runtime.prompts import to_length
 from digseg_engine.runtime.source import Golden, Source
 
 WARM_UP, RUNS, SECONDS = 2, 7, 3.0
+LEFT_OUT = "not tried for so little work: it compiles for tens of seconds"
+_log = logging.getLogger("digseg_engine")
 PROMPT_STEPS = (1, 4, 20, 64, 256)
 
 
@@ -81,7 +84,9 @@ def choose(source: Source, task: Task) -> tuple[Verdict, Backend]:
     Raises BackendError when nothing usable is right.
     """
     task = task.rounded
-    known = _read(verdict_key(source, task), task)
+    known = _read(verdict_key(replace(source, brief=False), task), task)
+    if source.brief:  # what starts slowly is left out, whether it was measured before or not
+        known = (known and _without_slow_starters(known)) or _read(verdict_key(source, task), task)
     if known is not None:
         try:
             return known, create(kinds()[known.chosen.backend], source)
@@ -103,9 +108,7 @@ def create(kind: BackendKind, source: Source) -> Backend:
         with failing_as(kind.name, "to start"):
             return kind.create(source)
     except MemoryError as error:
-        raise BackendError(
-            f"backend {kind.name} failed to start: out of memory; free some, or use a smaller model"
-        ) from error
+        raise BackendError(f"backend {kind.name} failed to start: out of memory; use a smaller model") from error
 
 
 def named(kind: BackendKind, source: Source) -> Backend:
@@ -132,16 +135,32 @@ def measure(source: Source, task: Task, time_the_only_one: bool = True) -> Verdi
 
     time_the_only_one=False leaves out the timing where there is nothing to choose from.
     """
-    task, source = task.rounded, replace(source, brief=False)
+    task, asked, source = task.rounded, source, replace(source, brief=False)
     _ = source.golden  # what is wrong with the model itself is no backend's fault, and said as it is
-    found = {kind.name: look(kind, source) for kind in kinds().values()}
-    timed = time_the_only_one or sum(usable.usable for usable in found.values()) > 1
-    rows = _crown([assess(kind, found[kind.name], source, task, timed) for kind in kinds().values()])
-    verdict = Verdict(task, tuple(rows))
-    if any(row.chosen for row in rows):
-        body = {"rows": [asdict(row) for row in rows], "task": asdict(task)}
-        verdicts.write(verdict_key(source, task), body)
+    found = {kind.name: Usable(kind.name, False, "", LEFT_OUT) if asked.brief and kind.slow_start else look(kind, source)
+             for kind in kinds().values()}  # fmt: skip
+    usable = [name for name, usable in found.items() if usable.usable]
+    timed = time_the_only_one or len(usable) > 1
+    rows = []
+    for kind in kinds().values():
+        if kind.name in usable and len(usable) > 1:
+            _log.info("choosing a backend, %d of %d: %s%s; the choice is remembered", usable.index(kind.name) + 1, len(usable),
+                      kind.name, ", which compiles for tens of seconds" if kind.slow_start else "")  # fmt: skip
+        rows.append(assess(kind, found[kind.name], source, task, timed))
+    verdict = Verdict(task, tuple(_crown(rows)))
+    if any(row.chosen for row in verdict.rows):
+        body = {"rows": [asdict(row) for row in verdict.rows], "task": asdict(task)}
+        verdicts.write(verdict_key(asked, task), body)
+    elif asked.brief:  # only what starts slowly may be right
+        return measure(source, task, time_the_only_one)
     return verdict
+
+
+def _without_slow_starters(verdict: Verdict) -> Verdict | None:
+    """The verdict among the others; None when none of them is right."""
+    known = kinds()
+    rows = _crown([replace(row, right=row.right and not known[row.backend].slow_start) for row in verdict.rows])
+    return replace(verdict, rows=tuple(rows)) if any(row.chosen for row in rows) else None
 
 
 def look(kind: BackendKind, source: Source) -> Usable:
@@ -232,7 +251,14 @@ def time_backend(backend: Backend, task: Task, source: Source, clock: Callable[[
 
 def verdict_key(source: Source, task: Task) -> str:
     """Hash of everything that may change the verdict."""
-    return _key(source, {"task": asdict(task), "backends": {name: kind.identity for name, kind in kinds().items()}})
+    return _key(
+        source,
+        {
+            "task": asdict(task),
+            "brief": source.brief,
+            "backends": {name: kind.identity for name, kind in kinds().items()},
+        },
+    )
 
 
 def _key(source: Source, asked: dict[str, object]) -> str:

@@ -6,6 +6,7 @@ A picture that fails is reported by name and the others are done; the exit code 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,11 +106,33 @@ def _engine(work: Work, prompts: list[str], pictures: int) -> Engine:
     model, why = (work.bundle, "named by --bundle") if work.bundle else default_bundle()
     if work.verbose:
         note("digseg", f"bundle {model} ({why}); {pictures} pictures, {len(prompts)} prompts")
-    engine = Engine.load(model, work.backend, work.checkpoint, work.imgsz or work.tile, prompts=len(prompts),
-                         pictures=None if work.tile else pictures, threads=work.threads, device=work.device)  # fmt: skip
+    with _telling(work.quiet):
+        engine = Engine.load(model, work.backend, work.checkpoint, work.imgsz or work.tile, prompts=len(prompts),
+                             pictures=None if work.tile else pictures, threads=work.threads, device=work.device)  # fmt: skip
     if work.verbose:
         note("digseg", f"backend {engine.backend.name}: {engine.backend.detail}")
     return engine
+
+
+class _Lines(logging.Handler):
+    """What the engine logs, as lines of ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note("digseg", record.getMessage())
+
+
+@contextmanager
+def _telling(quiet: bool) -> Iterator[None]:
+    """Say what the engine is at while it is opened: choosing a backend may compile for tens of seconds."""
+    log, lines = logging.getLogger("digseg_engine"), _Lines(logging.WARNING if quiet else logging.INFO)
+    level = log.level
+    log.addHandler(lines)
+    log.setLevel(lines.level)
+    try:
+        yield
+    finally:
+        log.removeHandler(lines)
+        log.setLevel(level)
 
 
 def _one(engine: Engine, work: Work, prompts: list[str], path: Path, stem: str) -> bool:

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -171,3 +172,48 @@ def test_pair_iou_by_hand():
     a[0, 0, 0], b[0, 0, :, 0] = True, True  # one of three pixels in common
     a[0, 1] = b[0, 1] = True
     assert pair_iou(a, b) == pytest.approx([1 / 3, 1, 1])
+
+
+def test_the_choice_says_what_it_is_at(nano_models, registered, caplog):
+    registered("slow", Slow)
+    with caplog.at_level("INFO", "digseg_engine"):
+        choose(open_source(nano_models.fp32), TASK)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == ["choosing a backend, 1 of 2: onnxruntime; the choice is remembered",
+                     "choosing a backend, 2 of 2: slow; the choice is remembered"]  # fmt: skip
+    caplog.clear()
+    choose(open_source(nano_models.fp32), TASK)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("measured_before", [False, True])
+def test_what_compiles_is_left_out_for_little_work(nano_models, monkeypatch, measured_before):
+    made = []
+
+    class Compiled(Slow):
+        def __init__(self, source):
+            made.append(1)
+            super().__init__(source)
+
+    only = {
+        "onnxruntime": backends.kinds()["onnxruntime"],
+        "compiled": replace(kind("compiled", Compiled), slow_start=True),
+    }
+    monkeypatch.setattr(choice, "kinds", lambda: only)
+    monkeypatch.setattr(choice, "time_backend", lambda backend, *given: 1.0 if backend.name == "compiled" else 9.0)
+    source = open_source(nano_models.fp32)
+    if measured_before:
+        assert choose(source, TASK)[1].name == "compiled"
+    made.clear()
+    verdict, backend = choose(source.with_work(1, 64), TASK)
+    assert backend.name == verdict.chosen.backend == "onnxruntime" and not made and verdict.cached == measured_before
+    assert choose(source.with_work(1, 64), TASK)[0].cached
+    assert choose(source.with_work(10**9, 64), TASK)[1].name == "compiled"
+    del only["onnxruntime"]
+    assert choose(source.with_work(1, 64), TASK)[1].name == "compiled"  # better late than not at all
+
+
+def test_little_work_with_a_checkpoint_compiles_nothing(nano_models):
+    few, many = (open_source(nano_models.checkpoint).with_work(n, 64) for n in (1, 10**9))
+    assert (few.brief, many.brief) == (True, False)
+    assert backends.kinds()["torch-compile"].slow_start and not backends.kinds()["torch"].slow_start

@@ -61,13 +61,15 @@ class Usable:
 @dataclass(frozen=True)
 class BackendKind:
     """How to look for and create one backend. `needs` is what it is created from. version: a remembered verdict holds
-    for this one alone; without it, for the file that `create` is defined in as it is."""
+    for this one alone; without it, for the file that `create` is defined in as it is. slow_start: it compiles for tens of
+    seconds, so `auto` leaves it out where little work follows."""
 
     name: str
     probe: Callable[[], Usable]
     create: Callable[[Source], Backend]
     needs: Literal["bundle", "checkpoint"] = "bundle"
     version: str = ""
+    slow_start: bool = False
 
     @property
     def identity(self) -> str:
@@ -122,13 +124,22 @@ def kinds() -> dict[str, BackendKind]:
     from digseg_engine.runtime.backends import ort_backend, torch_backend
 
     listed = [
-        BackendKind(name, partial(ort_backend.probe, name), partial(ort_backend.create, name=name))
+        BackendKind(
+            name,
+            partial(ort_backend.probe, name),
+            partial(ort_backend.create, name=name),
+            slow_start=name == "onnxruntime-tensorrt",
+        )
         for name in ort_backend.PROVIDERS
     ]
     listed.append(BackendKind("tensorrt", _probe_tensorrt, _create_tensorrt))
     listed += [
         BackendKind(
-            name, partial(torch_backend.probe, name), partial(torch_backend.TorchBackend, name=name), "checkpoint"
+            name,
+            partial(torch_backend.probe, name),
+            partial(torch_backend.TorchBackend, name=name),
+            "checkpoint",
+            slow_start=name == "torch-compile",
         )
         for name in torch_backend.NAMES
     ]
