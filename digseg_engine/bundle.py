@@ -181,7 +181,7 @@ def _check_file(folder: Path, name: str, entry: Any) -> None:
 def _check_others(folder: Path, listed: dict[str, Any]) -> None:
     """Raises BundleError for what the manifest does not list. Hidden names are left alone: hub clients, file managers and
     Kubernetes put theirs into every folder, and no reader opens one."""
-    if extra := [name for name in folders.others(folder, {MANIFEST, ENGINES, *listed}) if not name.startswith(".")]:
+    if extra := [name for name in folders.others(folder, {MANIFEST, *listed}) if not name.startswith(".")]:
         raise BundleError(f"{folder} holds {extra[0]!r:.60}, which its manifest does not list; a bundle holds what was "
                           "hashed and nothing else; move it away")  # fmt: skip
 

@@ -67,12 +67,12 @@ def test_links_are_read_when_what_they_lead_to_has_the_hash(made, tmp_path):
         open_bundle(made)
 
 
-@pytest.mark.parametrize("name", ["plans", "segmenter.plan", "weights.data.bak"])
+@pytest.mark.parametrize("name", ["engines", "segmenter.plan", "weights.data.bak"])
 def test_what_the_manifest_does_not_list_is_refused(made, name):
     (made / ".DS_Store").write_text("a file manager was here")
     (made / ".cache").mkdir()
     open_bundle(made)
-    (made / name).mkdir() if name == "plans" else (made / name).write_text("code")
+    (made / name).mkdir() if name == "engines" else (made / name).write_text("code")
     with pytest.raises(BundleError, match=f"holds '{name}', which its manifest does not list"):
         open_bundle(made)
 
