@@ -1,6 +1,7 @@
 #include "bundle.hpp"
 
 #include <cstring>
+#include <filesystem>
 
 #include "error.hpp"
 #include "file.hpp"
@@ -43,8 +44,8 @@ Bundle::Bundle(const std::string& folder) : folder(folder), manifest_path_(folde
 }
 
 void Bundle::read_manifest() {
-  if (plain_file_size(manifest_path_) < 0)
-    fail(DIGSEG_CORRUPT, manifest_path_ + " is missing or a link; expected a plain file; copy the whole bundle again");
+  if (file_size(manifest_path_) < 0)
+    fail(DIGSEG_CORRUPT, folder + " is not a complete bundle: manifest.json is missing" + kAgain);
   const std::vector<char> body = read_file(manifest_path_, kManifestLimit);
   const Json manifest = parse_json(body.data(), body.size(), manifest_path_);
   const std::string& format = manifest.string_at("format", manifest_path_);
@@ -67,6 +68,18 @@ void Bundle::read_manifest() {
   }
   const Json& files = manifest.at("files", Json::Object, manifest_path_);
   for (size_t i = 0; i < files.keys.size(); ++i) check_file(files.keys[i], files.items[i]);
+  check_others();
+}
+
+// What the manifest does not list is refused. Hidden names are left alone: hub clients and Kubernetes put theirs everywhere.
+void Bundle::check_others() const {
+  std::error_code unreadable;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, unreadable)) {
+    const std::string name = entry.path().filename().string();
+    if (name[0] != '.' && name != "manifest.json" && name != "engines" && !lists(name))
+      fail(DIGSEG_CORRUPT, folder + " holds " + quoted(name) + ", which its manifest does not list; a bundle holds what was hashed and "
+                           "nothing else; move it away");
+  }
 }
 
 void Bundle::read_contract(const Json& contract) {
@@ -113,8 +126,8 @@ void Bundle::check_file(const std::string& name, const Json& entry) {
   const std::string full = folder + "/" + name;
   const long long wanted = entry.integer_at("size", 0, 1ll << 50, manifest_path_);
   const std::string& hash = entry.string_at("sha256", manifest_path_);
-  const int64_t size = plain_file_size(full);
-  if (size < 0) fail(DIGSEG_CORRUPT, full + " is missing or a link; expected a plain file; copy the whole bundle again");
+  const int64_t size = file_size(full);  // a link is as good as its target: the hash protects what is read
+  if (size < 0) fail(DIGSEG_CORRUPT, full + " is missing; expected a file; copy the whole bundle again");
   if (size != wanted)
     fail(DIGSEG_CORRUPT, full + " is damaged: " + std::to_string(wanted) + " bytes expected, got " + std::to_string(size) + kAgain);
   const std::string found = file_sha256(full);

@@ -52,6 +52,7 @@ class Bundle {
   AxisRange read_range(const Json& shapes, const char* axis) const;
   GraphBorder read_graph(const Json& graphs, const std::string& name) const;
   void check_file(const std::string& name, const Json& entry);
+  void check_others() const;
 
   std::string manifest_path_;
   std::map<std::string, std::string> files_;  // name to SHA-256

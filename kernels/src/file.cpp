@@ -69,6 +69,11 @@ int64_t plain_file_size(const std::string& path) {
   return static_cast<int64_t>(info.st_size);
 }
 
+int64_t file_size(const std::string& path) {
+  struct stat info;
+  return stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode) ? static_cast<int64_t>(info.st_size) : -1;
+}
+
 std::vector<char> read_file(const std::string& path, uint64_t limit) {
   const Descriptor file(open_to_read(path));
   struct stat info;

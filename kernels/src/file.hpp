@@ -9,6 +9,8 @@ namespace digseg {
 bool is_directory(const std::string& path);
 // Size of a plain file; -1 when it is missing, a link or something else.
 int64_t plain_file_size(const std::string& path);
+// Size of a plain file or of the one that a link leads to; -1 when there is none.
+int64_t file_size(const std::string& path);
 // Whole file. Error(DIGSEG_NOT_FOUND) when it cannot be opened, Error(DIGSEG_CORRUPT) when over `limit` bytes.
 std::vector<char> read_file(const std::string& path, uint64_t limit);
 std::string file_sha256(const std::string& path);

@@ -77,6 +77,7 @@ def test_another_bundle_is_another_choice(start, native_bundle, tmp_path):
     assert known(start(bundle=tmp_path / "b")[0])  # the same files elsewhere
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     del manifest["files"]["precision.json"]
+    (tmp_path / "b" / "precision.json").unlink()
     (tmp_path / "b" / "manifest.json").write_text(json.dumps(manifest))
     assert not known(start(bundle=tmp_path / "b")[0])
 

@@ -1,0 +1,107 @@
+"""Both runtimes behind one question: bundle, picture, prompts, size -> masks, or the kind of error.
+
+The cases are in cases.json; a bundle there is the exported one with another shape profile, or with a harm done to it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from digseg_engine.errors import BundleError, DigsegError, InputError, UsageError
+
+CASES = json.loads((Path(__file__).parent / "cases.json").read_text(encoding="utf-8"))
+PICTURE = Path(__file__).parents[2] / "examples" / "aerial.png"
+WORDS = ("road", "building", "water", "trees", "a road", "grey", "something green", "field", "roof")
+KINDS = {"invalid argument": "input", "corrupt": "bundle", "incompatible": "bundle", "not found": "bundle"}
+
+
+def label(case: dict[str, Any]) -> str:
+    asked = case["prompts"] if isinstance(case["prompts"], int) else " ".join(case["prompts"])[:20]
+    return f"{case['bundle']}, {'x'.join(map(str, case['picture']))} at {case.get('size', 'its own size')}, {asked}"
+
+
+def prompts_of(case: dict[str, Any]) -> list[str]:
+    """A number stands for that many different prompts."""
+    asked = case["prompts"]
+    return asked if isinstance(asked, list) else [WORDS[i % 9] + " again" * (i // 9) for i in range(asked)]
+
+
+def picture_of(case: dict[str, Any]) -> np.ndarray:
+    """The example picture, cut and scaled to rows x columns."""
+    rows, columns = case["picture"]
+    with Image.open(PICTURE) as picture:
+        side = min(picture.width / columns, picture.height / rows)
+        box = (0, 0, round(side * columns), round(side * rows))
+        return np.ascontiguousarray(picture.convert("RGB").crop(box).resize((columns, rows)))
+
+
+def make_bundle(source: Path, folder: Path, recipe: dict[str, Any]) -> Path:
+    """A copy of a bundle with the recipe's profile and harm."""
+    shutil.copytree(source, folder)
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    if recipe["shapes"] != "dynamic":
+        ranges = {axis: dict(zip(("min", "opt", "max"), sizes)) for axis, sizes in recipe["shapes"].items()}
+        path.write_text(json.dumps({**manifest, "shapes": ranges}))
+    harm(folder, recipe.get("harm"), manifest)
+    return folder
+
+
+def harm(folder: Path, kind: str | None, manifest: dict[str, Any]) -> None:
+    path, tokenizer = folder / "manifest.json", folder / "tokenizer.json"
+    if kind == "links":
+        away = folder.with_name(folder.name + " elsewhere")
+        folder.rename(away)
+        folder.mkdir()
+        for file in away.iterdir():
+            (folder / file.name).symlink_to(file)
+    elif kind in ("unlisted", "hidden"):
+        (folder / ("notes.txt" if kind == "unlisted" else ".notes")).write_text("mine")
+    elif kind == "key twice":
+        path.write_text(json.dumps(manifest)[:-1] + ', "format": "digseg.bundle/1"}')
+    elif kind == "cut":
+        tokenizer.write_bytes(tokenizer.read_bytes()[:-1])
+    elif kind == "flip":
+        body = tokenizer.read_bytes()
+        tokenizer.write_bytes(body[:-5] + bytes([body[-5] ^ 1]) + body[-4:])
+    elif kind == "no manifest":
+        path.unlink()
+    elif kind == "format":
+        path.write_text(json.dumps({**manifest, "format": "digseg.bundle/99"}))
+    elif kind == "leading zero":
+        path.write_text(json.dumps({**manifest, "note": 7654321}).replace("7654321", "07"))
+    elif kind == "brackets":
+        path.write_text('{"a": ' + "[" * 10_000 + "]" * 10_000 + "}")
+
+
+def ask_python(bundle: Path, case: dict[str, Any]):
+    """A result with masks [K, H, W] and logits, or "input" or "bundle"."""
+    from digseg_engine import Engine
+
+    try:
+        engine = Engine.load(bundle, backend="onnxruntime")
+        return engine.segment(picture_of(case), prompts_of(case), size=case.get("size"))
+    except BundleError:
+        return "bundle"
+    except (InputError, UsageError):
+        return "input"
+    except (DigsegError, RecursionError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def ask_native(library, bundle: Path, case: dict[str, Any]):
+    from native_library import NativeEngine, NativeError, RunOptions
+
+    run = library.filled(RunOptions)
+    run.size = case.get("size", 0)
+    try:
+        with NativeEngine(library, bundle, backend=b"onnxruntime") as engine:
+            return engine.segment(picture_of(case), prompts_of(case), run=run)
+    except NativeError as error:
+        return KINDS.get(error.status, str(error))
