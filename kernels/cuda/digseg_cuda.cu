@@ -1,6 +1,5 @@
 // Fused pre- and post-processing. One thread makes one output pixel, all channels or all prompts: the picture is read
 // through the texture-like cache path, the logits (small) stay in L2, and nothing intermediate is written.
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include "digseg_cuda.h"
@@ -15,7 +14,7 @@ dim3 grid(int width, int height) {
   return dim3(static_cast<unsigned>((width + kBlockX - 1) / kBlockX), static_cast<unsigned>((height + kBlockY - 1) / kBlockY));
 }
 
-__global__ void fit_kernel(Source source, Target target, __half* out) {
+__global__ void fit_kernel(Source source, Target target, float* out) {
   const int x = static_cast<int>(blockIdx.x) * kBlockX + static_cast<int>(threadIdx.x);
   const int y = static_cast<int>(blockIdx.y) * kBlockY + static_cast<int>(threadIdx.y);
   if (x >= target.width || y >= target.height) return;
@@ -33,7 +32,7 @@ __global__ void fit_kernel(Source source, Target target, __half* out) {
     }
   }
   const int64_t plane = static_cast<int64_t>(target.width) * target.height, at = static_cast<int64_t>(y) * target.width + x;
-  for (int c = 0; c < 3; ++c) out[c * plane + at] = __float2half(sum[c] / total / 127.5f - 1.f);
+  for (int c = 0; c < 3; ++c) out[c * plane + at] = sum[c] / total / 127.5f - 1.f;
 }
 
 __global__ void label_kernel(const float* logits, Upsample u, int32_t* label_map, uint8_t* masks) {
@@ -66,13 +65,13 @@ __global__ void label_kernel(const float* logits, Upsample u, int32_t* label_map
 }  // namespace digseg_cuda
 
 extern "C" int digseg_cuda_fit(const uint8_t* data, const uint8_t* chroma, int64_t stride, int64_t chroma_stride, int picture_width,
-                               int picture_height, void* half_out, int width, int height, int content_width, int content_height, void* stream) {
+                               int picture_height, float* out, int width, int height, int content_width, int content_height, void* stream) {
   using namespace digseg_cuda;
-  if (data == nullptr || half_out == nullptr || picture_width < 1 || picture_height < 1 || content_width < 1 || content_height < 1 || width < content_width || height < content_height)
+  if (data == nullptr || out == nullptr || picture_width < 1 || picture_height < 1 || content_width < 1 || content_height < 1 || width < content_width || height < content_height)
     return cudaErrorInvalidValue;
   const Source source{data, chroma, picture_width, picture_height, stride, chroma_stride, chroma != nullptr};
   fit_kernel<<<grid(width, height), dim3(kBlockX, kBlockY), 0, static_cast<cudaStream_t>(stream)>>>(
-      source, Target{width, height, content_width, content_height}, static_cast<__half*>(half_out));
+      source, Target{width, height, content_width, content_height}, out);
   return cudaGetLastError();
 }
 

@@ -1,4 +1,4 @@
-// The same results on the CPU in plain double arithmetic, for tests: fit before rounding to half, and the label map.
+// The same results on the CPU in plain double arithmetic, for tests: fit, and the label map.
 #pragma once
 #include <vector>
 
