@@ -86,3 +86,9 @@ def test_sizes_are_bounded(plan, monkeypatch):
         load_plan(plan, KEY)
     body = json.loads(plan.with_suffix(".json").read_text())
     assert body["sha256"] == hashlib.sha256(b"plan").hexdigest() and body["size"] == 4
+
+
+def test_other_bytes_of_the_same_length_are_damage(plan):
+    plan.write_bytes(b"pl4n")
+    with pytest.raises(BackendError, match="damaged"):
+        load_plan(plan, KEY)
