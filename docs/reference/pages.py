@@ -1,30 +1,35 @@
-"""Reference pages, written when the site is built: the public Python names and every command's options."""
+"""Reference pages, written when the site is built: the public Python names, and every command from its declaration."""
 
 from __future__ import annotations
 
-import re
-
-import click
 import mkdocs_gen_files
-import typer
 
 import digseg_engine
-from digseg_engine.commands import app as digseg
-from digseg_export.cli import app as digseg_export
+from digseg_engine.commands.declare import Command, Option
+from digseg_engine.commands.main import NAMES, command_named
+from digseg_export.cli import COMMAND as EXPORT
 
 
-def command_pages(name: str, group: click.Command) -> list[str]:
-    """The help of a program and of all its commands, as a terminal of 100 columns shows it."""
-    commands = getattr(group, "commands", {})
-    lines = []
-    for title, command in [(name, group), *((f"{name} {word}", inner) for word, inner in commands.items())]:
-        context = click.Context(command, info_name=title, terminal_width=100, max_content_width=100)
-        lines += [f"## `{title}`", "", "```text", _plain(command.get_help(context)), "```", ""]
-    return lines
+def row(option: Option) -> str:
+    """One line of a command's table."""
+    spelled = (
+        ", ".join(f"`{flag}`" for flag in option.spellings) if not option.positional else f"`{option.placeholder}`"
+    )
+    value = "" if option.kind is bool or option.positional else f" {option.placeholder}"
+    default = option.shown or ("" if option.default in (None, False, []) else str(option.default))
+    limits = [f"with {', '.join(option.only_with)}"] if option.only_with else []
+    limits += [f"not with {', '.join(option.not_with)}"] if option.not_with else []
+    words = option.help + (f" ({'; '.join(limits)})" if limits else "")
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in (f"{spelled}{value}", words, default)) + " |"
 
 
-def _plain(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text).rstrip()
+def section(program: str, command: Command) -> str:
+    """A command's summary, table of options and examples."""
+    lines = [f"## `{program}`", "", command.summary, "", "| option | what it does | default |", "| --- | --- | --- |"]
+    lines += [row(option) for option in command.all_options()]
+    if command.examples:
+        lines += ["", "```bash", *command.examples, "```"]
+    return "\n".join([*lines, ""])
 
 
 with mkdocs_gen_files.open("reference/python.md", "w") as page:
@@ -37,5 +42,6 @@ with mkdocs_gen_files.open("reference/python.md", "w") as page:
 
 with mkdocs_gen_files.open("reference/commands.md", "w") as page:
     print("# Command line\n", file=page)
-    for program, application in (("digseg", digseg), ("digseg-export", digseg_export)):
-        print("\n".join(command_pages(program, typer.main.get_command(application))), file=page)
+    for name in NAMES:
+        print(section(f"digseg {name}", command_named(name)), file=page)
+    print(section("digseg-export", EXPORT), file=page)
