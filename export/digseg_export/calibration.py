@@ -1,7 +1,4 @@
-"""Calibration data: pictures and prompts. The generated training scenes, or a folder of the user's own.
-
-A folder holds pictures (any format Pillow reads) and `prompts.txt`, one prompt a line.
-"""
+"""Calibration data: pictures and prompts. The generated training scenes, or a folder of the user's own."""
 
 from __future__ import annotations
 
@@ -12,16 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from digseg_engine.errors import DigsegError, InputError
-from digseg_engine.images import as_rgb, fit
+from digseg_engine.images import fit
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.worlds.scenes import DOMAINS, scene
+from digseg_export.own_pictures import own_pictures
 from digseg_export.shelf import Shelved, working_size
 
 SCENES_PER_DOMAIN = 8
 PROMPTS_PER_BATCH = 8
-MAX_PICTURES = 256
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -46,32 +41,8 @@ def calibration(checkpoint: Checkpoint, folder: Path | None) -> tuple[list[Calib
         count, domains = (1, DOMAINS[:1]) if few else (SCENES_PER_DOMAIN, DOMAINS)
         words = f"{count} training scene{'s' * (count > 1)} of each of {', '.join(domains)}, with their prompts"
         return [_domain(checkpoint, domain, count) for domain in domains], words
-    pictures, prompts = check_folder(folder)
-    batches = []
-    for i, path in enumerate(pictures):
-        some = [prompts[(i + j) % len(prompts)] for j in range(min(PROMPTS_PER_BATCH, len(prompts)))]
-        try:
-            rgb = as_rgb(path)
-        except DigsegError as error:
-            raise InputError(f"calibration picture {error}") from error
-        batches.append(_batch(checkpoint, [rgb], some))
-    return batches, f"{len(pictures)} pictures and {len(prompts)} prompts of {folder.name}"
-
-
-def check_folder(folder: Path) -> tuple[list[Path], list[str]]:
-    """The pictures (sorted, at most 256) and prompts of a calibration folder. Raises InputError when one lacks."""
-    if not folder.is_dir():
-        raise InputError(f"calibration folder {folder} not found; expected pictures and prompts.txt")
-    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    listed = folder / "prompts.txt"
-    lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not pictures or not prompts:
-        raise InputError(
-            f"calibration folder {folder} has {len(pictures)} pictures and {len(prompts)} prompts; expected at least "
-            "one of each (prompts.txt: one prompt a line)"
-        )
-    return pictures[:MAX_PICTURES], prompts
+    own = own_pictures(folder, prompts=PROMPTS_PER_BATCH, held_out=False)
+    return [_batch(checkpoint, [shown.read()], list(shown.prompts)) for shown in own.shown], own.origin
 
 
 def _domain(checkpoint: Checkpoint, domain: str, count: int) -> Calibration:

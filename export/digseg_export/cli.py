@@ -103,15 +103,14 @@ def _dry_run(request: Request, model: Path | None, output: Path, as_json: bool) 
     from digseg_engine.bundle import check_target
     from digseg_engine.model.config import DigsegConfig
     from digseg_engine.model.pretrained import BUNDLED
-    from digseg_export.calibration import check_folder
+    from digseg_export.own_pictures import check_folders
     from digseg_export.shelf import check_complete, check_size, stride_of, weights_of
 
     folder = model or BUNDLED
     replaces = check_target(output)
     config = DigsegConfig.load(folder)
     check_complete(folder)
-    if request.calibration is not None:
-        check_folder(request.calibration)
+    check_folders(request.calibration, request.verify_data)
     check_size(folder, request.precision)
     profile = request.profile(config.image_size, stride_of(folder))
     plan = {"model": config.name, **request.plan(output), "replaces": "an older bundle" if replaces else "nothing"}
@@ -211,7 +210,10 @@ COMMAND = Command(
         Option("--optShapes", "shapes to be fastest at, in trtexec's spelling, comma separated", metavar="SHAPES",
                into="opt_shapes"),
         Option("--maxShapes", "largest shapes a request may have", metavar="SHAPES", into="max_shapes"),
-        Option("--calibration", "folder of pictures and prompts.txt", kind=Path, shown="scenes", metavar="FOLDER"),
+        Option("--calibration", "folder of labelled pictures, or of pictures and prompts.txt", kind=Path, metavar="FOLDER",
+               shown="the training data where they are at hand, else painted scenes"),
+        Option("--verify-data", "verify on these pictures: labelled, or with prompts.txt", kind=Path, metavar="FOLDER",
+               shown="the same"),
         Option("--auto-islands", "keep in float32 what the bisect names", kind=bool, default=False),
         Option("--islands", "measured: by kind and by measured range; kinds: by kind alone", default="measured",
                metavar="RULE"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
 from digseg_engine.runtime.backends.ort_backend import wide_name
 from digseg_engine.runtime.profile import Profile
 from digseg_export.beside import beside
-from digseg_export.calibration import check_folder
 from digseg_export.clock import Clock, Progress
 from digseg_export.graph_check import check_graph
 from digseg_export.manifest import manifest_of
+from digseg_export.own_pictures import check_folders, own_pictures, trained_on
 from digseg_export.plan import Plan, Traced, fix_shapes
 from digseg_export.precision import TYPES, check_precision
 from digseg_export.prove import Answer, prove, prove_large
@@ -30,6 +30,8 @@ from digseg_export.stash import stash
 from digseg_export.to_onnx import example_inputs, export_segmenter, export_text_encoder, stages, strip
 from digseg_export.verify import (
     LIMITS,
+    OWN_PICTURES,
+    PROMPTS,
     Check,
     CheckError,
     Graphs,
@@ -49,12 +51,15 @@ class Options:
     """What can be asked beside model, precision and limits.
 
     shapes: makes the shape profile once the checkpoint's size and stride are known; None leaves all axes dynamic.
-    calibration: folder of pictures and prompts.txt; None takes training scenes. auto_islands: apply the bisect's cure.
+    calibration, verify_data: folders of labelled pictures, or of pictures and prompts.txt; None takes what the checkpoint's
+    record says it was trained on, where that is a folder that is there, else painted scenes.
+    auto_islands: apply the bisect's cure.
     measured_islands: keep nodes in float32 whose calibration range does not fit fp16.
     """
 
     shapes: Callable[[Checkpoint], Profile] | None = None
     calibration: Path | None = None
+    verify_data: Path | None = None
     auto_islands: bool = False
     measured_islands: bool = True
     extra: Callable[[Checkpoint, Profile | None], dict[str, bytes]] | None = None  # more files for the bundle
@@ -98,11 +103,12 @@ def export_bundle(
     target = output or default_output(model, check_precision(precision))
     limits = limits or LIMITS[check_precision(precision)]
     check_target(target)
-    if options.calibration:
-        check_folder(options.calibration)
+    folder = model or BUNDLED
+    known = trained_on(folder)
+    options = replace(options, calibration=options.calibration or known, verify_data=options.verify_data or known)
+    check_folders(options.calibration, options.verify_data)
     clock = Clock(progress)
     clock.start("load checkpoint")
-    folder = model or BUNDLED
     check_size(folder, precision)
     checkpoint = open_shelved(folder) if is_large(folder) else load_checkpoint(folder)
     traced = trace(checkpoint, clock)
@@ -135,8 +141,9 @@ def publish(
         stored = _store(checkpoint, traced, room, precision, clock)
         clock.start("calibrate")
         plan = Plan.measure(checkpoint, traced.models, precision, options, clock.detail, stored)
-        clock.start("answer test scenes in PyTorch")
-        data = samples(checkpoint)
+        own = own_pictures(options.verify_data, OWN_PICTURES, PROMPTS) if options.verify_data else None
+        clock.start("answer pictures of your own in PyTorch" if own else "answer test scenes in PyTorch")
+        data = samples(checkpoint, own)
         plan, checks = _convert_and_verify(room, traced, plan, data, limits, clock, options)
         golden = data[0]
         if profile:
@@ -152,7 +159,7 @@ def publish(
             write_bytes(room / name, body)
         policy = {"format": "digseg.precision/1", **plan.report()}
         write_json(room / "precision.json", policy, sort_keys=True)
-        finish(room, manifest_of(checkpoint, plan.report(), graphs, report(checks, limits, data), profile))
+        finish(room, manifest_of(checkpoint, plan.report(), graphs, report(checks, limits, data, own), profile))
         clock.start("open the written bundle and ask it")
         answers = _prove(room, checkpoint, golden, profile, clock)
         sizes = {path.name: path.stat().st_size for path in sorted(room.iterdir())}

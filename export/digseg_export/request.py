@@ -30,6 +30,7 @@ class Request:
     opt_shapes: str | None = None
     max_shapes: str | None = None
     calibration: Path | None = None
+    verify_data: Path | None = None
     auto_islands: bool = False
     islands: str = "measured"
     atol: float | None = None
@@ -79,6 +80,7 @@ class Request:
             (builds, "--format or --target", bundle, f"{free}ONNX Runtime"),
             (data or self.auto_islands or self.islands != "measured", "a calibration or island option", bundle,
              "islands of the diffusers layout are decided by operator kind"),
+            (self.verify_data is not None, "--verify-data", bundle, "the diffusers layout is verified on painted scenes"),
             (data, "--calibration", p != "fp32" and p != "bf16", f"{p} measures nothing; use fp16, int8 or fp8"),
             (self.auto_islands, "--auto-islands", half, f"{p} has no float32 islands; use fp16 or bf16"),
             (self.islands != "measured", "--islands", p == "fp16", f"ranges are measured for fp16 only, not for {p}"),
@@ -148,7 +150,7 @@ class Request:
         def shapes(checkpoint: Any) -> Any:
             return self.profile(checkpoint.config.image_size, checkpoint.stride)
 
-        return Options(shapes if self.sizes() else None, self.calibration, self.auto_islands,
+        return Options(shapes if self.sizes() else None, self.calibration, self.verify_data, self.auto_islands,
                        self.islands == "measured", self._script if self.target else None)  # fmt: skip
 
     def _script(self, checkpoint: Any, profile: Profile | None) -> dict[str, bytes]:

@@ -22,6 +22,7 @@ from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.runtime.choice import pair_iou
 from digseg_engine.runtime.profile import Profile
 from digseg_engine.worlds.scenes import CLASSES, DOMAINS, scene
+from digseg_export.own_pictures import OwnPictures
 from digseg_export.ranges import session
 from digseg_export.shelf import Shelved, computing, working_size
 from digseg_export.to_onnx import Stages
@@ -29,6 +30,7 @@ from digseg_export.to_onnx import Stages
 Array = NDArray[Any]
 SCENES_PER_DOMAIN = 4
 PROMPTS = 5
+OWN_PICTURES = 20
 ENOUGH = 10  # pairs with something there, below which the masks are called too little evidence
 
 
@@ -82,12 +84,14 @@ class Check:
 
 
 @torch.no_grad()
-def samples(checkpoint: Checkpoint) -> list[Sample]:
-    """Test scenes of every domain (4 pictures x 5 prompts each, absent prompts included) answered by PyTorch.
-
-    Of a large model: one picture, at 256 pixels.
-    """
+def samples(checkpoint: Checkpoint, own: OwnPictures | None = None) -> list[Sample]:
+    """Pictures and 5 prompts about each, absent ones included, answered by PyTorch: the user's own, else test scenes of every
+    domain (4 pictures each). Of a large model: one picture, at 256 pixels."""
     few = isinstance(checkpoint, Shelved)
+    if own is not None:
+        size = working_size(checkpoint)
+        return [_answer(checkpoint, shown.path.name, fit(shown.read(), size, checkpoint.stride).pixels, shown.prompts)
+                for shown in own.shown[: 1 if few else OWN_PICTURES]]  # fmt: skip
     return [_sample(checkpoint, domain, 1 if few else SCENES_PER_DOMAIN) for domain in DOMAINS[: 1 if few else None]]
 
 
@@ -274,12 +278,13 @@ def evidence(checks: list[Check]) -> str:
     )
 
 
-def report(checks: list[Check], limits: Limits, data: list[Sample]) -> dict[str, Any]:
+def report(checks: list[Check], limits: Limits, data: list[Sample], own: OwnPictures | None = None) -> dict[str, Any]:
     """The verification as written into the manifest."""
+    scenes = f"{len(data[0].image)} test scenes of each of {', '.join(s.domain for s in data)}, {PROMPTS} prompts each"
     return {
         "evidence": evidence(checks),
         "reference": f"PyTorch {torch.__version__} float32",
-        "data": f"{len(data[0].image)} test scenes of each of {', '.join(s.domain for s in data)}, {PROMPTS} prompts each",
+        "data": own.origin if own else scenes,
         "limits": asdict(limits),
         "checks": [_plain(asdict(check)) for check in checks],
     }

@@ -134,15 +134,3 @@ def test_limits_of_the_user_are_held(export, tmp_path):
     with pytest.raises(VerificationError, match=r"--rtol.*try --precision fp16"):
         export("int8", limits=dataclasses.replace(LIMITS["int8"], relative=1e-6))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_calibration_folder_is_checked(tmp_path):
-    with pytest.raises(InputError, match="not found"):
-        calibration.check_folder(tmp_path / "none")
-    (tmp_path / "prompts.txt").write_text("red circle\n\n a square \n")
-    with pytest.raises(InputError, match="0 pictures and 2 prompts"):
-        calibration.check_folder(tmp_path)
-    (tmp_path / "b.png").touch()
-    (tmp_path / "a.JPG").touch()
-    pictures, prompts = calibration.check_folder(tmp_path)
-    assert [p.name for p in pictures] == ["a.JPG", "b.png"] and prompts == ["red circle", "a square"]
