@@ -1,4 +1,4 @@
-"""A folder that a command makes (a bundle, an exported reference): filled beside its place, checked, swapped in. All or nothing.
+"""A folder that a command makes (a bundle, a checkpoint): filled beside its place, checked, swapped in. All or nothing.
 
 What is there already is replaced only when it carries our own mark and holds nothing but what we wrote; everything else
 is refused before work begins and once more before the swap. Torch-free.
@@ -53,7 +53,7 @@ def writing(target: Path, mark: Mark) -> Iterator[Path]:
         yield room
         if not (room / mark.last).is_file():
             raise BundleError(f"{target} was not finished: no {mark.last} was written; this is a programming error")
-        _settle(room)
+        settle(room)
         _put(room, target, mark)
     finally:
         shutil.rmtree(room, ignore_errors=True)
@@ -80,7 +80,7 @@ def check_target(target: Path, mark: Mark) -> bool:
         raise UsageError(f"{parent} is not a writable directory; choose another output with -o")
     if foreign:
         raise UsageError(f"{target} exists and is not {mark.what} ({foreign}); expected a new path or {mark.what} of an "
-                         "earlier export; choose another with -o")  # fmt: skip
+                         "earlier run; choose another with -o")  # fmt: skip
     return foreign is not None
 
 
@@ -100,7 +100,7 @@ def others(folder: Path, listed: Iterable[str]) -> list[str]:
     return sorted({path.name for path in folder.iterdir()} - set(listed))
 
 
-def _settle(room: Path) -> None:
+def settle(room: Path) -> None:
     """Give every file the umask's mode (libraries make some of them 0600) and wait until all of them are on the disk."""
     mode = room.stat().st_mode & 0o666
     for path in room.rglob("*"):

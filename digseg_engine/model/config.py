@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from digseg_engine.errors import CheckpointError, UsageError
+from digseg_engine.files import write_json
 from digseg_engine.model.sampler import Schedule
 
 Prediction = Literal["v_prediction", "epsilon"]
@@ -70,7 +71,7 @@ class DigsegConfig:
 
     def save(self, folder: Path) -> None:
         body = {"format": CHECKPOINT_FORMAT, **asdict(self)}
-        (folder / "digseg.json").write_text(json.dumps(body, indent=2) + "\n")
+        write_json(folder / "digseg.json", body)
 
     @classmethod
     def load(cls, folder: Path) -> DigsegConfig:

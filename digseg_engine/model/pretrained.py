@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
-from digseg_engine.errors import CheckpointError, UsageError
+from digseg_engine import folders
+from digseg_engine.errors import CheckpointError, OutputError, UsageError
+from digseg_engine.files import write_text
 from digseg_engine.model.autoencoder import Autoencoder, build_autoencoder, latent_stride
 from digseg_engine.model.config import DigsegConfig, Preset
 from digseg_engine.model.reference import Reference
@@ -34,7 +37,10 @@ from digseg_engine.model.student import Segmenter, Student
 from digseg_engine.text import PromptTokenizer
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "digseg-tiny"
+CONFIG = "digseg.json"
 PARTS = ("vae/config.json", "unet/config.json", "text_encoder/config.json", "tokenizer/tokenizer.json")
+CONTENTS = (CONFIG, "vae", "unet", "text_encoder", "tokenizer", "text_pathway", "student", "training", "quality.json",
+            "distill.json", "distill.png")  # fmt: skip
 
 
 @dataclass
@@ -100,18 +106,59 @@ def deepen_stem(checkpoint: Checkpoint, blocks: int) -> None:
     checkpoint.student.load_state_dict(old.state_dict(), strict=False)
 
 
-def save_checkpoint(checkpoint: Checkpoint, tokenizer_json: str, folder: Path) -> None:
-    """Write every part in fp16 under `folder` (created when missing)."""
+def save_checkpoint(
+    checkpoint: Checkpoint, tokenizer_json: str, folder: Path, more: Callable[[Path], object] | None = None
+) -> None:  # fmt: skip
+    """Write every part in fp16. `folder` appears whole or not at all; an older checkpoint in its place is replaced.
+
+    more: given the folder while it is filled, adds files of its own. Raises UsageError when something else is at `folder`,
+    OutputError for what the file system refuses, such as a full disk.
+    """
     quiet_libraries()
+    try:
+        with folders.writing(folder, MARK) as room:
+            _fill(room, checkpoint, tokenizer_json)
+            if more is not None:
+                more(room)
+            checkpoint.config.save(room)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}; what was there is as "
+                          "before; free the place or choose another") from error  # fmt: skip
+
+
+def _fill(room: Path, checkpoint: Checkpoint, tokenizer_json: str) -> None:
     for name in ("tokenizer", "text_pathway", "student"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    checkpoint.config.save(folder)
-    copy.deepcopy(checkpoint.vae).half().save_pretrained(folder / "vae")
-    copy.deepcopy(checkpoint.reference.unet).half().save_pretrained(folder / "unet")
-    copy.deepcopy(checkpoint.text_encoder).half().save_pretrained(folder / "text_encoder")
-    (folder / "tokenizer" / "tokenizer.json").write_text(tokenizer_json)
-    _save_half(checkpoint.reference.pathway, folder / "text_pathway" / "model.safetensors")
-    _save_half(checkpoint.student, folder / "student" / "model.safetensors")
+        (room / name).mkdir()
+    _half(checkpoint.vae).save_pretrained(room / "vae")
+    _half(checkpoint.reference.unet).save_pretrained(room / "unet")
+    _half(checkpoint.text_encoder).save_pretrained(room / "text_encoder")
+    write_text(room / "tokenizer" / "tokenizer.json", tokenizer_json)
+    save_file(_half(checkpoint.reference.pathway).state_dict(), room / "text_pathway" / "model.safetensors")
+    save_file(_half(checkpoint.student).state_dict(), room / "student" / "model.safetensors")
+
+
+def _half(module: Any) -> Any:
+    """A copy in fp16 whose tensors lie in memory as safetensors writes them, whatever the layout of the original's."""
+    module = copy.deepcopy(module).half()
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.contiguous()
+    return module
+
+
+def check_target(folder: Path) -> bool:
+    """Is there an older checkpoint that `save_checkpoint` will replace? Raises UsageError where it cannot write."""
+    return folders.check_target(folder, MARK)
+
+
+def _foreign(folder: Path) -> str:
+    """What in an existing folder is not of a checkpoint of ours; "" when all of it is."""
+    if not (folder / CONFIG).is_file():
+        return f"it has no {CONFIG}"
+    strangers = folders.others(folder, CONTENTS)
+    return f"it holds {strangers[0]}" if strangers else ""
+
+
+MARK = folders.Mark("a checkpoint", CONFIG, _foreign)
 
 
 def load_checkpoint(folder: Path | str | None = None) -> Checkpoint:
@@ -172,10 +219,6 @@ def from_pretrained(kind: Any, folder: Path, variant: str | None = None) -> Any:
         raise CheckpointError(
             f"{folder} cannot be loaded as {kind.__name__}: {first}; restore it from where it came"
         ) from error
-
-
-def _save_half(module: nn.Module, path: Path) -> None:
-    save_file({name: tensor.half().contiguous() for name, tensor in module.state_dict().items()}, path)
 
 
 def _load_into(module: nn.Module, path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from digseg_engine.errors import OutputError, UsageError
 from digseg_engine.files import replacing, write_json
-from digseg_engine.model.pretrained import Checkpoint, save_checkpoint
+from digseg_engine.model.pretrained import Checkpoint, check_target, save_checkpoint
 from digseg_engine.training.interruption import TrainingInterruptedError
 from digseg_engine.training.log import event_writer
 from digseg_engine.training.loop import FREE, Loss, StageConfig, train_stage
@@ -120,6 +120,8 @@ class Run:
             raise UsageError(f"{self.out} is not empty; expected a new folder, or --resume to continue the run in it")
         if self.override and not self.resume:
             raise UsageError("--override changes the settings of a run that goes on; it needs --resume")
+        if (self.out / "checkpoint").exists():
+            check_target(self.out / "checkpoint")  # now, not after days of training
         processes.wait_for_everyone()  # nobody writes before everybody has looked
 
     def describe(self, settings: Any, **more: Any) -> None:
@@ -192,8 +194,9 @@ class Run:
         """Write the checkpoint and how it was made (and how the checkpoint `start` was); returns its directory."""
         folder = self.out / "checkpoint"
         if PartialState().is_main_process:
-            save_checkpoint(checkpoint, tokenizer_json, folder)
-            record_run(self.out, self.done, folder, start)
+            save_checkpoint(
+                checkpoint, tokenizer_json, folder, lambda room: record_run(self.out, self.done, room, start)
+            )
         PartialState().wait_for_everyone()
         return folder
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from digseg_engine.errors import OutputError, TrainingError
 from digseg_engine.files import flush
+from digseg_engine.folders import settle
 
 FORMAT = "digseg.state/1"
 KEPT = 2
@@ -125,9 +126,7 @@ def _fill(
     files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
     body = {"format": FORMAT, "step": step, "optimizer": counters, "scaler": scaler, "files": files}
     (partial / "state.json").write_text(json.dumps(body, indent=2) + "\n")
-    flush(partial / "state.json")
-    if os.name == "posix":
-        flush(partial)
+    settle(partial)
     if final.exists():  # saved by the run before a resume from an older state
         shutil.rmtree(final)
     partial.rename(final)
@@ -182,7 +181,6 @@ def _load_random(path: Path) -> None:
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, path, metadata)
-    flush(path)
 
 
 def _refuse_broken_weights(model: nn.Module, step: int) -> None:

@@ -116,6 +116,13 @@ def test_foreign_files_are_never_taken_for_a_run(tmp_path):
         Run(tmp_path, False, 0)
 
 
+def test_a_foreign_file_in_the_place_of_the_checkpoint_is_refused_before_training(cut):
+    (cut / "checkpoint").mkdir()
+    (cut / "checkpoint" / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"checkpoint exists and is not a checkpoint \(it has no digseg.json\)"):
+        train_both(cut, resume=True)
+
+
 def test_a_stage_left_off_as_told_is_not_complete(tmp_path):
     with pytest.raises(TrainingInterruptedError, match="left off after step 6 of 12"):
         train_both(tmp_path / "run", TwoStages(first=replace(SETTINGS, stop=6)))

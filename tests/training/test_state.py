@@ -38,7 +38,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, optimi
 
 
 @pytest.mark.parametrize(
-    ("writer", "nth"), [("_save_tensors", 1), ("_save_tensors", 3), ("_save_random", 1), ("flush", 2)]
+    ("writer", "nth"), [("_save_tensors", 1), ("_save_tensors", 3), ("_save_random", 1), ("settle", 1)]
 )
 def test_a_kill_inside_a_save_loses_the_steps_since_the_save_before_and_no_more(
     tmp_path, monkeypatch, whole, writer, nth, capsys
@@ -64,6 +64,18 @@ def test_a_kill_inside_a_save_loses_the_steps_since_the_save_before_and_no_more(
 def test_the_last_two_states_are_kept(tmp_path):
     fit(tmp_path, save_every=3)
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["step-00000009", "step-00000012"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_files_of_a_state_have_the_mode_that_the_umask_gives(tmp_path, umask, mode):
+    old = os.umask(umask)
+    try:
+        fit(tmp_path)
+    finally:
+        os.umask(old)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 10 and {path.stat().st_mode & 0o777 for path in files} == {mode}
 
 
 def test_a_state_is_saved_by_time_too(tmp_path):
