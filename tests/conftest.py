@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -83,14 +84,32 @@ def nano_folder(nano, raw_tokenizer, tmp_path):
     return tmp_path / "nano"
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder `name` of this run, filled by whichever worker comes first; the others wait for it."""
+    from filelock import FileLock
+
+    base = factory.getbasetemp()
+    folder = (base.parent if base.name.startswith("popen-") else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not Path(f"{folder}.made").exists():
+            folder.mkdir()
+            make(folder)
+            Path(f"{folder}.made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def nano_models(nano_preset, raw_tokenizer, tmp_path_factory):
     """The nano checkpoint with its fp32 and fp16 bundles, exported once. DIGSEG_TEST_NANO names a folder of ready ones."""
     from nano_models import NanoModels, make_nano_models
 
     if ready := os.environ.get("DIGSEG_TEST_NANO"):
-        return NanoModels(*(Path(ready) / name for name in ("nano", "fp32", "fp16")))
-    return make_nano_models(tmp_path_factory.mktemp("nano-models"), nano_preset, raw_tokenizer)
+        folder = Path(ready)
+    else:
+        folder = made_once(
+            tmp_path_factory, "nano-models", lambda room: make_nano_models(room, nano_preset, raw_tokenizer)
+        )
+    return NanoModels(*(folder / name for name in ("nano", "fp32", "fp16")))
 
 
 @pytest.fixture(scope="session")
@@ -126,21 +145,17 @@ def bundle(tmp_path_factory):
     """The bundled model exported by scripts/demo.sh (`digseg-export --precision fp16`); shared by all workers of a run.
 
     DIGSEG_TEST_BUNDLE names one exported before, for the daily loop: an export takes minutes."""
-    from filelock import FileLock
-
     if ready := os.environ.get("DIGSEG_TEST_BUNDLE"):
         return Path(ready)
 
-    base = tmp_path_factory.getbasetemp()
-    room = (base.parent if base.name.startswith("popen-") else base) / "exported"
-    with FileLock(str(room) + ".lock"):
-        if not (room / "demo.log").is_file():
-            path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-            done = run_command("bash", str(ROOT / "scripts" / "demo.sh"), str(room), cwd=base,
-                               env={"DIGSEG_SKIP_INSTALL": "1", "PATH": path})  # fmt: skip
-            assert done.returncode == 0, done.stdout + done.stderr
-            (room / "demo.log").write_text(done.stdout)
-    return room / "digseg-tiny-fp16"
+    def demo(room: Path) -> None:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = run_command("bash", str(ROOT / "scripts" / "demo.sh"), str(room), cwd=room,
+                           env={"DIGSEG_SKIP_INSTALL": "1", "PATH": path})  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        (room / "demo.log").write_text(done.stdout)
+
+    return made_once(tmp_path_factory, "exported", demo) / "digseg-tiny-fp16"
 
 
 def run_command(*command: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -37,8 +37,9 @@ def build_nano(preset, raw_tokenizer):
 def make_nano_models(folder: Path, preset, raw_tokenizer) -> NanoModels:
     """The nano model that hears its prompts: its checkpoint and its fp32 and fp16 bundles."""
     from digseg_engine.model.pretrained import save_checkpoint
-    from digseg_export.publish import export_bundle
-    from digseg_export.verify import Limits
+    from digseg_export.clock import Clock
+    from digseg_export.publish import Options, publish, trace
+    from digseg_export.verify import LIMITS, Limits
 
     checkpoint = build_nano(preset, raw_tokenizer)
     for inject in checkpoint.student.injections:  # an untrained model hardly hears its prompts: let it shout
@@ -46,8 +47,10 @@ def make_nano_models(folder: Path, preset, raw_tokenizer) -> NanoModels:
     checkpoint.student.head.logits.weight.mul_(8)
     checkpoint.student.head.logits.bias.zero_()
     save_checkpoint(checkpoint, raw_tokenizer.to_str(), folder / "nano")
-    export_bundle(folder / "nano", "fp32", folder / "fp32")
-    export_bundle(folder / "nano", "fp16", folder / "fp16", Limits(0.05, 0.9))
+    silent = Clock(lambda step: None)
+    traced, tokenizer = trace(checkpoint, silent), raw_tokenizer.to_str().encode()
+    for precision, limits in (("fp32", LIMITS["fp32"]), ("fp16", Limits(0.05, 0.9))):
+        publish(checkpoint, traced, tokenizer, folder / precision, precision, limits, silent, Options())
     return NanoModels(folder / "nano", folder / "fp32", folder / "fp16")
 
 
