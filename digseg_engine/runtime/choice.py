@@ -262,7 +262,8 @@ def verdict_key(source: Source, task: Task) -> str:
 
 
 def _key(source: Source, asked: dict[str, object]) -> str:
-    about = {"weights": source.digest, "device": device_key(), "versions": library_versions(),
+    shapes = None if source.profile is None else source.profile.to_json()
+    about = {"weights": source.digest, "shapes": shapes, "device": device_key(), "versions": library_versions(),
              "threads": source.threads, "on": source.device, **asked}  # fmt: skip
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 

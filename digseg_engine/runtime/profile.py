@@ -58,6 +58,10 @@ class Profile:
                     "allowed; ask for less, or export it with other shapes"
                 )
 
+    def holds(self, request: dict[str, int]) -> bool:
+        """Whether every axis is within its range."""
+        return all(self.ranges[axis].min <= size <= self.ranges[axis].max for axis, size in request.items())
+
     @property
     def usual_side(self) -> int:
         """The longer side, in pixels, that pictures are worked at where no size is asked for."""

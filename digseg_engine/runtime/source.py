@@ -37,6 +37,12 @@ class Golden:
     relative: float
     iou: float
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of the axes B, K, L, H and W."""
+        (b, _, h, w), (k, length) = self.image.shape, self.token_ids.shape
+        return {"B": b, "K": k, "L": length, "H": h, "W": w}
+
     def allowing(self, precision: str) -> Golden:
         """The same sample with room for a backend that computes in `precision`, where it has less room than that."""
         relative, iou = LIMITS.get(precision, LIMITS["fp32"])
@@ -153,11 +159,15 @@ class Source:
             arrays = load_file(str(path))
             limits = self.bundle.manifest["verification"]["limits"]
             parts = [arrays[name] for name in ("image", "token_ids", "token_mask", "logits")]
-            return Golden(*parts, float(limits["relative"]), float(limits["iou"]))  # type: ignore[call-arg, arg-type]
+            golden = Golden(*parts, float(limits["relative"]), float(limits["iou"]))  # type: ignore[call-arg, arg-type]
+            sizes = golden.sizes
         except Exception as error:  # safetensors raises an error of its own
             raise BundleError(
                 f"{path} holds no golden sample that can be read: {error!r}; export the bundle again"
             ) from error
+        if self.profile is not None and not self.profile.holds(sizes):
+            raise BundleError(f"{path} does not fit the shapes in the manifest: {sizes}; export the bundle again")
+        return golden
 
 
 @dataclass(frozen=True)

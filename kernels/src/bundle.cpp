@@ -1,5 +1,6 @@
 #include "bundle.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 
@@ -63,7 +64,7 @@ void Bundle::read_manifest() {
   limit_relative = limits.number_at("relative", manifest_path_);
   limit_iou = limits.number_at("iou", manifest_path_);
   if (const Json* shapes = manifest.find("shapes")) {
-    prompts = read_range(*shapes, "K"), tokens = read_range(*shapes, "L");
+    pictures = read_range(*shapes, "B"), prompts = read_range(*shapes, "K"), tokens = read_range(*shapes, "L");
     rows = read_range(*shapes, "H"), columns = read_range(*shapes, "W");
   }
   const Json& files = manifest.at("files", Json::Object, manifest_path_);
@@ -104,8 +105,9 @@ void Bundle::read_contract(const Json& contract) {
 AxisRange Bundle::read_range(const Json& shapes, const char* axis) const {
   const Json* range = shapes.find(axis);
   if (range == nullptr || !range->is(Json::Object)) return {};  // "dynamic"
-  const AxisRange out{range->integer_at("min", 1, INT32_MAX, manifest_path_), range->integer_at("max", 1, INT32_MAX, manifest_path_)};
-  if (out.min > out.max) fail(DIGSEG_CORRUPT, manifest_path_ + ": the shapes of " + axis + " are out of order" + kAgain);
+  const auto end = [&](const char* name) { return range->integer_at(name, 1, INT32_MAX, manifest_path_); };
+  const AxisRange out{end("min"), end("max"), end("opt")};
+  if (!out.holds(out.opt)) fail(DIGSEG_CORRUPT, manifest_path_ + ": the shapes of " + axis + " are out of order" + kAgain);
   return out;
 }
 
@@ -149,6 +151,12 @@ std::string Bundle::digest() const {
     all.update(line.data(), line.size());
   }
   return all.hex();
+}
+
+int Bundle::usual_size(int width, int height) const {
+  if (rows.opt == 0 || columns.opt == 0) return image_size;
+  const int64_t longer = std::max(width, height);
+  return static_cast<int>(std::min({std::max(rows.opt, columns.opt), longer * rows.max / height, longer * columns.max / width}));
 }
 
 size_t Bundle::token_bucket(size_t length) const {

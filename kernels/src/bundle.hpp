@@ -22,9 +22,10 @@ struct GraphBorder {
   std::vector<TensorBorder> inputs, outputs;
 };
 
-// What a bundle was exported for: an axis without a profile is free.
+// What a bundle was exported for: an axis without a profile is free, and its `opt` 0.
 struct AxisRange {
-  int64_t min = 1, max = INT32_MAX;
+  int64_t min = 1, max = INT32_MAX, opt = 0;
+  bool holds(int64_t size) const { return min <= size && size <= max; }
 };
 
 class Bundle {
@@ -37,7 +38,7 @@ class Bundle {
   double limit_relative = 0, limit_iou = 0;
   GraphBorder text_encoder, segmenter;
   std::vector<size_t> token_buckets;
-  AxisRange prompts, tokens, rows, columns;  // the profile's K, L, H, W
+  AxisRange pictures, prompts, tokens, rows, columns;  // the profile's B, K, L, H, W
 
   bool lists(const std::string& name) const { return files_.count(name) != 0; }
   std::string path(const std::string& name) const;  // Error(DIGSEG_CORRUPT) when not listed
@@ -45,6 +46,9 @@ class Bundle {
   int64_t bytes() const { return bytes_; }           // of all files together
   std::string digest() const;                        // one hash over all files, as in Python
   size_t token_bucket(size_t length) const;          // smallest bucket that holds `length`, else the last
+  // Pixels of the longer side that a picture is worked at where none are asked for: what the model was trained for, or what
+  // the profile holds of its proportions, up to its usual size.
+  int usual_size(int width, int height) const;
 
  private:
   void read_manifest();

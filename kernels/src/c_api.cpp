@@ -213,6 +213,8 @@ digseg_status digseg_segment(digseg_engine* engine, const digseg_image* image, c
     const digseg_image picture = taken(image, zero<digseg_image>(), offsetof(digseg_image, matrix), "digseg_image");
     const digseg_run_options run = taken(options, zero<digseg_run_options>(), sizeof(size_t), "digseg_run_options");
     if (run.flags & ~DIGSEG_TRUNCATE_PROMPTS) fail(DIGSEG_INVALID_ARGUMENT, "options.flags holds unknown bits; expected 0 or DIGSEG_TRUNCATE_PROMPTS");
+    if (run.labels < DIGSEG_LABELS_PARTS || run.labels > DIGSEG_LABELS_SMALLEST)
+      fail(DIGSEG_INVALID_ARGUMENT, "options.labels is " + std::to_string(run.labels) + "; expected DIGSEG_LABELS_PARTS, STRONGEST or SMALLEST");
     if (!std::isfinite(run.threshold)) fail(DIGSEG_INVALID_ARGUMENT, "options.threshold is not a finite number");
     *result = new digseg_result{engine->engine.segment(picture, prompt_list(prompts, count), run)};
   });

@@ -25,6 +25,10 @@ struct Golden {
     const bool fits = image.shape.size() == 4 && image.shape[1] == 3 && token_ids.shape.size() == 2 &&
                       token_mask.shape == token_ids.shape && logits.shape.size() == 4 && !logits.data.empty() && !token_ids.data.empty();
     if (!fits) fail(DIGSEG_CORRUPT, bundle.folder + "/golden.safetensors has tensors of other shapes; export the bundle again");
+    const bool held = bundle.pictures.holds(image.shape[0]) && bundle.prompts.holds(token_ids.shape[0]) && bundle.tokens.holds(token_ids.shape[1]) &&
+                      bundle.rows.holds(image.shape[2]) && bundle.columns.holds(image.shape[3]);
+    if (!held)
+      fail(DIGSEG_CORRUPT, bundle.folder + "/golden.safetensors does not fit the shapes in the manifest; export the bundle again");
   }
 };
 
@@ -66,6 +70,7 @@ Verdict verify(Backend& backend, const Bundle& bundle) {
   if (got.shape != golden.logits.shape)
     fail(DIGSEG_RUNTIME, "the golden sample gave logits of another shape than expected; export the bundle again");
   double largest = 0, difference = 0, norm = 0, ious = 0;
+  size_t telling = 0;  // agreement on nothing says nothing
   const size_t plane = static_cast<size_t>(got.shape[2] * got.shape[3]), planes = got.data.size() / plane;
   for (size_t p = 0; p < planes; ++p) {
     size_t both = 0, either = 0;
@@ -78,9 +83,9 @@ Verdict verify(Backend& backend, const Bundle& bundle) {
       both += want > 0 && have > 0;
       either += want > 0 || have > 0;
     }
-    ious += either ? static_cast<double>(both) / static_cast<double>(either) : 1.0;
+    if (either > 0) ious += static_cast<double>(both) / static_cast<double>(either), ++telling;
   }
-  Verdict verdict{largest, std::sqrt(difference / std::max(norm, 1e-24)), ious / static_cast<double>(planes), false};
+  Verdict verdict{largest, std::sqrt(difference / std::max(norm, 1e-24)), telling ? ious / static_cast<double>(telling) : 1.0, false};
   verdict.passed = verdict.relative <= bundle.limit_relative && verdict.iou >= bundle.limit_iou;
   return verdict;
 }

@@ -6,6 +6,7 @@
 
 #include "error.hpp"
 #include "file.hpp"
+#include "labels.hpp"
 #include "picture.hpp"
 #include "safetensors.hpp"
 
@@ -67,7 +68,7 @@ Floats one_of(const Floats& stacked, size_t index) {
 double probability(float logit) { return 1.0 / (1.0 + std::exp(-static_cast<double>(logit))); }
 
 // Masks, scores and label map from one full-size plane at a time.
-void add_plane(Result& out, size_t k, const float* plane, float threshold, std::vector<float>& best) {
+void add_plane(Result& out, size_t k, const float* plane, float threshold, const Precedence& precedence, std::vector<float>& best) {
   const size_t pixels = best.size();
   uint8_t* mask = &out.masks[k * pixels];
   double sum = 0;
@@ -78,7 +79,7 @@ void add_plane(Result& out, size_t k, const float* plane, float threshold, std::
     mask[i] = 1;
     ++inside;
     sum += probability(value);
-    if (out.label_map[i] == 0 || value > best[i]) {
+    if (out.label_map[i] == 0 || value > best[i] || precedence.beats(k, out.label_map[i])) {
       best[i] = value;
       out.label_map[i] = static_cast<int32_t>(k) + 1;
     }
@@ -197,12 +198,12 @@ Result Engine::segment(const digseg_image& image, const std::vector<std::string>
   Clock clock;
   // 1 check the input
   check_image(image);
-  const int longer = options.size == 0 ? bundle_.image_size : options.size;
+  const int longer = options.size == 0 ? bundle_.usual_size(image.width, image.height) : options.size;
   if (longer < 2 * bundle_.stride || longer > 4096)
     fail(DIGSEG_INVALID_ARGUMENT, "working size must be " + std::to_string(2 * bundle_.stride) + " to 4096 pixels, got " + std::to_string(longer));
   go_on();
   // 2 fit the picture
-  const Canvas canvas = fit(image, longer, bundle_);  // pixels [1, 3, H, W]
+  const Canvas canvas = fit(image, longer, bundle_);  // pixels [B, 3, H, W], the picture once or as often as the profile needs it
   out.seconds_fit = clock.lap();
   // 3 prompts, encoded once each
   std::vector<Known> parts;
@@ -227,9 +228,10 @@ Result Engine::segment(const digseg_image& image, const std::vector<std::string>
   out.label_map.assign(pixels, 0);
   out.scores.assign(prompts.size(), 0.f);
   std::vector<float> best(pixels);
-  unfit(out.logits.data.data(), prompts.size(), out.logits_width, out.logits_height, canvas, [&](size_t k, const float* plane) {
+  const Precedence precedence(out.logits, options.threshold, options.labels);
+  unfit(out.logits.data.data(), precedence.order(), out.logits_width, out.logits_height, canvas, [&](size_t k, const float* plane) {
     go_on();
-    add_plane(out, k, plane, options.threshold, best);
+    add_plane(out, k, plane, options.threshold, precedence, best);
   });
   out.seconds_masks = clock.lap();
   out.backend = backend_->detail();
@@ -251,7 +253,7 @@ Floats Engine::run_model(const Floats& pixels, const std::vector<Known>& parts, 
     now.resize(std::max(count, least), now.back());
     const Folded text = stack(now, std::min(length, static_cast<size_t>(bundle_.tokens.max)));  // [K, S, H, d, L], [K, S, H, L, Co], [K, L]
     const Floats some = backend_->segment(pixels, text.keys, text.values, text.mask);
-    if (some.shape.size() != 4 || some.shape[0] != 1 || some.shape[1] != static_cast<int64_t>(now.size()) || some.shape[2] < 1 || some.shape[3] < 1)
+    if (some.shape.size() != 4 || some.shape[0] != pixels.shape[0] || some.shape[1] != static_cast<int64_t>(now.size()) || some.shape[2] < 1 || some.shape[3] < 1)
       fail(DIGSEG_RUNTIME, "the segmenter gave logits of another shape than the contract; export the bundle again");
     const size_t plane = static_cast<size_t>(some.shape[2] * some.shape[3]);
     all.shape = {1, static_cast<int64_t>(parts.size()), some.shape[2], some.shape[3]};

@@ -101,7 +101,7 @@ std::vector<float> float_rows(const digseg_image& image) {
   return out;
 }
 
-// Interleaved rows to [1, 3, H, W], edges repeated, value * scale - 1.
+// Interleaved rows to [B, 3, H, W], edges repeated, B times the same, value * scale - 1.
 template <typename T>
 void fill(const std::vector<T>& rgb, int width, int height, float divisor, Floats& canvas) {
   const int64_t H = canvas.shape[2], W = canvas.shape[3];
@@ -111,6 +111,7 @@ void fill(const std::vector<T>& rgb, int width, int height, float divisor, Float
       const T* row = &rgb[static_cast<size_t>(std::min<int64_t>(y, height - 1)) * width * 3];
       for (int64_t x = 0; x < W; ++x) *to++ = static_cast<float>(row[std::min<int64_t>(x, width - 1) * 3 + c]) / divisor - 1.f;
     }
+  for (int64_t b = 1; b < canvas.shape[0]; ++b) to = std::copy_n(canvas.data.data(), 3 * H * W, to);
 }
 
 }  // namespace
@@ -152,7 +153,7 @@ Canvas fit(const digseg_image& image, int longer, const Bundle& bundle) {
              std::to_string(range.max) + "; use a smaller working size");
     return padded;
   };
-  canvas.pixels = Floats({1, 3, whole(height, bundle.rows), whole(width, bundle.columns)});
+  canvas.pixels = Floats({bundle.pictures.min, 3, whole(height, bundle.rows), whole(width, bundle.columns)});
   const bool same = width == image.width && height == image.height;
   if (image.format == DIGSEG_F32) {
     std::vector<float> rgb = float_rows(image);
@@ -166,11 +167,11 @@ Canvas fit(const digseg_image& image, int longer, const Bundle& bundle) {
   return canvas;
 }
 
-void unfit(const float* logits, size_t count, int logits_width, int logits_height, const Canvas& canvas, const PlaneSink& sink) {
+void unfit(const float* logits, const std::vector<size_t>& order, int logits_width, int logits_height, const Canvas& canvas, const PlaneSink& sink) {
   const double ratio = static_cast<double>(canvas.pixels.shape[3]) / logits_width;
   const Box box{0, 0, static_cast<float>(canvas.content_width / ratio), static_cast<float>(canvas.content_height / ratio)};
   std::vector<float> room, plane;
-  for (size_t k = 0; k < count; ++k) {
+  for (const size_t k : order) {
     resize_plane(logits + k * static_cast<size_t>(logits_width) * logits_height, logits_width, logits_height, box, canvas.width,
                  canvas.height, room, plane);
     sink(k, plane.data());

@@ -1,6 +1,7 @@
 // A caller's picture, checked, and its way to the model's canvas and back. The same steps as digseg_engine/images.py.
 #pragma once
 #include <functional>
+#include <vector>
 
 #include "bundle.hpp"
 #include "digseg/digseg.h"
@@ -10,7 +11,7 @@ namespace digseg {
 
 // The model's input and where the picture lies in it.
 struct Canvas {
-  Floats pixels;  // [1, 3, H, W] in -1..1
+  Floats pixels;  // [B, 3, H, W] in -1..1: the picture, B times where the profile knows no single one
   int content_width = 0, content_height = 0;
   int width = 0, height = 0;  // of the picture as given
 };
@@ -22,8 +23,8 @@ void check_image(const digseg_image& image);
 // size where it has one. Error(DIGSEG_INVALID_ARGUMENT) over its largest.
 Canvas fit(const digseg_image& image, int longer, const Bundle& bundle);
 
-// Logits [K, h', w'] of a canvas, one plane after another at the picture's own size.
+// Logits [K, h', w'] of a canvas, one plane after another, in the order given, at the picture's own size.
 using PlaneSink = std::function<void(size_t k, const float* plane)>;
-void unfit(const float* logits, size_t count, int logits_width, int logits_height, const Canvas& canvas, const PlaneSink& sink);
+void unfit(const float* logits, const std::vector<size_t>& order, int logits_width, int logits_height, const Canvas& canvas, const PlaneSink& sink);
 
 }  // namespace digseg

@@ -63,8 +63,11 @@ std::string key_of(const Bundle& bundle, const BackendSettings& settings) {
   utsname system{};
   uname(&system);
   Sha256 all;
+  std::string shapes;
+  for (const AxisRange& axis : {bundle.pictures, bundle.prompts, bundle.tokens, bundle.rows, bundle.columns})
+    shapes += std::to_string(axis.min) + " " + std::to_string(axis.opt) + " " + std::to_string(axis.max) + " ";
   for (const std::string& part :
-       {std::string("digseg " DIGSEG_VERSION), bundle.digest(), onnxruntime_version(settings), tensorrt_state(bundle), std::string(system.machine),
+       {std::string("digseg " DIGSEG_VERSION), bundle.digest(), shapes, onnxruntime_version(settings), tensorrt_state(bundle), std::string(system.machine),
         processor(), gpus(), std::to_string(usable_cores()), std::to_string(settings.threads), std::to_string(settings.device),
         variable("CUDA_VISIBLE_DEVICES")})
     all.update(part.c_str(), part.size() + 1);

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from profiled import fit_golden, write_shapes
 
 from digseg_engine.errors import BundleError, DigsegError, InputError, UsageError
+from digseg_engine.runtime.labels import LABEL_RULES
 
 CASES = json.loads((Path(__file__).parent / "cases.json").read_text(encoding="utf-8"))
 PICTURE = Path(__file__).parents[2] / "examples" / "aerial.png"
@@ -23,7 +25,8 @@ KINDS = {"invalid argument": "input", "corrupt": "bundle", "incompatible": "bund
 
 def label(case: dict[str, Any]) -> str:
     asked = case["prompts"] if isinstance(case["prompts"], int) else " ".join(case["prompts"])[:20]
-    return f"{case['bundle']}, {'x'.join(map(str, case['picture']))} at {case.get('size', 'its own size')}, {asked}"
+    where = f"{'x'.join(map(str, case['picture']))} at {case.get('size', 'its own size')}"
+    return ", ".join(str(part) for part in (case["bundle"], where, asked, case.get("labels")) if part is not None)
 
 
 def prompts_of(case: dict[str, Any]) -> list[str]:
@@ -44,12 +47,11 @@ def picture_of(case: dict[str, Any]) -> np.ndarray:
 def make_bundle(source: Path, folder: Path, recipe: dict[str, Any]) -> Path:
     """A copy of a bundle with the recipe's profile and harm."""
     shutil.copytree(source, folder)
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
     if recipe["shapes"] != "dynamic":
-        ranges = {axis: dict(zip(("min", "opt", "max"), sizes)) for axis, sizes in recipe["shapes"].items()}
-        path.write_text(json.dumps({**manifest, "shapes": ranges}))
-    harm(folder, recipe.get("harm"), manifest)
+        write_shapes(folder, recipe["shapes"])
+        if recipe.get("harm") != "golden sample of other shapes":
+            fit_golden(folder, recipe["shapes"])
+    harm(folder, recipe.get("harm"), json.loads((folder / "manifest.json").read_text()))
     return folder
 
 
@@ -86,7 +88,8 @@ def ask_python(bundle: Path, case: dict[str, Any]):
 
     try:
         engine = Engine.load(bundle, backend="onnxruntime")
-        return engine.segment(picture_of(case), prompts_of(case), size=case.get("size"))
+        rule = case.get("labels", LABEL_RULES[0])
+        return engine.segment(picture_of(case), prompts_of(case), size=case.get("size"), labels=rule)
     except BundleError:
         return "bundle"
     except (InputError, UsageError):
@@ -100,6 +103,8 @@ def ask_native(library, bundle: Path, case: dict[str, Any]):
 
     run = library.filled(RunOptions)
     run.size = case.get("size", 0)
+    if "labels" in case:
+        run.labels = LABEL_RULES.index(case["labels"])
     try:
         with NativeEngine(library, bundle, backend=b"onnxruntime") as engine:
             return engine.segment(picture_of(case), prompts_of(case), run=run)

@@ -36,7 +36,7 @@ class Image(c.Structure):
 class RunOptions(c.Structure):
     _fields_ = [
         ("struct_size", c.c_size_t), ("size", c.c_int32), ("flags", c.c_int32), ("threshold", c.c_float),
-        ("reserved", c.c_int32), ("cancel", CANCEL), ("user", c.c_void_p),
+        ("labels", c.c_int32), ("cancel", CANCEL), ("user", c.c_void_p),
     ]  # fmt: skip
 
 

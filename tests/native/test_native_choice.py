@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from native_fixtures import *  # noqa: F403
+from profiled import write_shapes
 from programs import run_program
 
 from digseg_engine.worlds.scenes import scene
@@ -75,6 +76,10 @@ def test_another_bundle_is_another_choice(start, native_bundle, tmp_path):
     start()
     shutil.copytree(native_bundle, tmp_path / "b")
     assert known(start(bundle=tmp_path / "b")[0])  # the same files elsewhere
+    write_shapes(
+        tmp_path / "b", {"B": (1, 1, 1), "K": (1, 3, 8), "L": (8, 16, 77), "H": (64, 96, 128), "W": (64, 96, 128)}
+    )
+    assert not known(start(bundle=tmp_path / "b")[0]) and known(start(bundle=tmp_path / "b")[0])
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     del manifest["files"]["precision.json"]
     (tmp_path / "b" / "precision.json").unlink()

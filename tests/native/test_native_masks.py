@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from native_fixtures import *  # noqa: F403
 from PIL import Image as PillowImage
+from profiled import fit_golden, write_shapes
 
 from digseg_engine import Engine
 from digseg_engine.worlds.scenes import scene
@@ -39,7 +40,7 @@ def same(native, python):
 )
 def test_masks_logits_scores_and_labels_match(native, python, domain, side, cut):
     rgb = np.ascontiguousarray(scene(7, domain, side, "demo").image[: cut[0], : cut[1]])
-    same(native.segment(rgb, PROMPTS), python.segment(rgb, PROMPTS, labels="strongest"))
+    same(native.segment(rgb, PROMPTS), python.segment(rgb, PROMPTS))
 
 
 def test_one_row_high_pictures_and_other_working_sizes(native, python, library):
@@ -64,7 +65,7 @@ def test_every_pixel_format_is_the_same_picture(native, python):
     rgba = np.dstack([rgb, np.random.default_rng(0).integers(0, 256, (150, 150), np.uint8)])
     same(
         native.segment(np.ascontiguousarray(rgba), PROMPTS, format=RGBA8),
-        python.segment(PillowImage.fromarray(rgba), PROMPTS, labels="strongest"),
+        python.segment(PillowImage.fromarray(rgba), PROMPTS),
     )
     floats = np.ascontiguousarray(rgb, np.float32) / np.float32(255)
     assert np.abs(native.segment(floats, ["road", "building"], format=F32).logits - wanted.logits).max() < 0.5
@@ -122,6 +123,10 @@ def test_errors_have_a_status_and_say_what_to_do(native, library, native_bundle,
     run.flags = 1
     assert native.segment(rgb, ["red " * 90], run=run).masks.shape == (1, 16, 16)
     run = library.filled(RunOptions)
+    run.labels = 7
+    with pytest.raises(NativeError, match=r"invalid argument: options\.labels is 7; expected DIGSEG_LABELS_PARTS"):
+        native.segment(rgb, ["red"], run=run)
+    run = library.filled(RunOptions)
     run.cancel = CANCEL(lambda user: 1)
     with pytest.raises(NativeError, match="cancelled"):
         native.segment(rgb, ["red"], run=run)
@@ -145,20 +150,14 @@ def test_a_shape_profile_is_kept(native, library, native_bundle, tmp_path):
     from native_library import NativeEngine, NativeError, RunOptions
 
     shutil.copytree(native_bundle, tmp_path / "b")
-    path = tmp_path / "b" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    side = manifest["model"]["image_size"]
-    only = {"min": side, "opt": side, "max": side}
-    shapes = {
-        "B": {"min": 1, "opt": 1, "max": 1},
-        "K": {"min": 2, "opt": 2, "max": 2},
-        "L": {"min": 16, "opt": 16, "max": 16},
-    }
-    path.write_text(json.dumps({**manifest, "shapes": {**shapes, "H": only, "W": only}}))
+    side = json.loads(native.info())["image_size"]
+    shapes = {axis: (size, size, size) for axis, size in (("B", 1), ("K", 3), ("L", 16), ("H", side), ("W", side))}
+    write_shapes(tmp_path / "b", shapes)
+    fit_golden(tmp_path / "b", shapes)
     rgb = np.ascontiguousarray(scene(4, "aerial", side, "demo").image)
     with NativeEngine(library, tmp_path / "b") as engine:
-        got, wanted = engine.segment(rgb, PROMPTS[:3]), native.segment(rgb, PROMPTS[:3])
-        assert np.abs(got.logits - wanted.logits).max() <= 1e-3  # three prompts in two calls of two
+        got, wanted = engine.segment(rgb, PROMPTS), native.segment(rgb, PROMPTS)
+        assert np.abs(got.logits - wanted.logits).max() <= 1e-3  # four prompts in two calls of three
         assert engine.segment(np.ascontiguousarray(rgb[: side // 2]), ["road"]).logits.shape == wanted.logits[:1].shape
         run = library.filled(RunOptions)
         run.size = 2 * side

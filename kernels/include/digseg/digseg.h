@@ -64,7 +64,7 @@ extern "C" {
 #endif
 
 /* Grows when functions or struct fields are added; what exists keeps its meaning. */
-#define DIGSEG_API_VERSION 2 /* 2: digseg_engine_vocabulary */
+#define DIGSEG_API_VERSION 3 /* 2: digseg_engine_vocabulary; 3: digseg_run_options.labels */
 
 typedef enum digseg_status {
   DIGSEG_OK = 0,
@@ -105,6 +105,13 @@ enum {
   DIGSEG_TRUNCATE_PROMPTS = 1 /* cut prompts over 77 tokens instead of refusing them */
 };
 
+/* What the label map shows where masks meet. */
+enum {
+  DIGSEG_LABELS_PARTS = 0,     /* the strongest, except that a mask which lies to nine tenths in a larger one shows there */
+  DIGSEG_LABELS_STRONGEST = 1, /* the one with the largest logit */
+  DIGSEG_LABELS_SMALLEST = 2   /* the one of the smallest area */
+};
+
 typedef struct digseg_engine digseg_engine;
 typedef struct digseg_result digseg_result;
 
@@ -143,10 +150,10 @@ typedef struct digseg_image {
 
 typedef struct digseg_run_options {
   size_t struct_size;
-  int32_t size;    /* pixels of the longer side the model works at; 0: what it was trained for */
+  int32_t size;    /* pixels of the longer side the model works at; 0: what it was trained or exported for */
   int32_t flags;   /* DIGSEG_TRUNCATE_PROMPTS */
   float threshold; /* logit above which a pixel belongs to a mask; default 0 */
-  int32_t reserved;
+  int32_t labels;  /* default DIGSEG_LABELS_PARTS */
   digseg_cancel_fn cancel; /* for this run; NULL: the engine's */
   void *user;
 } digseg_run_options;
@@ -159,7 +166,7 @@ typedef struct digseg_view {
   int32_t content_width, content_height; /* the part of the model's input that was picture, not padding */
   int32_t reserved;
   const uint8_t *masks;     /* [K, height, width], 0 or 1 */
-  const int32_t *label_map; /* [height, width], 0: no mask, else 1 + number of the strongest prompt */
+  const int32_t *label_map; /* [height, width], 0: no mask, else 1 + number of the prompt, see DIGSEG_LABELS_* */
   const float *scores;      /* [K], mean probability inside each mask, 0 when it is empty */
   const float *logits;      /* [K, logits_height, logits_width] as the model gave them; 0 is the decision border */
   const char *backend;      /* what ran */
@@ -173,7 +180,7 @@ typedef struct digseg_verification {
   int32_t reserved;
   double max_error; /* largest difference of a logit */
   double relative;  /* L2 norm of the difference over that of the expected logits */
-  double iou;       /* mean over (picture, prompt) pairs; two empty masks count 1 */
+  double iou;       /* mean over (picture, prompt) pairs; those of which both are empty are left out */
 } digseg_verification;
 
 DIGSEG_API const char *digseg_version(void);     /* "0.1.0" */

@@ -1,0 +1,52 @@
+"""Gives a copy of an exported bundle another shape profile, with the golden sample that an export of it would carry."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from digseg_engine.bundle import sha256
+
+Shapes = dict[str, tuple[int, int, int]]  # of B, K, L, H, W: smallest, usual, largest
+
+
+def write_shapes(folder: Path, shapes: Shapes) -> None:
+    path = folder / "manifest.json"
+    ranges = {axis: dict(zip(("min", "opt", "max"), sizes)) for axis, sizes in shapes.items()}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "shapes": ranges}))
+
+
+def fit_golden(folder: Path, shapes: Shapes) -> None:
+    """Repeat pictures and prompts and pad tokens up to the profile's smallest shape. Prompts do not see each other, so the
+    logits stay right. The picture's size is kept: the profile has to hold it."""
+    path = folder / "golden.safetensors"
+    arrays = load_file(path)
+    pictures, prompts, tokens = (shapes[axis][0] for axis in "BKL")
+    rows, columns = arrays["image"].shape[2:]
+    assert shapes["H"][0] <= rows <= shapes["H"][2] and shapes["W"][0] <= columns <= shapes["W"][2]
+    b, k = (_at_least(array, least) for array, least in ((arrays["image"], pictures), (arrays["token_ids"], prompts)))
+    missing = max(0, tokens - arrays["token_ids"].shape[1])
+    fitted = {
+        "image": arrays["image"][b],
+        "token_ids": np.pad(arrays["token_ids"][k], ((0, 0), (0, missing)), "edge"),
+        "token_mask": np.pad(arrays["token_mask"][k], ((0, 0), (0, missing))),
+        "logits": arrays["logits"][b][:, k],
+    }
+    save_file({name: np.ascontiguousarray(array) for name, array in fitted.items()}, path)
+    list_again(folder, path.name)
+
+
+def _at_least(array: np.ndarray, least: int) -> np.ndarray:
+    """Numbers of its entries, from the first again when there are too few."""
+    return np.arange(max(least, len(array))) % len(array)
+
+
+def list_again(folder: Path, name: str) -> None:
+    """Put a changed file's size and hash into the manifest."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"][name] = {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+    path.write_text(json.dumps(manifest))
