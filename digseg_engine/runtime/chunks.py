@@ -69,8 +69,8 @@ class ChunkedRunner:
                     raise
                 if pairs == 1:
                     raise BackendError(
-                        f"out of memory for one prompt about one picture of {image.shape[3]}x{image.shape[2]} pixels; "
-                        "work at a smaller size (--imgsz) or in tiles (--tile 512)"
+                        f"backend {self.backend.name} is out of memory for one prompt about one picture of "
+                        f"{image.shape[3]}x{image.shape[2]} pixels; work at a smaller size (--imgsz) or in tiles (--tile 512)"
                     ) from error
                 notes.append(f"out of memory with {pairs} masks at once, went on with {pairs // 2}")
                 self.budget = (pairs // 2) * BYTES_PER_PIXEL * image.shape[2] * image.shape[3]
