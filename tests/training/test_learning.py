@@ -11,10 +11,12 @@ from torch import nn
 from digseg_engine.data.batch import Batch
 from digseg_engine.data.query import Query
 from digseg_engine.data.wordings import encode_text
-from digseg_engine.model.autoencoder import encode_image
+from digseg_engine.model.autoencoder import decode_mask, encode_image
 from digseg_engine.model.config import TINY
 from digseg_engine.model.pretrained import load_checkpoint
 from digseg_engine.training.loop import StageConfig, train_stage
+from digseg_engine.training.objectives.one_step import OneStepLoss
+from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
 from digseg_engine.training.run import Run
@@ -98,6 +100,24 @@ def test_sixty_steps_overfit_four_pictures_with_the_student(learner, tmp_path):
         logits = torch.nn.functional.interpolate(c.student(data.images, data.latents, text), size=(64, 64))
     assert iou(logits[:, :3], data.masks[:, :3]) > 0.9
     assert float((logits[:, 3] > 0).float().mean()) < 0.02  # what is in no picture is not marked
+
+
+@pytest.mark.slow
+def test_sixty_steps_overfit_four_pictures_with_the_reference_in_one_step(learner, tmp_path):
+    """With its gates open: they start shut, and a network drawn at random first learns to do without any text then."""
+    c, data = learner, FourPictures(learner.vae)
+    for injection in c.reference.pathway.injections:
+        torch.nn.init.ones_(injection.gate)
+    settings = StageConfig(60, 8, 2e-2, prompts=4, warmup=5, ema=0.8, weight_decay=0.0)
+    source = PairSource(data, c.vae, c.text_encoder, c.tokenizer, settings)
+    loss = OneStepLoss(source, c.schedule)
+    train_stage("one_step", c.reference.requires_grad_(True), loss, settings, tmp_path, False)
+    with torch.no_grad():
+        text = encode_text(c.text_encoder, c.tokenizer, list(data.names))
+        latents = c.reference.sample(data.latents, *text, c.schedule, steps=1)
+        logits = decode_mask(c.vae, latents).view_as(data.masks)
+    assert iou(logits[:, :3], data.masks[:, :3]) > 0.7
+    assert float((logits[:, 3] > 0).float().mean()) < 0.02
 
 
 def test_a_student_of_stable_diffusion_starts_from_the_tuned_reference_and_knows_its_words(tmp_path, raw_tokenizer):
