@@ -31,7 +31,7 @@ def pairs(nano, tmp_path):
     return PairSource(batches, nano.vae, nano.text_encoder, nano.tokenizer, replace(SHORT, batch=4))
 
 
-def test_every_loss_reaches_every_weight_of_the_reference(nano, pairs):
+def test_both_losses_of_the_reference_reach_every_weight_of_it(nano, pairs):
     schedule = nano.schedule
     nano.reference.requires_grad_(True)
     for injection in nano.reference.pathway.injections:
@@ -45,7 +45,7 @@ def test_every_loss_reaches_every_weight_of_the_reference(nano, pairs):
         assert not silent, (type(loss).__name__, silent)
 
 
-def test_a_perfect_one_step_answer_costs_little(nano, pairs):
+def test_the_right_one_step_latent_costs_less_than_one_that_is_three_apart(nano, pairs):
     drawn = pairs.draw(0, torch.Generator().manual_seed(0), torch.device("cpu"))
 
     class Oracle(torch.nn.Module):
@@ -63,7 +63,7 @@ def test_a_perfect_one_step_answer_costs_little(nano, pairs):
     assert right < wrong
 
 
-def test_distilled_copy_of_a_perfect_teacher_costs_nothing_at_one_step(nano, pairs):
+def test_few_step_distillation_of_an_untrained_teacher_is_finite_and_of_the_latents_shape(nano, pairs):
     loss = FewStepLoss(pairs, nano.reference, nano.schedule, teacher_steps=1, grid=(1,))
     with torch.no_grad():
         drawn = pairs.draw(0, torch.Generator().manual_seed(0), torch.device("cpu"))
@@ -99,7 +99,7 @@ def test_stable_diffusion_to_masks(tmp_path, raw_tokenizer, style):
     assert result.masks.shape == (2, 100, 80)
 
 
-def test_a_tutored_run_keeps_the_student_alone(tmp_path, nano_folder):
+def test_a_tutored_run_changes_the_students_weights_and_adds_no_others(tmp_path, nano_folder):
     settings = FinetuneConfig(scenes=8, size=64, dense=True, student=replace(SHORT, precision="bf16"))
     folder = finetune(str(nano_folder), tmp_path / "run", settings, data="scenes:crops", student_only=True)
     before, after = load_checkpoint(nano_folder).student.state_dict(), load_checkpoint(folder).student.state_dict()

@@ -1,7 +1,7 @@
 """`digseg train --init`: from a Stable Diffusion or DiGSeg directory to a checkpoint, on scenes or own data.
 
 Full recipe: reference A (noisy mask latents), reference B (one step, mask space), student; for Stable Diffusion, a matter of
-days on a GPU. Quick recipe, for DiGSeg checkpoints: 200 steps of the student alone, a matter of minutes on two CPU cores.
+days on a GPU. Quick recipe, for DiGSeg checkpoints: 200 steps of the student alone, about ten minutes of one CPU core.
 The autoencoder and the text encoder stay frozen.
 """
 

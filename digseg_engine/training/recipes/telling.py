@@ -27,7 +27,9 @@ def print_plan(out: Path, stages: Mapping[str, StageConfig], c: Checkpoint, size
     if not PartialState().is_main_process:
         return
     device = device_of(c.student)
-    where = f"{torch.get_num_threads()} threads of the CPU" if device.type == "cpu" else torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    cpu = f"{threads} thread{'s' if threads > 1 else ''} of the CPU"
+    where = cpu if device.type == "cpu" else torch.cuda.get_device_name()
     parts: dict[str, torch.nn.Module] = {
         "student": c.student,
         "autoencoder": c.vae,
