@@ -212,7 +212,7 @@ def test_the_engine_in_tiles(nano_models, tmp_path):
         assert result.label_map.shape == (130, 200) and result.prompts == tuple(PROMPTS) and result.tiles == 3 * 4
         assert {path.name for path in result.files} == {"sky.labels.npy", "sky.json", "sky.overview.png"}
         assert Image.open(tmp_path / "sky.overview.png").size == (200, 130)
-        one = engine.segment(rgb[:64, :64], PROMPTS)
+        one = engine.segment(rgb[:64, :64], PROMPTS, labels="strongest")  # the rule of tiles
         single = engine.segment_tiles(rgb[:64, :64], PROMPTS, tmp_path, "one", tile=64, masks=True)
         assert np.array_equal(np.load(single.files[3]), one.masks)
         assert np.array_equal(single.label_map, one.label_map) and np.allclose(single.scores, one.scores, atol=1e-5)
