@@ -19,6 +19,7 @@ def run(
 ) -> int:  # fmt: skip
     from rich.console import Console
 
+    from digseg_engine.named import find_model
     from digseg_engine.runtime.doctor import choice_table, describe_bundle, inspect_machine, write_tables
 
     console = Console()
@@ -28,6 +29,7 @@ def run(
     console.print(_table("usable on this machine", ("part", "usable", "what was found", "to get it"), rows))
     if bundle is None:
         return 0
+    bundle = find_model(bundle)
     console.print(describe_bundle(bundle), highlight=False, markup=False)
     verdicts = []
     for count in prompts or [1]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from digseg_engine.bundle import Bundle
 from digseg_engine.errors import BackendError, DigsegError, InputError, UsageError
 from digseg_engine.images import Picture
+from digseg_engine.named import find_model
 from digseg_engine.runtime.backends import Backend, failing_as, kinds
 from digseg_engine.runtime.chunks import ChunkedRunner
 from digseg_engine.runtime.labels import Rules
@@ -20,7 +21,7 @@ from digseg_engine.runtime.pipeline import Clock, Options, Quality, segment_pict
 from digseg_engine.runtime.prompts import PromptCache
 from digseg_engine.runtime.result import About, Segmentation
 from digseg_engine.runtime.source import Portable, Source, open_source
-from digseg_engine.runtime.streaming import Taken, batches, check_on_error, take, take_all
+from digseg_engine.runtime.streaming import Taken, batches, check_on_error, check_several, take, take_all
 from digseg_engine.runtime.tensors import logits_of
 from digseg_engine.text import PromptTokenizer, check_prompts
 
@@ -43,11 +44,14 @@ class Engine:
 
     @classmethod
     def load(
-        cls, model: Path | str, backend: str = "auto", checkpoint: Path | str | None = None, size: int | None = None,
-        batch: int = 1, prompts: int = 1, pictures: int | None = None, threads: int | None = None, device: str | None = None,
+        cls, model: Path | str | None = None, backend: str = "auto", checkpoint: Path | str | None = None,
+        size: int | None = None, batch: int = 1, prompts: int = 1, pictures: int | None = None, threads: int | None = None,
+        device: str | None = None,
     ) -> Engine:  # fmt: skip
         """Open a bundle (every hash is checked) or a checkpoint directory and create a backend.
 
+        model: the directory; None, or the shipped bundle's name `digseg-tiny-fp16`, is the one that comes with the package where
+        no other is named ($DIGSEG_BUNDLE) or found in the current folder.
         backend: a name, or `auto` for the fastest one that is right, measured at size x size pixels (default: the
         model's own), `batch` pictures and `prompts` prompts; the verdict is remembered. checkpoint: the directory the
         bundle was exported from, which the torch backends and `refine` need. pictures: how many will follow, if that
@@ -60,7 +64,7 @@ class Engine:
         known = kinds()
         if backend not in ("auto", *known):
             raise UsageError(f"unknown backend {backend!r}; expected auto or one of {', '.join(known)}")
-        source = open_source(model, checkpoint)
+        source = open_source(find_model(model), checkpoint)
         source = replace(source, threads=threads, device=device).with_work(pictures, size or source.working_size)
         from digseg_engine.runtime.choice import Task, choose, named
 
@@ -157,6 +161,7 @@ class Engine:
         while the source blocks. on_error: a picture that cannot be used `raise`s its error after the results before it,
         or, with `return`, a DigsegError comes in the place of its result and the stream goes on.
         """
+        check_several(images)
         check_on_error(on_error)
         if batch < 1:
             raise UsageError(f"a batch must hold at least 1 picture, got {batch}")

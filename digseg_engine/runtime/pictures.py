@@ -68,7 +68,7 @@ def segment_pictures(work: Work) -> int:
     notes = list(found.notes)
     if work.skip_existing:
         count = len(todo)
-        todo = [(path, stem) for path, stem in todo if not _done(work.output / f"{stem}.json", prompts)]
+        todo = [(path, stem) for path, stem in todo if not _done(work, stem, prompts)]
         notes += [f"{count - len(todo)} pictures skipped: their results are there"] if len(todo) < count else []
     notes += [f"{prompt!r} is asked as one prompt; for several, repeat -p" for prompt in several_in_one(prompts)]
     for text in [] if work.quiet else notes:
@@ -158,12 +158,24 @@ def _report(
         print(f"{path}: {', '.join(words) or 'nothing found'}  ->  {files[0]}  ({seconds:.2f} s){remarks}", flush=True)
 
 
-def _done(record: Path, prompts: list[str]) -> bool:
-    """Whether a record of ours is there for the same prompts."""
+def _done(work: Work, stem: str, prompts: list[str]) -> bool:
+    """Whether a result of ours is there for the same prompts and rules, with every file that is wanted now."""
+    record = work.output / f"{stem}.json"
     if not (record.is_file() and is_ours(record)):
         return False
     body = json.loads(record.read_text(encoding="utf-8"))
-    return bool(body.get("prompts", [mask.get("prompt") for mask in body.get("masks", [])]) == prompts)
+    masks = body.get("masks", [])
+    if [mask.get("prompt") for mask in masks] != prompts or body.get("threshold") != work.threshold:
+        return False
+    if work.imgsz is not None and body.get("working_size") != work.imgsz:
+        return False
+    if work.tile is None and (body.get("label_rule") != work.labels or body.get("tiles") is not None):
+        return False
+    files = [
+        body.get("files", {}).get(kind) for kind in ("overlay", "labels") if kind in work.only and work.tile is None
+    ]
+    files += [mask.get("file") for mask in masks] if "masks" in work.only and work.tile is None else []
+    return all(name and (work.output / name).is_file() for name in files)
 
 
 @contextmanager

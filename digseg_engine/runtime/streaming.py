@@ -30,7 +30,9 @@ def take(image: object, name: str = "image") -> Picture:
 
 
 def take_all(images: Iterable[object], first: int = 0) -> list[Taken]:
-    """Every picture, or why it cannot be used; they are called `picture first`, `picture first + 1` and so on."""
+    """Every picture, or why it cannot be used; they are called `picture first`, `picture first + 1` and so on.
+    Raises UsageError for a path in place of a list of them."""
+    check_several(images)
     taken: list[Taken] = []
     for number, image in enumerate(images, first):
         try:
@@ -38,6 +40,12 @@ def take_all(images: Iterable[object], first: int = 0) -> list[Taken]:
         except DigsegError as error:
             taken.append(error)
     return taken
+
+
+def check_several(images: object) -> None:
+    """Raises UsageError for one path where several pictures are expected: its letters would be taken for names."""
+    if isinstance(images, (str, bytes, Path)):
+        raise UsageError(f"several pictures are expected, got one path ({images!r}); put it in a list")
 
 
 def check_on_error(on_error: str) -> None:

@@ -138,3 +138,13 @@ def test_bare_digseg_and_help_are_no_errors(room):
         assert done.returncode == 0 and "usage: digseg" in done.stdout and not done.stderr
     done = run_command("digseg", "segmnt", cwd=room)
     assert done.returncode == 2 and "did you mean segment?" in done.stderr
+
+
+def test_a_result_without_a_wanted_file_or_with_other_rules_is_not_skipped(room, bundle):
+    first = segment(room, bundle, "in", "-p", "road", "-o", "few", "--only", "json")
+    assert first.returncode == 0
+    for more in (["--only", "json,masks"], [], ["--threshold", "0.7"], ["--labels", "strongest"]):
+        done = segment(room, bundle, "in", "-p", "road", "-o", "few", "--skip-existing", *more)
+        assert done.returncode == 0 and "skipped" not in done.stderr, more
+        again = segment(room, bundle, "in", "-p", "road", "-o", "few", "--skip-existing", *more)
+        assert "skipped" in again.stderr, more

@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from conftest import run_command
 from safetensors.numpy import load_file
 
 from digseg_engine.bundle import open_bundle
+from digseg_engine.errors import UsageError
 from digseg_engine.model.config import DigsegConfig
 from digseg_engine.model.pretrained import BUNDLED
 from digseg_engine.named import SHIPPED_BUNDLE, default_bundle
@@ -46,3 +48,19 @@ def test_segmenting_needs_no_export_first(tmp_path):
     )
     assert done.returncode == 0 and "shipped with digseg-engine" in done.stderr, done.stderr
     assert "road 4.1 %" in done.stdout
+
+
+def test_python_finds_the_shipped_bundle_by_its_name_or_without_one(tmp_path, monkeypatch):
+    from digseg_engine import Engine
+    from digseg_engine.named import SHIPPED_BUNDLE, find_model
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DIGSEG_BUNDLE", raising=False)
+    assert find_model(None) == find_model("digseg-tiny-fp16") == SHIPPED_BUNDLE
+    with Engine.load(backend="onnxruntime") as engine:
+        assert engine.bundle.folder == SHIPPED_BUNDLE
+        for several in (engine.segment_batch, engine.stream):
+            with pytest.raises(UsageError, match="put it in a list"):
+                list(several("photo.jpg", ["road"]))
+    (tmp_path / "digseg-tiny-fp16").mkdir()
+    assert find_model("digseg-tiny-fp16") == Path("digseg-tiny-fp16")
