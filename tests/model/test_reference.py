@@ -86,3 +86,15 @@ def test_padding_tokens_do_not_reach_the_reference(nano):
     a = nano.reference(torch.cat([z, m], 1), t, text, mask)
     text[:, 4:] = 100.0
     assert (nano.reference(torch.cat([z, m], 1), t, text, mask) - a).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_every_row_is_its_own_picture_and_prompt(nano):
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    ids, mask = (torch.from_numpy(array) for array in nano.tokenizer.encode(["red circle", "water", "a tree"]))
+    text = nano.text_encoder(ids).last_hidden_state
+    together = nano.reference.sample(z, text, mask, nano.schedule, 2)  # row b * K + k
+    for b in range(2):
+        for k in range(3):
+            one = nano.reference.sample(z[b : b + 1], text[k : k + 1], mask[k : k + 1], nano.schedule, 2)
+            torch.testing.assert_close(together[b * 3 + k], one[0], atol=1e-5, rtol=1e-4)
