@@ -16,7 +16,7 @@ DATA = (
     Option("--split", "split of the folder to train on", default="train", metavar="NAME", only_with=("--data",)),
     Option("--cached-crops", "of a folder: fixed crops per picture with kept latents", kind=int, default=0, at_least=0,
            shown="new crops for ever", only_with=("--data",)),
-    Option("--workers", "of a folder: threads that read pictures ahead", kind=int, default=2, at_least=1,
+    Option("--workers", "of a folder: threads that read pictures ahead", kind=int, default=2, at_least=0,
            only_with=("--data",)),
 )  # fmt: skip
 RUN = (

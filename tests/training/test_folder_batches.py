@@ -133,7 +133,7 @@ def test_a_bad_file_met_by_a_reading_thread_is_named(folder):
 
 def test_training_data_that_cannot_be_used_is_refused(nano, folder, tmp_path):
     config = FinetuneConfig(size=32)
-    with pytest.raises(UsageError, match=r"--data must be scenes, scenes:DOMAIN,... or a folder of labelled pictures"):
+    with pytest.raises(InputError, match=r"nowhere is not a folder; expected a folder of labelled pictures"):
         open_batches(nano, str(tmp_path / "nowhere"), config, tmp_path / "out")
     with pytest.raises(UsageError, match="has no split 'val'"):
         open_batches(nano, str(folder), replace(config, folder=FolderOptions(split="val")), tmp_path / "out")

@@ -64,8 +64,8 @@ def test_the_command_line_trains_on_a_folder(nano_folder, tmp_path):
     ("arguments", "words"),
     [
         (["--data", "data"], "training from nothing needs scenes, got --data data"),
-        (["--layout", "voc2012"], "describe a folder of labelled pictures"),
-        (["--init", "nothing", "--data", "data", "--workers", "-1"], "must be 0 or more"),
+        (["--layout", "voc2012"], "--layout has no effect without --data"),
+        (["--init", "nothing", "--data", "data", "--workers", "-1"], "--workers must be a whole number of at least 0"),
     ],
 )
 def test_refused_command_lines(tmp_path, arguments, words):
@@ -97,7 +97,7 @@ def test_the_data_command_lists_every_problem(tmp_path):
     for words in ("p1.png is not a picture", "p2.png has no mask; expected data/masks/p2.png", "p3.png: unknown id 200",
                   "p9.png has no picture", "4 problems in data"):  # fmt: skip
         assert words in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 5 and "2 of 5 pictures are sound" in done.stdout
+    assert len(done.stderr.strip().splitlines()) == 5 and "2 of 5 pictures can be read" in done.stdout
     (tmp_path / "empty").mkdir()
     done = run_command("digseg", "data", "empty", cwd=tmp_path)
     assert done.returncode == 2 and "empty is empty; expected images/" in done.stderr
