@@ -119,7 +119,7 @@ COMMAND = Command(
                not_with=("--init",)),
         Option("--init", "start from digseg-tiny, a DiGSeg or Stable Diffusion 1.x/2.x directory, or a hub id",
                metavar="MODEL"),
-        Option("--recipe", "quick: the student alone, minutes; full: all stages", choices=("quick", "full"),
+        Option("--recipe", "quick: the student alone, 200 steps; full: all stages", choices=("quick", "full"),
                shown="quick from DiGSeg checkpoints, full from Stable Diffusion", only_with=("--init",),
                not_with=("--student-only",)),
         *DATA,
