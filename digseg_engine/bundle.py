@@ -82,7 +82,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = _parse(path)
     found = manifest.get("format")
     if found != BUNDLE_FORMAT:
-        raise BundleError(f"{folder} has format {found!r:.60}, this release reads {BUNDLE_FORMAT!r}; "
+        raise BundleError(f"{path} has format {found!r:.60}, this release reads {BUNDLE_FORMAT!r}; "
                           "use the release that wrote it, or export it again")  # fmt: skip
     for key, fits, wanted in NEEDED:
         if not fits(value := _look_up(manifest, key)):
@@ -90,7 +90,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     contract = manifest["contract"]["version"]
     if contract != CONTRACT_VERSION:
         raise BundleError(
-            f"{folder} has contract version {contract}, this release reads {CONTRACT_VERSION}; {HOW_TO_EXPORT}"
+            f"{path} has contract version {contract}, this release reads {CONTRACT_VERSION}; {HOW_TO_EXPORT}"
         )
     return manifest
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from digseg_engine.evaluation.metrics import Scores
 from digseg_engine.evaluation.panel import panel
 from digseg_engine.evaluation.predictors import Predict
 from digseg_engine.evaluation.protocols import Samples
+from digseg_engine.files import replacing, write_json
 
 
 def write_report(
@@ -26,20 +26,25 @@ def write_report(
     confusion = {name: both.together.confusion.tolist() for name, both in scores.items() if both.together.exclusive}
     if confusion:
         body["confusion"] = {"rows": "truth", "columns": "prediction", "last": "none of the names", **confusion}
-    path.write_text(json.dumps(_finite(body), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    table = path.with_suffix(".csv")
-    with table.open("w", newline="", encoding="utf-8") as file:
-        rows = [
-            {"set": name, **row, "iou_alone": alone["iou"]}
-            for name, both in scores.items()
-            for row, alone in zip(both.together.rows(), both.alone.rows())
-        ]
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    picture = path.with_suffix(".png")
-    panel(sets, scores, predict).save(picture, optimize=True)
+    write_json(path, _finite(body))
+    table, picture = path.with_suffix(".csv"), path.with_suffix(".png")
+    with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        _write_table(file, scores)
+    with replacing(picture) as temporary:
+        panel(sets, scores, predict).save(temporary, format="PNG", optimize=True)
     return [path, table, picture]
+
+
+def _write_table(file: TextIO, scores: Mapping[str, Scores]) -> None:
+    """One line per test set and name."""
+    rows = [
+        {"set": name, **row, "iou_alone": alone["iou"]}
+        for name, both in scores.items()
+        for row, alone in zip(both.together.rows(), both.alone.rows())
+    ]
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
 
 
 def _finite(value: Any) -> Any:
