@@ -1,5 +1,6 @@
 """Every snippet of the README runs, in order, in one folder, as a stranger would run it."""
 
+import json
 import os
 import re
 import shutil
@@ -23,6 +24,14 @@ def room(bundle, tmp_path_factory):
     (room / "examples").symlink_to(ROOT / "examples")
     shutil.copytree(bundle, room / bundle.name)
     return room
+
+
+def test_a_page_that_is_read():
+    """Short, with the first command and a picture on the first screen."""
+    lines = TEXT.splitlines()
+    assert len(lines) <= 120
+    assert next(number for number, line in enumerate(lines) if line.startswith("```")) < 10
+    assert next(number for number, line in enumerate(lines) if line.startswith("![")) < 20
 
 
 def test_every_block_is_known():
@@ -67,23 +76,27 @@ def test_links_lead_somewhere():
         assert (ROOT / target).exists(), target
 
 
-def test_figures_are_the_committed_ones():
-    import json
+def figure_rows(text: str) -> list[list[str]]:
+    """Cells of every table row that names a test set and its first figure."""
+    return [line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| [\w, ]+ \| 0\.\d{3} \|", line)]
 
+
+def test_figures_are_the_committed_ones():
+    """README: student and bundle; the page on evaluation: every prompt alone, too."""
     results = {name: json.loads((ROOT / "benchmarks" / "results" / f"eval-tiny-{name}.json").read_text())["figures"]
                for name in ("student", "bundle")}  # fmt: skip
-    rows = [line.strip("| ").split(" | ") for line in TEXT.splitlines() if re.match(r"\| [\w, ]+ \| 0\.\d{3} \|", line)]
-    assert len(rows) == 8
-    for name, student, bundle, alone in rows:
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    in_page = page[page.index("## The bundled model") : page.index("What a small false area hides")]
+    assert len(figure_rows(TEXT)) == 6 and len(figure_rows(in_page)) == 8
+    for name, student, bundle, *alone in figure_rows(TEXT) + figure_rows(in_page):
         assert student == f"{results['student'][name]:.3f}" and bundle == f"{results['bundle'][name]:.3f}"
-        assert alone == f"{results['student'][f'{name}, each prompt alone']:.3f}"
+        assert alone in ([], [f"{results['student'][f'{name}, each prompt alone']:.3f}"])
     for domain in ("objects", "textures", "microscopy", "aerial", "crops"):
-        assert f"{domain} {100 * results['student'][f'{domain}, false area, each prompt alone']:.2f} %" in TEXT
+        assert f"{domain} {100 * results['student'][f'{domain}, false area, each prompt alone']:.2f} %" in in_page
+    assert f"{results['student']['objects, seen pairs, each prompt alone']:.3f}, because" in TEXT
 
 
 def test_the_domain_left_out_has_the_committed_figures_and_its_peer():
-    import json
-
     page = (ROOT / "docs" / "training.md").read_text().replace("\n", " ")
     found = json.loads((ROOT / "benchmarks" / "results" / "leave-one-out.json").read_text())
     figures = [found["before"], found["after"], found["from_nothing"]["after"]]
