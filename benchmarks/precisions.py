@@ -34,8 +34,8 @@ from digseg_engine.evaluation.score import evaluate
 from digseg_engine.evaluation.tables import parts_of
 from digseg_engine.images import fit, unfit
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
-from digseg_export.clock import Clock
-from digseg_export.plan import Plan
+from digseg_export.conversion import Conversion
+from digseg_export.progress import StepTimer
 from digseg_export.publish import Options, Traced, publish, trace
 from digseg_export.verify import LIMITS, Graphs
 
@@ -120,16 +120,16 @@ def dynamic_ratio(bundle: Path, folder: Path) -> dict[str, float]:
 def predictor(precision: str, bundle: Path, checkpoint: Checkpoint, traced: Traced) -> tuple[Predict, str]:
     """(predictor, what it runs) of one exported precision."""
     if precision in ("fp16", "bf16"):
-        plan = Plan.measure(checkpoint, traced.models, precision, Options(), lambda text: None)
+        conversion = Conversion.measure(checkpoint, traced.models, precision, Options(), lambda text: None)
         names = ("text_encoder.onnx rounded", "segmenter.onnx rounded")
-        return rounded_predictor(Graphs(*plan.rounded(traced), names), checkpoint), "the rounded graphs"
+        return rounded_predictor(Graphs(*conversion.rounded(traced), names), checkpoint), "the rounded graphs"
     return bundle_predictor(bundle, checkpoint.config.image_size), "the bundle in the engine, onnxruntime on a CPU"
 
 
 def measure(model: Path | None, count: int, room: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Export, score and time everything; returns the results file's body."""
     checkpoint = load_checkpoint(model)
-    traced = trace(checkpoint, Clock(say))
+    traced = trace(checkpoint, StepTimer(say))
     tokenizer = ((model or BUNDLED) / "tokenizer" / "tokenizer.json").read_bytes()
     say("score PyTorch float32")
     size = checkpoint.config.image_size
@@ -137,7 +137,7 @@ def measure(model: Path | None, count: int, room: Path, say: Callable[[str], Non
     rows: dict[str, Any] = {}
     for precision, allowed in POINTS.items():
         done = publish(
-            checkpoint, traced, tokenizer, room / precision, precision, LIMITS[precision], Clock(say), Options()
+            checkpoint, traced, tokenizer, room / precision, precision, LIMITS[precision], StepTimer(say), Options()
         )
         predict, how = predictor(precision, room / precision, checkpoint, traced)
         say(f"score {precision}")

@@ -37,7 +37,7 @@ def build_nano(preset, raw_tokenizer):
 def make_nano_models(folder: Path, preset, raw_tokenizer) -> NanoModels:
     """The nano model that hears its prompts: its checkpoint and its fp32 and fp16 bundles."""
     from digseg_engine.model.pretrained import load_checkpoint, save_checkpoint
-    from digseg_export.clock import Clock
+    from digseg_export.progress import StepTimer
     from digseg_export.publish import Options, publish, trace
     from digseg_export.verify import LIMITS, Limits
 
@@ -47,7 +47,7 @@ def make_nano_models(folder: Path, preset, raw_tokenizer) -> NanoModels:
     checkpoint.student.head.logits.weight.mul_(8)
     checkpoint.student.head.logits.bias.zero_()
     save_checkpoint(checkpoint, raw_tokenizer.to_str(), folder / "nano")
-    silent = Clock(lambda step: None)
+    silent = StepTimer(lambda step: None)
     checkpoint = load_checkpoint(folder / "nano")  # stored in half precision: what a user exports
     traced, tokenizer = trace(checkpoint, silent), raw_tokenizer.to_str().encode()
     for precision, limits in (("fp32", LIMITS["fp32"]), ("fp16", Limits(0.05, 0.9))):

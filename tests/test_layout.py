@@ -115,10 +115,10 @@ WRITES_ITSELF = {  # module: why its files need no `replacing` of their own
     "digseg_engine.training.state": "a folder that is renamed when whole",
     "digseg_engine.training.log": "adds a line to the log",
     "digseg_engine.data.batches": "a sparse cache, mapped",
-    "digseg_export.stash": "a folder that is renamed when whole",
+    "digseg_export.external_data": "a folder that is renamed when whole",
     "digseg_export.few_step": "a folder that is renamed when whole",
     "digseg_export.to_tensorrt": "a file that is renamed when whole",
-    "digseg_export.beside": "writes to the null device",
+    "digseg_export.parallel_trace": "writes to the null device",
 }
 
 

@@ -47,10 +47,10 @@ class Cure:
 
 def find_cure(
     model: onnx.ModelProto, policy: Policy, io: dict[str, str], feed: Feeds, limit: float,
-    progress: Callable[[str], None] = lambda text: None, stash: Path | None = None,
+    progress: Callable[[str], None] = lambda text: None, weights_folder: Path | None = None,
 ) -> Cure:  # fmt: skip
     """Bisect one graph on one feed; `limit` is the largest relative error allowed. Runs the emulated graph."""
-    wanted = session(model, stash=stash).run(None, feed)
+    wanted = session(model, weights_folder=weights_folder).run(None, feed)
     floats = set(float_tensors(model))
     nodes = [n for n in model.graph.node if policy.reason(n) is None and floats & {*n.input, *n.output}]
     culprits: list[Culprit] = []
@@ -58,7 +58,7 @@ def find_cure(
     def error_with(count: int) -> float:
         rest = {node.name: "not tried" for node in nodes[count:]}
         trial = replace(policy, nodes={**rest, **policy.nodes, **{c.name: "culprit" for c in culprits}})
-        return _error(wanted, session(emulate(model, trial, io), stash=stash).run(None, feed))
+        return _error(wanted, session(emulate(model, trial, io), weights_folder=weights_folder).run(None, feed))
 
     while len(culprits) < MAX_ISLANDS:
         error = error_with(len(nodes))
@@ -73,12 +73,16 @@ def find_cure(
             failed = error_with(middle)
             low, high, error = (low, middle, failed) if failed > limit else (middle, high, error)
         node = nodes[high - 1]
-        culprits.append(Culprit(node.name, node.op_type, _evidence(model, node, feed, error, policy.precision, stash)))
+        culprits.append(
+            Culprit(node.name, node.op_type, _evidence(model, node, feed, error, policy.precision, weights_folder))
+        )
         nodes.remove(node)
     return Cure(culprits, False)
 
 
-def _evidence(model: onnx.ModelProto, node: Any, feed: Feeds, error: float, precision: str, stash: Path | None) -> str:
+def _evidence(
+    model: onnx.ModelProto, node: Any, feed: Feeds, error: float, precision: str, weights_folder: Path | None
+) -> str:
     with_output = onnx.ModelProto()
     with_output.CopyFrom(model)
     known = {output.name for output in model.graph.output}
@@ -86,7 +90,7 @@ def _evidence(model: onnx.ModelProto, node: Any, feed: Feeds, error: float, prec
         with_output.graph.output.append(
             onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None)
         )
-    (value,) = session(with_output, stash=stash).run([node.output[0]], feed)
+    (value,) = session(with_output, weights_folder=weights_folder).run([node.output[0]], feed)
     gives = "not finite" if not np.isfinite(error) else f"off by {error:.1e}"
     return f"its output reaches {np.abs(value).max():.4g} in float32; in {precision} the graph is {gives}"
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from digseg_engine.images import fit
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.worlds.scenes import DOMAINS, scene
+from digseg_export.disk_offload import Offloaded, working_size
 from digseg_export.own_pictures import own_pictures
-from digseg_export.shelf import Shelved, working_size
 
 SCENES_PER_DOMAIN = 8
 PROMPTS_PER_BATCH = 8
@@ -37,7 +37,7 @@ def calibration(checkpoint: Checkpoint, folder: Path | None) -> tuple[list[Calib
     Raises InputError for a folder without pictures or prompts, or a picture that cannot be read.
     """
     if folder is None:
-        few = isinstance(checkpoint, Shelved)
+        few = isinstance(checkpoint, Offloaded)
         count, domains = (1, DOMAINS[:1]) if few else (SCENES_PER_DOMAIN, DOMAINS)
         words = f"{count} training scene{'s' * (count > 1)} of each of {', '.join(domains)}, with their prompts"
         return [_domain(checkpoint, domain, count) for domain in domains], words

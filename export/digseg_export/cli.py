@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from digseg_engine.commands.boundary import guarded
 from digseg_engine.commands.declare import Command, Option
 from digseg_engine.commands.main import run_command
-from digseg_export.clock import shown
+from digseg_export.progress import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,8 +103,8 @@ def _dry_run(request: Request, model: Path | None, output: Path, as_json: bool) 
     from digseg_engine.bundle import check_target
     from digseg_engine.model.config import DigsegConfig
     from digseg_engine.model.pretrained import BUNDLED
+    from digseg_export.disk_offload import check_complete, check_size, stride_of, weights_of
     from digseg_export.own_pictures import check_folders
-    from digseg_export.shelf import check_complete, check_size, stride_of, weights_of
 
     folder = model or BUNDLED
     replaces = check_target(output)

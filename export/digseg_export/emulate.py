@@ -59,7 +59,7 @@ class _Emulate(Rewrite):
         self.nodes.append(helper.make_node("Cast", [inner], [target], name=f"round/{target}", to=FLOAT))
 
     def _as(self, name: str, kind: int) -> str:
-        if name in self.constants or name in self.stashed:
+        if name in self.constants or name in self.stored_reduced:
             return self._constant(name, kind)
         if kind == FLOAT or self.where[name] == kind:
             return name
@@ -70,7 +70,7 @@ class _Emulate(Rewrite):
         return self.made[name, kind]
 
     def _constant(self, name: str, kind: int) -> str:
-        if name in self.stashed:
+        if name in self.stored_reduced:
             return super()._constant(name, FLOAT)  # stored rounded
         made = super()._constant(name, kind)
         if kind != FLOAT and self.extra[made].data_type != FLOAT:

@@ -31,13 +31,13 @@ from digseg_engine.model.autoencoder import raw_latent
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
 from digseg_engine.model.sampler import sample
 from digseg_engine.worlds.scenes import scene
-from digseg_export.clock import Clock, Progress
+from digseg_export.conversion import save
+from digseg_export.disk_offload import is_large
 from digseg_export.emulate import emulate
 from digseg_export.graph_check import check_graph
-from digseg_export.plan import save
 from digseg_export.precision import TYPES, Policy, last_layer, to_precision
+from digseg_export.progress import Progress, StepTimer
 from digseg_export.ranges import session
-from digseg_export.shelf import is_large
 from digseg_export.to_onnx import export_graph, strip
 from digseg_export.verify import LIMITS, Array, Check, Limits, compare, judge
 
@@ -120,27 +120,27 @@ def export_few_step(
     Raises UsageError for a precision that does not apply and VerificationError when a stage differs from PyTorch.
     """
     check_few_step(model, precision, output)
-    limits, clock, folder = limits or LIMITS[precision], Clock(progress), model or BUNDLED
-    clock.start("load checkpoint")
+    limits, timer, folder = limits or LIMITS[precision], StepTimer(progress), model or BUNDLED
+    timer.start("load checkpoint")
     checkpoint = load_checkpoint(folder)
     parts, checks = modules(checkpoint), []
     with writing(output, MARK) as room:
         inputs = stage_inputs(checkpoint, parts)
         graphs = {}
         for stage, spec in STAGES.items():
-            clock.start(f"trace {stage}")
+            timer.start(f"trace {stage}")
             traced = export_graph(parts[stage], spec, small(inputs[stage]), {"tensors": axes(spec, checkpoint)})
             strip(traced)
             graphs[stage] = write_stage(room, spec, traced, precision)
-        clock.start("verify")
+        timer.start("verify")
         checks = list(verify_few_step(room, checkpoint, parts, inputs, graphs, limits))
-        clock.start("write configurations")
+        timer.start("write configurations")
         for spec in STAGES.values():
             check_graph(room / spec.file)
         write_configurations(room, checkpoint, folder, checks, limits)
         sizes = {str(p.relative_to(room)): p.stat().st_size for p in sorted(room.rglob("*")) if p.is_file()}
-    clock.stop()
-    return FewStep(output, checks, limits, sizes, clock.seconds)
+    timer.stop()
+    return FewStep(output, checks, limits, sizes, timer.seconds)
 
 
 def _foreign(folder: Path) -> str:

@@ -105,8 +105,10 @@ class Rewrite:
         values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
         self.floats = {v.name for v in values if v.type.tensor_type.elem_type == FLOAT}
         self.constants = {t.name: t for t in self.model.graph.initializer}
-        self.stashed = {n.output[0]: n for n in self.model.graph.node if n.op_type == "Cast" and self._is_stashed(n)}
-        self.widened: dict[str, NodeProto] = {}  # of the stashed, those needed in float32
+        self.stored_reduced = {
+            n.output[0]: n for n in self.model.graph.node if n.op_type == "Cast" and self._is_stored_reduced(n)
+        }
+        self.widened: dict[str, NodeProto] = {}  # of those stored reduced, those needed in float32
         self.floats |= {name for name, t in self.constants.items() if t.data_type == FLOAT}
         self.where: dict[str, int] = {}
         self.made: dict[tuple[str, int], str] = {}
@@ -120,7 +122,7 @@ class Rewrite:
         graph = self.model.graph
         self._inputs()
         for node in graph.node:
-            if node.output[0] not in self.stashed:
+            if node.output[0] not in self.stored_reduced:
                 self._node(node)
         self._outputs()
         del graph.node[:], graph.initializer[:], graph.value_info[:]
@@ -137,8 +139,8 @@ class Rewrite:
         }
         return {"name": self.policy.precision, "islands": kinds, "nodes": self.named, "casts": self.casts}
 
-    def _is_stashed(self, node: NodeProto) -> bool:
-        """Is this the cast of a constant that is stored in the reduced type already (see `stash.py`)?"""
+    def _is_stored_reduced(self, node: NodeProto) -> bool:
+        """Is this the cast of a constant that is stored in the reduced type already (see `external_data.py`)?"""
         tensor = self.constants.get(node.input[0])
         return tensor is not None and tensor.data_type == self.low
 
@@ -179,7 +181,7 @@ class Rewrite:
 
     def _as(self, name: str, kind: int) -> str:
         """The tensor `name` in type `kind`, converted or cast once."""
-        if name in self.constants or name in self.stashed:
+        if name in self.constants or name in self.stored_reduced:
             return self._constant(name, kind)
         if self.where[name] == kind:
             return name
@@ -191,10 +193,10 @@ class Rewrite:
         return self.made[name, kind]
 
     def _constant(self, name: str, kind: int) -> str:
-        if name in self.stashed:
+        if name in self.stored_reduced:
             if kind != FLOAT:
-                return str(self.stashed[name].input[0])
-            self.widened[name] = self.stashed[name]
+                return str(self.stored_reduced[name].input[0])
+            self.widened[name] = self.stored_reduced[name]
             return name
         if kind == FLOAT:
             self.extra[name] = self.constants[name]

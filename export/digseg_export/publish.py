@@ -17,16 +17,16 @@ from digseg_engine.files import write_arrays, write_bytes, write_json
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
 from digseg_engine.runtime.backends.ort_backend import wide_name
 from digseg_engine.runtime.profile import Profile
-from digseg_export.beside import beside
-from digseg_export.clock import Clock, Progress
+from digseg_export.conversion import Conversion, Traced, fix_shapes
+from digseg_export.disk_offload import Offloaded, check_size, filled, is_large, open_offloaded
+from digseg_export.external_data import write_external_data
 from digseg_export.graph_check import check_graph
 from digseg_export.manifest import manifest_of
 from digseg_export.own_pictures import check_folders, own_pictures, trained_on
-from digseg_export.plan import Plan, Traced, fix_shapes
+from digseg_export.parallel_trace import parallel_trace
 from digseg_export.precision import TYPES, check_precision
+from digseg_export.progress import Progress, StepTimer
 from digseg_export.prove import Answer, prove, prove_large
-from digseg_export.shelf import Shelved, check_size, filled, is_large, open_shelved
-from digseg_export.stash import stash
 from digseg_export.to_onnx import example_inputs, export_segmenter, export_text_encoder, stages, strip
 from digseg_export.verify import (
     LIMITS,
@@ -107,23 +107,23 @@ def export_bundle(
     known = trained_on(folder)
     options = replace(options, calibration=options.calibration or known, verify_data=options.verify_data or known)
     check_folders(options.calibration, options.verify_data)
-    clock = Clock(progress)
-    clock.start("load checkpoint")
+    timer = StepTimer(progress)
+    timer.start("load checkpoint")
     check_size(folder, precision)
-    checkpoint = open_shelved(folder) if is_large(folder) else load_checkpoint(folder)
-    traced = trace(checkpoint, clock)
+    checkpoint = open_offloaded(folder) if is_large(folder) else load_checkpoint(folder)
+    traced = trace(checkpoint, timer)
     tokenizer = (folder / "tokenizer" / "tokenizer.json").read_bytes()
-    return publish(checkpoint, traced, tokenizer, target, precision, limits, clock, options)
+    return publish(checkpoint, traced, tokenizer, target, precision, limits, timer, options)
 
 
-def trace(checkpoint: Checkpoint, clock: Clock) -> Traced:
+def trace(checkpoint: Checkpoint, timer: StepTimer) -> Traced:
     """Both graphs of a checkpoint in float32, and the folded PyTorch modules they were traced from."""
-    clock.start("fold constants")
-    how: dict[str, Any] = {"in_place": True, "filled": filled} if isinstance(checkpoint, Shelved) else {}
+    timer.start("fold constants")
+    how: dict[str, Any] = {"in_place": True, "filled": filled} if isinstance(checkpoint, Offloaded) else {}
     parts = stages(checkpoint, **how)
     inputs = example_inputs(checkpoint, 2 * checkpoint.stride)
-    clock.start("trace graphs")
-    with beside(lambda: export_text_encoder(parts, inputs)) as text_encoder:
+    timer.start("trace graphs")
+    with parallel_trace(lambda: export_text_encoder(parts, inputs)) as text_encoder:
         segmenter = export_segmenter(parts, inputs, checkpoint.stride)
         text = text_encoder()
     for made in (text, segmenter):
@@ -133,89 +133,97 @@ def trace(checkpoint: Checkpoint, clock: Clock) -> Traced:
 
 def publish(
     checkpoint: Checkpoint, traced: Traced, tokenizer: bytes, target: Path, precision: str, limits: Limits,
-    clock: Clock, options: Options,
+    timer: StepTimer, options: Options,
 ) -> Exported:  # fmt: skip
     """Traced graphs -> precision -> checks -> bundle at `target`, all or nothing."""
     profile = options.shapes(checkpoint) if options.shapes else None
     with writing(target) as room:
-        stored = _store(checkpoint, traced, room, precision, clock)
-        clock.start("calibrate")
-        plan = Plan.measure(checkpoint, traced.models, precision, options, clock.detail, stored)
+        stored = _store(checkpoint, traced, room, precision, timer)
+        timer.start("calibrate")
+        conversion = Conversion.measure(checkpoint, traced.models, precision, options, timer.detail, stored)
         own = own_pictures(options.verify_data, OWN_PICTURES, PROMPTS) if options.verify_data else None
-        clock.start("answer pictures of your own in PyTorch" if own else "answer test scenes in PyTorch")
+        timer.start("answer pictures of your own in PyTorch" if own else "answer test scenes in PyTorch")
         data = samples(checkpoint, own)
-        plan, checks = _convert_and_verify(room, traced, plan, data, limits, clock, options)
+        conversion, checks = _convert_and_verify(room, traced, conversion, data, limits, timer, options)
         golden = data[0]
         if profile:
-            clock.start("fix shapes")
+            timer.start("fix shapes")
             golden = shaped_sample(checkpoint, profile)
-            checks += _fix_and_verify(room, profile, golden, limits, clock)
-        clock.start("check graphs")
+            checks += _fix_and_verify(room, profile, golden, limits, timer)
+        timer.start("check graphs")
         graphs = {path.name: check_graph(path) for path in sorted(room.glob("*.onnx"))}
-        clock.start("write bundle")
+        timer.start("write bundle")
         write_bytes(room / "tokenizer.json", tokenizer)
         _write_golden(room, golden, whole=profile is not None)
         for name, body in (options.extra(checkpoint, profile) if options.extra else {}).items():
             write_bytes(room / name, body)
-        policy = {"format": "digseg.precision/1", **plan.report()}
+        policy = {"format": "digseg.precision/1", **conversion.report()}
         write_json(room / "precision.json", policy, sort_keys=True)
-        finish(room, manifest_of(checkpoint, plan.report(), graphs, report(checks, limits, data, own), profile))
-        clock.start("open the written bundle and ask it")
-        answers = _prove(room, checkpoint, golden, profile, clock)
+        finish(room, manifest_of(checkpoint, conversion.report(), graphs, report(checks, limits, data, own), profile))
+        timer.start("open the written bundle and ask it")
+        answers = _prove(room, checkpoint, golden, profile, timer)
         sizes = {path.name: path.stat().st_size for path in sorted(room.iterdir())}
-    clock.stop()
-    return Exported(target, precision, checks, limits, sizes, clock.seconds, plan.report(), answers)
+    timer.stop()
+    return Exported(target, precision, checks, limits, sizes, timer.seconds, conversion.report(), answers)
 
 
-def _prove(room: Path, checkpoint: Checkpoint, golden: Sample, profile: Profile | None, clock: Clock) -> list[Answer]:
+def _prove(
+    room: Path, checkpoint: Checkpoint, golden: Sample, profile: Profile | None, timer: StepTimer
+) -> list[Answer]:
     """The finished folder answers as its user will ask it: the golden sample and every other corner of the profile."""
-    if isinstance(checkpoint, Shelved):
+    if isinstance(checkpoint, Offloaded):
         return prove_large(room, golden)
     ends = {"min": "the smallest shape", "max": "the largest shape"} if profile else {}
     if profile and all(span.static for span in profile.ranges.values()):
         ends = {}
     corners = {words: shaped_sample(checkpoint, profile, end) for end, words in ends.items() if profile}
-    return prove(room, golden, corners, clock.detail)
+    return prove(room, golden, corners, timer.detail)
 
 
-def _store(checkpoint: Checkpoint, traced: Traced, room: Path, precision: str, clock: Clock) -> Path | None:
+def _store(checkpoint: Checkpoint, traced: Traced, room: Path, precision: str, timer: StepTimer) -> Path | None:
     """Write the weights of a large model into the bundle to be; returns the folder of its weights, None for all others."""
-    if not isinstance(checkpoint, Shelved):
+    if not isinstance(checkpoint, Offloaded):
         return None
-    clock.start("store weights")
+    timer.start("store weights")
     for spec, module in ((TEXT_ENCODER, traced.parts.text_encoder), (SEGMENTER, traced.parts.segmenter)):
-        stash(traced.models[spec.file], module, (room / spec.file).with_suffix(".data"), precision)
+        write_external_data(traced.models[spec.file], module, (room / spec.file).with_suffix(".data"), precision)
     return room
 
 
 def _convert_and_verify(
-    room: Path, traced: Traced, plan: Plan, data: list[Sample], limits: Limits, clock: Clock, options: Options
-) -> tuple[Plan, list[Check]]:
+    room: Path,
+    traced: Traced,
+    conversion: Conversion,
+    data: list[Sample],
+    limits: Limits,
+    timer: StepTimer,
+    options: Options,
+) -> tuple[Conversion, list[Check]]:
     """Write the graphs and judge them; over the limits, bisect, and with --auto-islands apply the cure and try again."""
     while True:
-        clock.start(f"convert to {plan.precision}")
-        forms = plan.write(room, traced)
-        clock.start("verify")
+        timer.start(f"convert to {conversion.precision}")
+        forms = conversion.write(room, traced)
+        timer.start("verify")
         try:
-            return plan, verify(forms, data, limits, clock.detail)
+            return conversion, verify(forms, data, limits, timer.detail)
         except CheckError as failure:
-            if plan.precision not in TYPES:
-                hint = "try --precision fp16" if plan.precision in ("int8", "fp8") else "raise the limits"
+            if conversion.precision not in TYPES:
+                hint = "try --precision fp16" if conversion.precision in ("int8", "fp8") else "raise the limits"
                 raise VerificationError(f"{failure}; {hint}") from failure
-            clock.start("bisect")
+            timer.start("bisect")
             file = TEXT_ENCODER.file if failure.check.stage == "text encoder" else SEGMENTER.file
-            cure = plan.cure(traced, file, data, limits, clock.detail)
+            cure = conversion.cure(traced, file, data, limits, timer.detail)
             words = "; ".join(map(str, cure.culprits)) or "no single node: the error is spread over the graph"
             if not cure.complete or not cure.culprits:
-                other = "bf16 or fp32" if plan.precision == "fp16" else "fp32"
+                other = "bf16 or fp32" if conversion.precision == "fp16" else "fp32"
                 raise VerificationError(f"{failure}; bad nodes: {words}; try --precision {other}") from failure
             if not options.auto_islands:
                 raise VerificationError(f"{failure}; first bad node: {cure.culprits[0]}; float32 islands that cure it: "
                                         f"{', '.join(cure.islands)}; apply them with --auto-islands") from failure  # fmt: skip
-            plan = plan.with_islands(file, cure.islands)
+            conversion = conversion.with_islands(file, cure.islands)
 
 
-def _fix_and_verify(room: Path, profile: Profile, golden: Sample, limits: Limits, clock: Clock) -> list[Check]:
+def _fix_and_verify(room: Path, profile: Profile, golden: Sample, limits: Limits, timer: StepTimer) -> list[Check]:
     """Fix the static axes in the segmenter's files and verify what a CPU can run of them at the profile's shape."""
     twins = (wide_name(TEXT_ENCODER), wide_name(SEGMENTER))
     for name in (SEGMENTER.file, twins[1]):
@@ -224,7 +232,7 @@ def _fix_and_verify(room: Path, profile: Profile, golden: Sample, limits: Limits
     plain = (TEXT_ENCODER.file, SEGMENTER.file)
     names = [twin if (room / twin).is_file() else name for twin, name in zip(twins, plain)]
     label = (names[0], f"{names[1]} at its profile")
-    return verify([Graphs(str(room / names[0]), str(room / names[1]), label)], [golden], limits, clock.detail)
+    return verify([Graphs(str(room / names[0]), str(room / names[1]), label)], [golden], limits, timer.detail)
 
 
 def _write_golden(room: Path, sample: Sample, whole: bool = False) -> None:

@@ -22,18 +22,18 @@ Feeds = dict[str, Any]
 
 
 def session(
-    model: onnx.ModelProto | str, threads: int = 0, optimise: bool = True, stash: Path | None = None
+    model: onnx.ModelProto | str, threads: int = 0, optimise: bool = True, weights_folder: Path | None = None
 ) -> onnxruntime.InferenceSession:
     """A CPU session for a model in memory (under 2 GB) or a file.
 
-    stash: folder of a large model's weights. It then runs node by node: optimised, all its constants would be widened to
+    weights_folder: folder of a large model's weights. It then runs node by node: optimised, all its constants would be widened to
     float32 at load; here each is mapped from the file and widened for its own node.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # checks may share the machine
-    if stash:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(stash))
+    if weights_folder:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights_folder))
         options.enable_cpu_mem_arena = options.enable_mem_pattern = optimise = False
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -52,10 +52,10 @@ def float_tensors(model: onnx.ModelProto) -> list[str]:
     return inputs + [name for node in nodes for name in node.output if name in floats]
 
 
-def tensor_ranges(model: onnx.ModelProto, feeds: list[Feeds], stash: Path | None = None) -> dict[str, float]:
+def tensor_ranges(model: onnx.ModelProto, feeds: list[Feeds], weights_folder: Path | None = None) -> dict[str, float]:
     """Largest |x| of every float tensor over all feeds; the "minus infinity" of attention masks does not count."""
     names = float_tensors(model)
-    run = session(_with_maxima(model, names), stash=stash)
+    run = session(_with_maxima(model, names), weights_folder=weights_folder)
     tops = [run.run([f"{name}.absmax" for name in names], feed) for feed in feeds]
     return {name: max(float(top[i]) for top in tops) for i, name in enumerate(names)}
 

@@ -23,8 +23,8 @@ from digseg_engine.errors import DigsegError
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.model.stages import Stages, TextGraph, stages
 from digseg_engine.model.student import FoldedText
-from digseg_export.shelf import stand_ins
-from digseg_export.stash import describe
+from digseg_export.disk_offload import stand_ins
+from digseg_export.external_data import describe
 
 OPSET = 20
 
@@ -72,7 +72,7 @@ def export_graph(
     module: nn.Module, spec: GraphSpec, arguments: tuple[Tensor, ...], shapes: dict[str, Any]
 ) -> onnx.ModelProto:
     """ONNX of one module, float32, standard operators only. Raises DigsegError when it cannot be traced."""
-    shelved = bool(stand_ins(module))
+    offloaded = bool(stand_ins(module))
     try:
         with torch.no_grad(), quiet():
             program = torch.onnx.export(
@@ -84,9 +84,9 @@ def export_graph(
                 output_names=[tensor.name for tensor in spec.outputs],
                 dynamic_shapes=shapes,
                 verbose=False,
-                optimize=not shelved,
+                optimize=not offloaded,
             )
-            return describe(program, module) if shelved else program.model_proto
+            return describe(program, module) if offloaded else program.model_proto
     except Exception as error:
         raise DigsegError(f"{spec.file} could not be traced: {str(error).splitlines()[0]}; expected a model built from "
                           "a checkpoint of this project; please report it with `digseg doctor`") from error  # fmt: skip

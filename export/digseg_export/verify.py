@@ -22,9 +22,9 @@ from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.runtime.choice import pair_iou
 from digseg_engine.runtime.profile import Profile
 from digseg_engine.worlds.scenes import CLASSES, DOMAINS, scene
+from digseg_export.disk_offload import Offloaded, computing, working_size
 from digseg_export.own_pictures import OwnPictures
 from digseg_export.ranges import session
-from digseg_export.shelf import Shelved, computing, working_size
 from digseg_export.to_onnx import Stages
 
 Array = NDArray[Any]
@@ -87,7 +87,7 @@ class Check:
 def samples(checkpoint: Checkpoint, own: OwnPictures | None = None) -> list[Sample]:
     """Pictures and 5 prompts about each, absent ones included, answered by PyTorch: the user's own, else test scenes of every
     domain (4 pictures each). Of a large model: one picture, at 256 pixels."""
-    few = isinstance(checkpoint, Shelved)
+    few = isinstance(checkpoint, Offloaded)
     if own is not None:
         size = working_size(checkpoint)
         return [_answer(checkpoint, shown.path.name, fit(shown.read(), size, checkpoint.stride).pixels, shown.prompts)
@@ -159,13 +159,13 @@ class Graphs:
 
     judged = True
 
-    def __init__(self, text: Any, segmenter: Any, names: tuple[str, str], stash: Path | None = None) -> None:
-        self.models, self.stash, self.names = (text, segmenter), stash, names
-        self.held = None if stash else [session(model) for model in self.models]
+    def __init__(self, text: Any, segmenter: Any, names: tuple[str, str], weights_folder: Path | None = None) -> None:
+        self.models, self.weights_folder, self.names = (text, segmenter), weights_folder, names
+        self.held = None if weights_folder else [session(model) for model in self.models]
 
     def _session(self, stage: int) -> Any:
         """The stage's session; of a large model it is made for the call, so that one data file is mapped at a time."""
-        return self.held[stage] if self.held else session(self.models[stage], stash=self.stash)
+        return self.held[stage] if self.held else session(self.models[stage], weights_folder=self.weights_folder)
 
     def encode(self, s: Sample) -> tuple[Array, Array]:
         keys, values = self._session(0).run(None, {"token_ids": s.token_ids, "token_mask": s.token_mask})

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from digseg_export.plan import save
+from digseg_export.conversion import save
 from digseg_export.precision import Policy, last_layer, to_precision
 from digseg_export.quantize import insert
 from digseg_export.ranges import tensor_ranges

@@ -15,7 +15,7 @@ from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.model.pretrained import load_checkpoint
 from digseg_engine.runtime.backends.ort_backend import OrtBackend
 from digseg_engine.runtime.source import open_source
-from digseg_export import shelf
+from digseg_export import disk_offload
 from digseg_export.publish import export_bundle
 from digseg_export.verify import Limits
 
@@ -25,8 +25,8 @@ SMALL = 1024  # numbers; what the optimiser compares by content is below
 @pytest.fixture
 def large(monkeypatch, pico_folder):
     """The pico checkpoint, taken for a large one."""
-    monkeypatch.setattr(shelf, "LARGE", 0)
-    monkeypatch.setattr(shelf, "SMALL", SMALL)
+    monkeypatch.setattr(disk_offload, "LARGE", 0)
+    monkeypatch.setattr(disk_offload, "SMALL", SMALL)
     return pico_folder
 
 
@@ -34,26 +34,26 @@ def answers(checkpoint):
     """Text features and logits of one picture, 2 prompts."""
     ids, mask = (torch.from_numpy(array) for array in checkpoint.tokenizer.encode(("red circle", "zebra")))
     image = torch.linspace(-1, 1, 3 * 32 * 48).view(1, 3, 32, 48)
-    with torch.no_grad(), shelf.computing(checkpoint):
+    with torch.no_grad(), disk_offload.computing(checkpoint):
         text = checkpoint.text_encoder(ids).last_hidden_state
         folded = checkpoint.student.fold_text(text, mask)
         return text, checkpoint.student(image, encode_image(checkpoint.vae, image), folded)
 
 
-def test_a_shelved_checkpoint_answers_as_a_loaded_one_and_holds_nothing(large, tmp_path):
-    shelved = shelf.open_shelved(large)
-    waiting = shelf.stand_ins(shelved.student)
+def test_an_offloaded_checkpoint_answers_as_a_loaded_one_and_holds_nothing(large, tmp_path):
+    offloaded = disk_offload.open_offloaded(large)
+    waiting = disk_offload.stand_ins(offloaded.student)
     assert waiting and all(p.numel() > SMALL and p.untyped_storage().nbytes() == 4 for p in waiting.values())
-    for got, want in zip(answers(shelved), answers(load_checkpoint(large))):
+    for got, want in zip(answers(offloaded), answers(load_checkpoint(large))):
         assert torch.equal(got, want)
     assert all(p.untyped_storage().nbytes() == 4 for p in waiting.values())  # read, used, dropped
-    assert shelved.stride == load_checkpoint(large).stride
+    assert offloaded.stride == load_checkpoint(large).stride
     with pytest.raises(UsageError, match=r"--precision int8 does not apply .* use fp16 or bf16"):
-        shelf.check_size(large, "int8")
+        disk_offload.check_size(large, "int8")
     shutil.copytree(large, tmp_path / "cut")
     (tmp_path / "cut" / "student" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors not found"):
-        shelf.open_shelved(tmp_path / "cut")
+        disk_offload.open_offloaded(tmp_path / "cut")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from digseg_engine.runtime.backends.ort_backend import OrtBackend
 from digseg_engine.runtime.profile import make_profile
 from digseg_engine.runtime.source import open_source
 from digseg_export import calibration, quantize, verify
-from digseg_export.clock import Clock
+from digseg_export.progress import StepTimer
 from digseg_export.publish import Options, publish, trace
 from digseg_export.verify import LIMITS, Limits
 
@@ -29,7 +29,7 @@ def planted(nano_preset, raw_tokenizer):
     block = checkpoint.student.unet.down_blocks[0].resnets[0]
     block.conv1.weight *= 2e5
     block.conv1.bias *= 2e5
-    return checkpoint, trace(checkpoint, Clock(lambda step: None)), raw_tokenizer.to_str().encode()
+    return checkpoint, trace(checkpoint, StepTimer(lambda step: None)), raw_tokenizer.to_str().encode()
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def export(planted, tmp_path, monkeypatch):
     def run(precision, name="b", limits=None, **options):
         checkpoint, traced, tokenizer = planted
         return publish(checkpoint, traced, tokenizer, tmp_path / name, precision, limits or LIMITS[precision],
-                       Clock(lambda step: None), Options(**options))  # fmt: skip
+                       StepTimer(lambda step: None), Options(**options))  # fmt: skip
 
     return run
 

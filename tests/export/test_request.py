@@ -199,14 +199,14 @@ def test_every_run_exports_to_a_name_of_its_own():
 
 
 def test_progress_in_a_pipe_is_one_line_for_every_step(capsys):
-    from digseg_export.clock import Clock, shown
+    from digseg_export.progress import StepTimer, shown
 
     with shown(quiet=False) as progress:
-        clock = Clock(progress)
-        clock.start("verify")
-        clock.detail("objects")
-        clock.detail("crops")
-        clock.start("check graphs")
+        timer = StepTimer(progress)
+        timer.start("verify")
+        timer.detail("objects")
+        timer.detail("crops")
+        timer.start("check graphs")
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("] ")[1] for line in lines] == ["verify", "check graphs"] and " s] " in lines[0]
     with shown(quiet=True) as progress:

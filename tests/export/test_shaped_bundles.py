@@ -18,7 +18,7 @@ from digseg_export import calibration as calibrating
 from digseg_export import prove as proving
 from digseg_export import publish as publishing
 from digseg_export import verify as verifying
-from digseg_export.clock import Clock
+from digseg_export.progress import StepTimer
 from digseg_export.request import Request
 from digseg_export.verify import LIMITS, shaped_sample
 
@@ -36,7 +36,7 @@ SHAPES = {
 def traced(pico_folder):
     """The checkpoint and its graphs, traced once for all exports of this file."""
     checkpoint = load_checkpoint(pico_folder)
-    return checkpoint, publishing.trace(checkpoint, Clock(lambda step: None)), pico_folder
+    return checkpoint, publishing.trace(checkpoint, StepTimer(lambda step: None)), pico_folder
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def export(traced, target: Path, precision: str, options: dict) -> publishing.Ex
     limits = replace(LIMITS[precision], iou=0.5)  # random weights: masks of a few pixels
     tokenizer = (folder / "tokenizer" / "tokenizer.json").read_bytes()
     return publishing.publish(
-        checkpoint, graphs, tokenizer, target, precision, limits, Clock(lambda step: None), request.options()
+        checkpoint, graphs, tokenizer, target, precision, limits, StepTimer(lambda step: None), request.options()
     )
 
 

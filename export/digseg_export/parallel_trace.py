@@ -22,7 +22,7 @@ def second_core() -> bool:
 
 
 @contextmanager
-def beside(make: Make) -> Iterator[Make]:
+def parallel_trace(make: Make) -> Iterator[Make]:
     """Start `make` in a forked copy of this process and yield what waits for its graph.
 
     Without a second core, and when the copy fails in any way (out of memory, say), the graph is made here, when it is asked for.

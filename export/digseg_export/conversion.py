@@ -1,4 +1,4 @@
-"""The precision plan of an export: one policy per graph, measured on calibration data, and how to write and run it."""
+"""How an export converts to a precision: one policy per graph, measured on calibration data, and how to write and run it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Traced:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Conversion:
     """What each graph becomes: policies by file name, int8/fp8 graphs where made, and the words of the report."""
 
     precision: str
@@ -50,22 +50,22 @@ class Plan:
     quantised: dict[str, tuple[onnx.ModelProto, dict[str, Any]]] = field(default_factory=dict)
     calibrated_on: str = ""
     written: dict[str, dict[str, Any]] = field(default_factory=dict)
-    stash: Path | None = None  # folder of a large model's weights
+    weights_folder: Path | None = None  # folder of a large model's weights
 
     @classmethod
     def measure(
         cls, checkpoint: Checkpoint, models: Models, precision: str, options: Any, progress: Callable[[str], None],
-        stash: Path | None = None,
-    ) -> Plan:  # fmt: skip
+        weights_folder: Path | None = None,
+    ) -> Conversion:  # fmt: skip
         """Decide islands by kind, by measured range, and (int8, fp8) the layers that are left out."""
         policies = {spec.file: Policy(precision) for spec in SPECS}
         policies[SEGMENTER.file].nodes.update(last_layer(models[SEGMENTER.file]))
         if precision in WIDE or (precision == "fp16" and not options.measured_islands):
             words = WIDE.get(precision, "nothing: islands by kind alone")
-            return cls(precision, policies, calibrated_on=words, stash=stash)
+            return cls(precision, policies, calibrated_on=words, weights_folder=weights_folder)
         batches, words = calibration(checkpoint, options.calibration)
         texts = [batch.text_feeds() for batch in batches]
-        encoder = session(models[TEXT_ENCODER.file], stash=stash)
+        encoder = session(models[TEXT_ENCODER.file], weights_folder=weights_folder)
         pictures = [
             {"image": b.image, "text_keys": k, "text_values": v, "token_mask": b.token_mask}
             for b, (k, v) in ((b, encoder.run(None, t)) for b, t in zip(batches, texts))
@@ -74,7 +74,7 @@ class Plan:
         quantised = {}
         for spec, feeds in ((TEXT_ENCODER, texts), (SEGMENTER, pictures)):
             progress(f"ranges of {spec.file}")
-            ranges = tensor_ranges(models[spec.file], feeds, stash=stash)
+            ranges = tensor_ranges(models[spec.file], feeds, weights_folder=weights_folder)
             if precision == "fp16":
                 policies[spec.file].nodes.update(range_islands(models[spec.file], ranges))
             elif precision in ("int8", "fp8"):
@@ -82,10 +82,10 @@ class Plan:
                 keep = policies[spec.file].nodes
                 made = quantise(models[spec.file], precision, ranges, feeds, keep)
                 quantised[spec.file] = (made.model, made.report)
-        return cls(precision, policies, quantised, words, stash=stash)
+        return cls(precision, policies, quantised, words, weights_folder=weights_folder)
 
-    def with_islands(self, file: str, islands: dict[str, str]) -> Plan:
-        """The same plan with more float32 islands in one graph."""
+    def with_islands(self, file: str, islands: dict[str, str]) -> Conversion:
+        """The same conversion with more float32 islands in one graph."""
         old = self.policies[file]
         return replace(self, policies={**self.policies, file: replace(old, nodes={**old.nodes, **islands})})
 
@@ -104,17 +104,19 @@ class Plan:
         names = (TEXT_ENCODER.file, SEGMENTER.file)
         wide_text, wide_segmenter = (wide_name(spec) for spec in SPECS)
         if self.precision not in TYPES:
-            yield Graphs(text, segmenter, names, self.stash)
+            yield Graphs(text, segmenter, names, self.weights_folder)
             if self.precision == "fp32":
-                yield Graphs(text, str(room / wide_segmenter), (names[0], wide_segmenter), self.stash)
+                yield Graphs(text, str(room / wide_segmenter), (names[0], wide_segmenter), self.weights_folder)
             return
-        if not self.stash:
+        if not self.weights_folder:
             yield Torch(traced.parts, self.precision)
-        yield Graphs(*self.rounded(traced), (f"{names[0]} rounded", f"{names[1]} rounded"), self.stash)
-        yield Graphs(str(room / wide_text), str(room / wide_segmenter), (wide_text, wide_segmenter), self.stash)
+        yield Graphs(*self.rounded(traced), (f"{names[0]} rounded", f"{names[1]} rounded"), self.weights_folder)
+        yield Graphs(
+            str(room / wide_text), str(room / wide_segmenter), (wide_text, wide_segmenter), self.weights_folder
+        )
         # ONNX Runtime's CPU provider has no bf16 kernels: that graph itself is checked for form, not run. Of a large fp16
         # graph it would hold every constant in float32 at once.
-        if self.precision != "bf16" and not self.stash:
+        if self.precision != "bf16" and not self.weights_folder:
             yield Graphs(text, segmenter, names)
 
     def rounded(self, traced: Traced) -> tuple[onnx.ModelProto, onnx.ModelProto]:
@@ -134,7 +136,7 @@ class Plan:
             if converted is model:
                 converted = onnx.ModelProto()
                 converted.CopyFrom(model)
-        save(converted, room / spec.file, keep=self.stash is not None)
+        save(converted, room / spec.file, keep=self.weights_folder is not None)
         twin = self._cpu_twin(spec, model, onnx.load(str(room / spec.file), load_external_data=False))
         if twin is not None:
             onnx.save_model(twin, str(room / wide_name(spec)))
@@ -158,7 +160,7 @@ class Plan:
         if spec is SEGMENTER:
             feed = {"image": s.image, "text_keys": s.keys, "text_values": s.values, "token_mask": s.token_mask}
         model, policy = traced.models[file], self.policies[file]
-        return find_cure(model, policy, _borders(spec), feed, limits.relative, progress, self.stash)
+        return find_cure(model, policy, _borders(spec), feed, limits.relative, progress, self.weights_folder)
 
 
 def save(model: onnx.ModelProto, path: Path, keep: bool = False) -> None:

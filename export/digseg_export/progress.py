@@ -10,7 +10,7 @@ from contextlib import contextmanager
 Progress = Callable[[str], None]
 
 
-class Clock:
+class StepTimer:
     def __init__(self, progress: Progress) -> None:
         self.seconds: dict[str, float] = {}
         self._progress, self._name, self._began = progress, "", time.perf_counter()

@@ -51,7 +51,7 @@ class Stored:
             return file.get_tensor(self.key).to(torch.float32, copy=True)
 
 
-class Shelved(Checkpoint):
+class Offloaded(Checkpoint):
     """A checkpoint whose large weights are stand-ins. Its reference has no weights at all: export does not need it."""
 
 
@@ -93,7 +93,7 @@ def check_size(folder: Path, precision: str) -> None:
         )
 
 
-def open_shelved(folder: Path) -> Shelved:
+def open_offloaded(folder: Path) -> Offloaded:
     """A checkpoint directory with its large weights left on disk. Raises CheckpointError naming what is missing."""
     quiet_libraries()
     config = DigsegConfig.load(folder)
@@ -106,13 +106,13 @@ def open_shelved(folder: Path) -> Shelved:
         reference = new_reference(UNet2DConditionModel.from_config(sizes), config)
         student = new_student(UNet2DConditionModel.from_config(sizes), config, vae)
     for module, path in zip((vae, text_encoder, student), weights_of(folder)):
-        _shelve(module, path)
+        _offload(module, path)
         module.eval().requires_grad_(False)
     tokenizer = PromptTokenizer.load(folder / "tokenizer" / "tokenizer.json")
-    return Shelved(config, vae, text_encoder, tokenizer, reference, student)
+    return Offloaded(config, vae, text_encoder, tokenizer, reference, student)
 
 
-def _shelve(module: nn.Module, path: Path) -> None:
+def _offload(module: nn.Module, path: Path) -> None:
     """Give every parameter and stored buffer its numbers, or a stand-in that knows where they are."""
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -166,7 +166,7 @@ def reading(*modules: nn.Module) -> Iterator[None]:
 
 def computing(checkpoint: Checkpoint) -> AbstractContextManager[None]:
     """What must be entered before a checkpoint's modules are called."""
-    if isinstance(checkpoint, Shelved):
+    if isinstance(checkpoint, Offloaded):
         return reading(checkpoint.vae, checkpoint.text_encoder, checkpoint.student)
     return nullcontext()
 
@@ -174,7 +174,7 @@ def computing(checkpoint: Checkpoint) -> AbstractContextManager[None]:
 def working_size(checkpoint: Checkpoint) -> int:
     """Pixels of the longer side that a checkpoint is measured and verified at."""
     size = checkpoint.config.image_size
-    return min(size, CHECKED_AT) if isinstance(checkpoint, Shelved) else size
+    return min(size, CHECKED_AT) if isinstance(checkpoint, Offloaded) else size
 
 
 def _fill(module: nn.Module) -> None:

@@ -7,8 +7,8 @@ import pytest
 from digseg_engine.contract import TEXT_ENCODER
 from digseg_engine.errors import DigsegError
 from digseg_engine.model.stages import stages
-from digseg_export import beside as module
-from digseg_export.beside import beside, second_core
+from digseg_export import parallel_trace as module
+from digseg_export.parallel_trace import parallel_trace, second_core
 from digseg_export.to_onnx import example_inputs, export_text_encoder
 
 
@@ -21,7 +21,7 @@ def test_the_copy_makes_the_same_graph(nano):
         made_in.append(os.getpid())
         return export_text_encoder(parts, inputs)
 
-    with beside(make) as graph:
+    with parallel_trace(make) as graph:
         there = graph()
     assert made_in == []  # not in this process
     assert there.graph.node[0].name and there.graph.input[0].name == TEXT_ENCODER.inputs[0].name
@@ -42,5 +42,5 @@ def test_a_failure_is_met_here(monkeypatch, cores):
     def fails():
         raise DigsegError("no graph" if os.getpid() == parent else "in the copy")
 
-    with pytest.raises(DigsegError, match="no graph"), beside(fails) as graph:
+    with pytest.raises(DigsegError, match="no graph"), parallel_trace(fails) as graph:
         graph()

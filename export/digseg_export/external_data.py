@@ -1,9 +1,9 @@
 """Weights of a large model: from the checkpoint straight into the bundle's data file, one at a time, in the stored type.
 
-A graph traced from stand-ins (see `shelf.py`) names its large constants and holds none of them. `stash` writes them once;
-every form of the graph (reduced, float32 twin, rounded, with ranges) then refers to the same bytes. The float32 graph
-reads them through one `Cast` each, at its start: run without graph optimisations, ONNX Runtime maps the file and widens a
-constant when its node comes up.
+A graph traced from stand-ins (see `disk_offload.py`) names its large constants and holds none of them.
+`write_external_data` writes them once; every form of the graph (reduced, float32 twin, rounded, with ranges) then refers to
+the same bytes. The float32 graph reads them through one `Cast` each, at its start: run without graph optimisations, ONNX
+Runtime maps the file and widens a constant when its node comes up.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import onnx_ir
 from onnx import TensorProto, helper
 from torch import nn
 
+from digseg_export.disk_offload import Stored, stand_ins
 from digseg_export.precision import FLOAT, TYPES, reduced
-from digseg_export.shelf import Stored, stand_ins
 
 ALIGN = 4096
 
@@ -43,7 +43,7 @@ def describe(program: Any, module: nn.Module) -> onnx.ModelProto:
     return proto
 
 
-def stash(model: onnx.ModelProto, module: nn.Module, data: Path, precision: str) -> None:
+def write_external_data(model: onnx.ModelProto, module: nn.Module, data: Path, precision: str) -> None:
     """Write the named constants of `model` into `data` and let the graph refer to them. In place."""
     kind = TYPES.get(precision, FLOAT)
     waiting = {name: p.stored for name, p in stand_ins(module).items()}  # type: ignore[attr-defined]
