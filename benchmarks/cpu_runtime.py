@@ -44,7 +44,7 @@ def medians(calls: dict[str, Callable[[], object]], runs: int, warm_up: int = 2)
 
 
 def prompt_scaling(bundle: Path, size: int, counts: list[int], runs: int) -> dict[str, Any]:
-    """Milliseconds of the model stage for K prompts, and of K separate passes."""
+    """Milliseconds of the model step for K prompts, and of K separate passes."""
     engine = Engine.load(bundle, "onnxruntime")
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, 3, size, size)).astype(np.float32)
     prompts = [f"thing {i}" for i in range(max(counts))]

@@ -23,7 +23,7 @@ import torch
 from gpu_cases import Case, checked_cases, text_injection_case, timed_cases
 from gpu_engine import run_engine
 from gpu_measure import cold_ms, error_ratio, graph_ms, machine, peak_bytes
-from gpu_targets import judge
+from gpu_targets import outcomes
 from rooflines import ELEMENTS, Ceilings, measure_ceilings, plot, rates
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -108,9 +108,9 @@ def run_kernels(device: torch.device, dry: bool, output: Path | None) -> int:
     print(f"{len(checks)} checks against fp64, {len(wrong)} over twice eager's error")
     ceilings = None if dry else measure_ceilings(lambda f: cold_ms(f)[0], device, 8192)
     rows = [row for case in timed_cases(device, tiny=dry) for row in measure(case, ceilings, dry)]
-    targets = judge(rows)
+    targets = outcomes(rows)
     sanitizer = "not run" if dry else sanitize()
-    print(report(rows), *(f"{t['verdict']:<13} {t['target']}" for t in targets), f"memcheck: {sanitizer}", sep="\n")
+    print(report(rows), *(f"{t['outcome']:<13} {t['target']}" for t in targets), f"memcheck: {sanitizer}", sep="\n")
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         name = "kernels-" + re.sub(r"[^a-z0-9]+", "-", about.get("gpu", "dry-run").lower()).strip("-")

@@ -19,7 +19,7 @@ import torch
 
 from digseg_engine import DigsegError, Engine
 from digseg_engine.runtime.backends import kinds
-from digseg_engine.runtime.choice import judge
+from digseg_engine.runtime.choice import check_golden
 from digseg_engine.runtime.machine import device_key, library_versions
 
 SIZES, COUNTS, RUNS = (256, 512), (1, 20, 150), 20
@@ -47,7 +47,7 @@ def rows_of(
     engine: Engine, graphs: str, sizes: tuple[int, ...], counts: tuple[int, ...], runs: int
 ) -> list[dict[str, Any]]:
     """One row per size and number of prompts."""
-    error, iou = judge(engine.backend, engine.source.golden)
+    error, iou = check_golden(engine.backend, engine.source.golden)
     about = {
         "backend": engine.backend.name,
         "cuda_graphs": graphs,

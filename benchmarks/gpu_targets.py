@@ -19,12 +19,12 @@ def _ratio(rows: Rows, op: str, case: str, provider: str, key: str = "graph_ms")
     return None if not ours or theirs is None else theirs / ours
 
 
-def _verdict(value: float | None, at_least: float) -> str:
+def _outcome(value: float | None, at_least: float) -> str:
     return NOT_MEASURED if value is None else "met" if value >= at_least else "missed"
 
 
-def judge(rows: Rows) -> list[dict[str, Any]]:
-    """Every target with its figure and verdict. Times are graph-replayed medians, bandwidth is from cold runs."""
+def outcomes(rows: Rows) -> list[dict[str, Any]]:
+    """Every target with its figure and outcome. Times are graph-replayed medians, bandwidth is from cold runs."""
     wanted: list[tuple[str, float | None, float]] = []
     for k in (20, 150):
         case = f"sd21 N=4096 K={k}"
@@ -44,4 +44,4 @@ def judge(rows: Rows) -> list[dict[str, Any]]:
     )
     memory = _ratio(rows, "mask_argmax", case, "eager", "peak_bytes")
     wanted.append((f"mask_argmax {case}: at most a tenth of eager's memory", memory, 10.0))
-    return [{"target": text, "value": value, "verdict": _verdict(value, least)} for text, value, least in wanted]
+    return [{"target": text, "value": value, "outcome": _outcome(value, least)} for text, value, least in wanted]

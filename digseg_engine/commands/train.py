@@ -59,8 +59,8 @@ def run(
     from digseg_engine.training.recipes.tiny import train as from_nothing
 
     if init is None:
-        plan = adjusted(TrainConfig(seed=seed), scale, tensorboard, changes)
-        written = from_nothing(config, output, plan, resume, data, override)
+        settings = adjusted(TrainConfig(seed=seed), scale, tensorboard, changes)
+        written = from_nothing(config, output, settings, resume, data, override)
     else:
         chosen = recipe_of(init, recipe, student_only)
         alone = student_only or chosen == "quick"

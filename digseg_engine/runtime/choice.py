@@ -120,8 +120,8 @@ def named(kind: BackendKind, source: Source) -> Backend:
     key = _key(source, {"named": kind.name, "identity": kind.identity, "brief": source.brief})
     if (verdicts.read(key) or {}).get("right") is True:
         return backend
-    error, iou = judge(backend, source.golden)
-    right, reason = verdict_of(error, iou, source.golden.allowing(getattr(backend, "precision", "fp32")))
+    error, iou = check_golden(backend, source.golden)
+    right, reason = within_limits(error, iou, source.golden.allowing(getattr(backend, "precision", "fp32")))
     if not right:
         raise BackendError(
             f"backend {kind.name} cannot be used here ({backend.detail}): {reason}; try another --backend"
@@ -179,15 +179,15 @@ def assess(kind: BackendKind, found: Usable, source: Source, task: Task, timed: 
         return Row(kind.name, False, reason=found.reason, install=found.install)
     try:
         backend = create(kind, source)
-        error, iou = judge(backend, source.golden)
-        right, reason = verdict_of(error, iou, source.golden.allowing(getattr(backend, "precision", "fp32")))
+        error, iou = check_golden(backend, source.golden)
+        right, reason = within_limits(error, iou, source.golden.allowing(getattr(backend, "precision", "fp32")))
         row = Row(kind.name, True, backend.detail, reason, error=error, iou=iou, right=right)
         return replace(row, ms=time_backend(backend, task, source)) if right and timed else row
     except Exception as failure:
         return Row(kind.name, False, found.detail, in_one_line(failure))
 
 
-def judge(backend: Backend, golden: Golden) -> tuple[float, float]:
+def check_golden(backend: Backend, golden: Golden) -> tuple[float, float]:
     """(relative L2 error, mean mask IoU) on the golden sample; NaN or infinity gives an infinite error.
 
     A mask counts where one of the two holds something: agreement on nothing says nothing. With no such mask the IoU is 1,
@@ -212,7 +212,7 @@ def pair_iou(got: Array, want: Array) -> Array:
     return np.where(union == 0, 1.0, inter / np.maximum(union, 1))
 
 
-def verdict_of(error: float, iou: float, golden: Golden) -> tuple[bool, str]:
+def within_limits(error: float, iou: float, golden: Golden) -> tuple[bool, str]:
     """(right, reason why not)."""
     if not np.isfinite(error):
         return False, "wrong: its logits are not finite or have another shape than the golden sample's"

@@ -1,4 +1,4 @@
-"""The pipeline: pictures and prompts in, masks out, as one function of numbered stages."""
+"""The pipeline: pictures and prompts in, masks out, as one function of numbered steps."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Options:
 
 
 class Clock:
-    """Seconds per stage, shared equally by the pictures of a batch."""
+    """Seconds per step, shared equally by the pictures of a batch."""
 
     def __init__(self, pictures: int) -> None:
         self.seconds: dict[str, float] = {}

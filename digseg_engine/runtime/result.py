@@ -41,7 +41,7 @@ class Segmentation:
 
     picture: pixels [H, W, 3] uint8 as decoded, and what its reading leaves to be said; answer: see `Labelled`;
     logits [K, h', w'] float32 as the model gave them (0 is the border), padding included, before upsampling;
-    planes: the same K after refinement; frame: how the picture lies in them; timings: seconds per stage (of a batch: this
+    planes: the same K after refinement; frame: how the picture lies in them; timings: seconds per step (of a batch: this
     picture's share); refined: numbers of the prompts the reference went over.
     """
 

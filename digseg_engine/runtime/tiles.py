@@ -58,7 +58,7 @@ class TiledSegmentation:
 
     files: label map `.npy` [H, W] (0 nothing, else 1 + number of the strongest prompt), JSON, overview PNG, and with
     masks=True `.masks.npy` bool [K, H, W]. areas [K] share of the picture; scores [K] mean probability inside each mask;
-    answers: the same and more by prompt; timings: seconds per stage.
+    answers: the same and more by prompt; timings: seconds per step.
     """
 
     prompts: tuple[str, ...]

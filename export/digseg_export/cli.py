@@ -60,15 +60,15 @@ def _few_step(
     request: Request, model: Path | None, output: Path | None, dry_run: bool, quiet: bool, as_json: bool
 ) -> None:
     """Export the reference in diffusers' folder layout."""
-    from digseg_export.few_step import MARKER, STAGES, check_few_step, export_few_step
+    from digseg_export.few_step import GRAPHS, MARKER, check_few_step, export_few_step
     from digseg_export.publish import default_output
 
     folder = output or default_output(model, f"diffusers-{request.precision}")
     check_few_step(model, request.precision, folder)
     if dry_run:
-        plan = {"output": str(folder), "precision": request.precision, "layout": "diffusers",
-                "files": [*(spec.file for spec in STAGES.values()), MARKER], "limits": vars(request.limits())}  # fmt: skip
-        _say_plan(plan, as_json)
+        preview = {"output": str(folder), "precision": request.precision, "layout": "diffusers",
+                "files": [*(spec.file for spec in GRAPHS.values()), MARKER], "limits": vars(request.limits())}  # fmt: skip
+        _say_preview(preview, as_json)
         return
     with shown(quiet) as progress:
         done = export_few_step(model, request.precision, folder, request.limits(), progress)
@@ -90,11 +90,11 @@ def _console() -> Console:
 
 
 def _engines(request: Request, folder: Path, progress: Any) -> list[Path]:
-    from digseg_export.to_tensorrt import build_engines, check_golden
+    from digseg_export.to_tensorrt import build_engines, check_engines
 
     options = request.build_options()
     paths = build_engines(folder, options, progress)
-    check_golden(folder, paths)
+    check_engines(folder, paths)
     return paths
 
 
@@ -113,27 +113,31 @@ def _dry_run(request: Request, model: Path | None, output: Path, as_json: bool) 
     check_folders(request.calibration, request.verify_data)
     check_size(folder, request.precision)
     profile = request.profile(config.image_size, stride_of(folder))
-    plan = {"model": config.name, **request.plan(output), "replaces": "an older bundle" if replaces else "nothing"}
+    preview = {
+        "model": config.name,
+        **request.preview(output),
+        "replaces": "an older bundle" if replaces else "nothing",
+    }
     if profile is not None:
-        plan["shapes"] = {end: {axis: getattr(span, end) for axis, span in profile.ranges.items()}
+        preview["shapes"] = {end: {axis: getattr(span, end) for axis, span in profile.ranges.items()}
                           for end in ("min", "opt", "max")}  # fmt: skip
     if request.target is not None:
         stored = sum(path.stat().st_size for path in weights_of(folder))
-        plan["memory plan"] = vars(request.memory(stored // 2))  # checkpoints hold two bytes a number
-    _say_plan(plan, as_json)
+        preview["memory plan"] = vars(request.memory(stored // 2))  # checkpoints hold two bytes a number
+    _say_preview(preview, as_json)
 
 
-def _say_plan(plan: dict[str, Any], as_json: bool) -> None:
+def _say_preview(preview: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(plan, indent=2))
+        print(json.dumps(preview, indent=2))
         return
-    for name, value in plan.items():
+    for name, value in preview.items():
         print(f"{name}: {_words(value)}")
     print("nothing was written (--dry-run)")
 
 
 def _words(value: Any) -> str:
-    """A value of the plan as people read it."""
+    """A value of the preview as people read it."""
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if isinstance(value, dict):

@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from digseg_engine.contract import SEGMENTER, TEXT_ENCODER, GraphSpec
 from digseg_engine.model.pretrained import Checkpoint
-from digseg_engine.runtime.backends.ort_backend import wide_name
+from digseg_engine.runtime.backends.ort_backend import cpu_graph_name
 from digseg_engine.runtime.profile import AXES, Profile
 from digseg_export.bisect_islands import Cure, find_cure
 from digseg_export.calibration import calibration
@@ -22,7 +22,7 @@ from digseg_export.precision import TYPES, Policy, last_layer, to_precision, wid
 from digseg_export.quantize import quantise
 from digseg_export.ranges import Feeds, range_islands, session, tensor_ranges
 from digseg_export.scan_prompts import scan_prompts
-from digseg_export.to_onnx import Stages
+from digseg_export.to_onnx import GraphModules
 from digseg_export.verify import Form, Graphs, Limits, Sample, Torch
 
 SPECS = (TEXT_ENCODER, SEGMENTER)
@@ -37,7 +37,7 @@ WIDE = {
 class Traced:
     """The folded PyTorch modules and the float32 graphs made from them, by file name."""
 
-    parts: Stages
+    parts: GraphModules
     models: Models
 
 
@@ -94,7 +94,7 @@ class Conversion:
         return {"name": self.precision, "calibrated_on": self.calibrated_on, "graphs": self.written}
 
     def write(self, room: Path, traced: Traced) -> Iterator[Form]:
-        """Save both graphs (and their float32 twins) into `room`; returns every way to verify them, made one by one."""
+        """Save both graphs (and what a CPU runs instead) into `room`; returns every way to verify them, made one by one."""
         for spec in SPECS:
             self.written[spec.file] = self._write(room, spec, traced.models[spec.file])
         return self._forms(room, traced)
@@ -102,7 +102,7 @@ class Conversion:
     def _forms(self, room: Path, traced: Traced) -> Iterator[Form]:
         text, segmenter = (str(room / spec.file) for spec in SPECS)
         names = (TEXT_ENCODER.file, SEGMENTER.file)
-        wide_text, wide_segmenter = (wide_name(spec) for spec in SPECS)
+        wide_text, wide_segmenter = (cpu_graph_name(spec) for spec in SPECS)
         if self.precision not in TYPES:
             yield Graphs(text, segmenter, names, self.weights_folder)
             if self.precision == "fp32":
@@ -137,12 +137,12 @@ class Conversion:
                 converted = onnx.ModelProto()
                 converted.CopyFrom(model)
         save(converted, room / spec.file, keep=self.weights_folder is not None)
-        twin = self._cpu_twin(spec, model, onnx.load(str(room / spec.file), load_external_data=False))
-        if twin is not None:
-            onnx.save_model(twin, str(room / wide_name(spec)))
+        on_cpu = self._cpu_graph(spec, model, onnx.load(str(room / spec.file), load_external_data=False))
+        if on_cpu is not None:
+            onnx.save_model(on_cpu, str(room / cpu_graph_name(spec)))
         return words
 
-    def _cpu_twin(self, spec: GraphSpec, model: onnx.ModelProto, stored: onnx.ModelProto) -> onnx.ModelProto | None:
+    def _cpu_graph(self, spec: GraphSpec, model: onnx.ModelProto, stored: onnx.ModelProto) -> onnx.ModelProto | None:
         """The float32 graph over the stored weights, with its prompts scanned; None where it would change nothing."""
         if self.precision in TYPES:
             stored = widen(model, stored, self.precision)

@@ -1,8 +1,8 @@
 """Weights of a large model: from the checkpoint straight into the bundle's data file, one at a time, in the stored type.
 
 A graph traced from stand-ins (see `disk_offload.py`) names its large constants and holds none of them.
-`write_external_data` writes them once; every form of the graph (reduced, float32 twin, rounded, with ranges) then refers to
-the same bytes. The float32 graph reads them through one `Cast` each, at its start: run without graph optimisations, ONNX
+`write_external_data` writes them once; every form of the graph (reduced, float32 for the CPU, rounded, with ranges) then refers
+to the same bytes. The float32 graph reads them through one `Cast` each, at its start: run without graph optimisations, ONNX
 Runtime maps the file and widens a constant when its node comes up.
 """
 

@@ -39,7 +39,7 @@ from digseg_export.precision import TYPES, Policy, last_layer, to_precision
 from digseg_export.progress import Progress, StepTimer
 from digseg_export.ranges import session
 from digseg_export.to_onnx import export_graph, strip
-from digseg_export.verify import LIMITS, Array, Check, Limits, compare, judge
+from digseg_export.verify import LIMITS, Array, Check, Limits, compare, hold_to_limits
 
 MARKER, REPORT = "model_index.json", "verification.json"
 FORMAT = "digseg.diffusers/1"
@@ -65,7 +65,7 @@ DENOISER = GraphSpec(
 )  # fmt: skip
 MASK = GraphSpec("vae_decoder/model.onnx", (_tensor("latent_sample", ("N", 4, "h", "w")),),
                  (_tensor("sample", ("N", 3, ROWS, COLUMNS)),))  # fmt: skip
-STAGES = {"text encoder": TEXT, "image encoder": IMAGE, "denoiser": DENOISER, "mask decoder": MASK}
+GRAPHS = {"text encoder": TEXT, "image encoder": IMAGE, "denoiser": DENOISER, "mask decoder": MASK}
 
 
 class Function(nn.Module):
@@ -80,7 +80,7 @@ class Function(nn.Module):
 
 
 def modules(checkpoint: Checkpoint) -> dict[str, Function]:
-    """The four stages. Latents are unscaled at the autoencoder's borders, as diffusers and optimum have them."""
+    """The four graphs as modules. Latents are unscaled at the autoencoder's borders, as diffusers and optimum have them."""
     reference, vae, text = checkpoint.reference, checkpoint.vae, checkpoint.text_encoder
 
     def denoise(latents: Tensor, timestep: Tensor, states: Tensor, mask: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def export_few_step(
 ) -> FewStep:  # fmt: skip
     """Export the reference of a checkpoint directory (None: the bundled one); all or nothing.
 
-    Raises UsageError for a precision that does not apply and VerificationError when a stage differs from PyTorch.
+    Raises UsageError for a precision that does not apply and VerificationError when a graph differs from PyTorch.
     """
     check_few_step(model, precision, output)
     limits, timer, folder = limits or LIMITS[precision], StepTimer(progress), model or BUNDLED
@@ -125,17 +125,17 @@ def export_few_step(
     checkpoint = load_checkpoint(folder)
     parts, checks = modules(checkpoint), []
     with writing(output, MARK) as room:
-        inputs = stage_inputs(checkpoint, parts)
+        inputs = graph_inputs(checkpoint, parts)
         graphs = {}
-        for stage, spec in STAGES.items():
-            timer.start(f"trace {stage}")
-            traced = export_graph(parts[stage], spec, small(inputs[stage]), {"tensors": axes(spec, checkpoint)})
+        for part, spec in GRAPHS.items():
+            timer.start(f"trace {part}")
+            traced = export_graph(parts[part], spec, small(inputs[part]), {"tensors": axes(spec, checkpoint)})
             strip(traced)
-            graphs[stage] = write_stage(room, spec, traced, precision)
+            graphs[part] = write_graph(room, spec, traced, precision)
         timer.start("verify")
         checks = list(verify_few_step(room, checkpoint, parts, inputs, graphs, limits))
         timer.start("write configurations")
-        for spec in STAGES.values():
+        for spec in GRAPHS.values():
             check_graph(room / spec.file)
         write_configurations(room, checkpoint, folder, checks, limits)
         sizes = {str(p.relative_to(room)): p.stat().st_size for p in sorted(room.rglob("*")) if p.is_file()}
@@ -174,8 +174,8 @@ def check_few_step(model: Path | None, precision: str, output: Path) -> None:
 
 
 @torch.no_grad()
-def stage_inputs(checkpoint: Checkpoint, parts: dict[str, Function]) -> dict[str, tuple[Tensor, ...]]:
-    """Real inputs of every stage: a test scene, four prompts, the denoiser in the middle of its way, its clean answer."""
+def graph_inputs(checkpoint: Checkpoint, parts: dict[str, Function]) -> dict[str, tuple[Tensor, ...]]:
+    """Real inputs of every graph: a test scene, four prompts, the denoiser in the middle of its way, its clean answer."""
     size = checkpoint.config.image_size
     picture = fit(scene(90_000, "objects", size, "test").image, size, checkpoint.stride).pixels
     ids, mask = (torch.from_numpy(array) for array in checkpoint.tokenizer.encode(PROMPTS))
@@ -205,7 +205,7 @@ def axes(spec: GraphSpec, checkpoint: Checkpoint) -> tuple[dict[int, Any], ...]:
     return tuple({i: free[a] for i, a in enumerate(t.axes) if a in free} for t in spec.inputs)
 
 
-def write_stage(room: Path, spec: GraphSpec, traced: onnx.ModelProto, precision: str) -> list[tuple[str, Any]]:
+def write_graph(room: Path, spec: GraphSpec, traced: onnx.ModelProto, precision: str) -> list[tuple[str, Any]]:
     """Save one graph in the precision; returns every way to run it: (name, file or model)."""
     borders = {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
     policy = Policy(precision, nodes=last_layer(traced))
@@ -225,19 +225,19 @@ def verify_few_step(
     room: Path, checkpoint: Checkpoint, parts: dict[str, Function], inputs: dict[str, tuple[Tensor, ...]],
     graphs: dict[str, list[tuple[str, Any]]], limits: Limits,
 ) -> Iterator[Check]:  # fmt: skip
-    """Every stage alone on PyTorch's inputs, then the saved graphs end to end over `STEPS` steps."""
+    """Every graph alone on PyTorch's inputs, then the saved graphs end to end over `STEPS` steps."""
     runs = {}
-    for stage, spec in STAGES.items():
-        want = parts[stage](*inputs[stage]).numpy()
-        for name, form in graphs[stage]:
-            run = runs[stage] = runner(spec, session(form))
-            check = compare(stage, name, [(want, run(*inputs[stage]))], masks=False)
-            judge(check, limits)
+    for part, spec in GRAPHS.items():
+        want = parts[part](*inputs[part]).numpy()
+        for name, form in graphs[part]:
+            run = runs[part] = runner(spec, session(form))
+            check = compare(part, name, [(want, run(*inputs[part]))], masks=False)
+            hold_to_limits(check, limits)
             yield check
     ids, mask = inputs["text encoder"][0], inputs["denoiser"][3]
     got = answer(checkpoint, {k: lambda *a, r=r: torch.from_numpy(r(*a)) for k, r in runs.items()}, inputs, ids, mask)
     check = compare("end to end", f"{STEPS} steps", [(answer(checkpoint, parts, inputs, ids, mask), got)])
-    judge(check, limits)
+    hold_to_limits(check, limits)
     yield check
 
 
@@ -246,15 +246,15 @@ def runner(spec: GraphSpec, run: Any) -> Callable[..., Array]:
     return lambda *tensors: run.run(None, {t.name: x.numpy() for t, x in zip(spec.inputs, tensors)})[0]
 
 
-def answer(checkpoint: Checkpoint, stage: Any, inputs: Any, ids: Tensor, mask: Tensor) -> Array:
-    """Logits [1, K, H, W] of the four stages in a row, whatever computes them."""
+def answer(checkpoint: Checkpoint, parts: Any, inputs: Any, ids: Tensor, mask: Tensor) -> Array:
+    """Logits [1, K, H, W] of the four parts in a row, whatever computes them."""
     scale = checkpoint.vae.config.scaling_factor
-    states, z = stage["text encoder"](ids), stage["image encoder"](inputs["image encoder"][0]) * scale
+    states, z = parts["text encoder"](ids), parts["image encoder"](inputs["image encoder"][0]) * scale
     noise = torch.randn(len(ids), *z.shape[1:], generator=torch.Generator().manual_seed(0))
     m = sample(
-        lambda both, t: stage["denoiser"](both, t[0], states, mask), z, checkpoint.schedule, STEPS, noise, len(ids)
+        lambda both, t: parts["denoiser"](both, t[0], states, mask), z, checkpoint.schedule, STEPS, noise, len(ids)
     )
-    value = stage["mask decoder"](m / scale).mean(1).clamp(-0.999, 0.999)
+    value = parts["mask decoder"](m / scale).mean(1).clamp(-0.999, 0.999)
     return np.asarray((2 * torch.atanh(value))[None])
 
 

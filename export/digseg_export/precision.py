@@ -250,7 +250,7 @@ def reduced(values: NDArray[np.float32], kind: int, name: str) -> NDArray[Any]:
 
 
 def widen(model: onnx.ModelProto, stored: onnx.ModelProto, precision: str) -> onnx.ModelProto:
-    """The float32 twin of a reduced graph: same weights file, one Cast behind each stored weight, float32 arithmetic.
+    """A reduced graph for the CPU: same weights file, one Cast behind each stored weight, float32 arithmetic.
 
     `stored` is the reduced model as saved, so that its weights refer to the external data file. Runtimes fold the casts
     when they load the graph.

@@ -54,9 +54,9 @@ def _lines(began: float) -> Progress:
 
     def say(step: str) -> None:
         nonlocal last
-        stage = step.split(": ", 1)[0]
-        if stage != last:
-            print(f"[{time.perf_counter() - began:6.1f} s] {stage}", file=sys.stderr, flush=True)
-        last = stage
+        name = step.split(": ", 1)[0]
+        if name != last:
+            print(f"[{time.perf_counter() - began:6.1f} s] {name}", file=sys.stderr, flush=True)
+        last = name
 
     return say

@@ -16,8 +16,8 @@ import numpy as np
 from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
 from digseg_engine.errors import DigsegError, VerificationError
 from digseg_engine.runtime.backends import Backend, kinds
-from digseg_engine.runtime.backends.ort_backend import wide_name
-from digseg_engine.runtime.choice import judge, look, verdict_of
+from digseg_engine.runtime.backends.ort_backend import cpu_graph_name
+from digseg_engine.runtime.choice import check_golden, look, within_limits
 from digseg_engine.runtime.source import Golden, Source, open_source
 from digseg_export.verify import Graphs, Sample, compare
 
@@ -72,10 +72,10 @@ def _ask(
     answers: list[Answer] = []
     try:
         backend = create()
-        answers.append(_judged(name, GOLDEN, *judge(backend, source.golden), source.golden))
+        answers.append(_answer(name, GOLDEN, *check_golden(backend, source.golden), source.golden))
         for at, sample in corners.items():
             progress(f"{name} answers at {at}")
-            answers.append(_judged(name, at, *judge(backend, as_golden(sample, source.golden)), source.golden))
+            answers.append(_answer(name, at, *check_golden(backend, as_golden(sample, source.golden)), source.golden))
     except VerificationError:
         raise
     except Exception as error:  # a driver, a library, the memory: whatever a backend of others raises
@@ -88,13 +88,13 @@ def _ask(
 
 
 def as_golden(sample: Sample, limits: Golden) -> Golden:
-    """A sample in the form that backends are judged by."""
+    """A sample in the form that backends are checked by."""
     return Golden(np.ascontiguousarray(sample.image), sample.token_ids, sample.token_mask, sample.logits,
                   limits.relative, limits.iou)  # fmt: skip
 
 
-def _judged(name: str, at: str, error: float, iou: float, golden: Golden) -> Answer:
-    right, reason = verdict_of(error, iou, golden)
+def _answer(name: str, at: str, error: float, iou: float, golden: Golden) -> Answer:
+    right, reason = within_limits(error, iou, golden)
     if not right:
         raise VerificationError(f"the written bundle is {reason.replace('the golden sample', at)} in {name}; nothing was "
                                 "published")  # fmt: skip
@@ -108,12 +108,12 @@ def prove_large(room: Path, golden: Sample) -> list[Answer]:
     _same(source.golden, golden)
     held = source.golden
     read = replace(golden, image=held.image, token_ids=held.token_ids, token_mask=held.token_mask, logits=held.logits)
-    names = [twin if (room / twin).is_file() else spec.file
-             for spec in (TEXT_ENCODER, SEGMENTER) for twin in [wide_name(spec)]]  # fmt: skip
+    names = [on_cpu if (room / on_cpu).is_file() else spec.file
+             for spec in (TEXT_ENCODER, SEGMENTER) for on_cpu in [cpu_graph_name(spec)]]  # fmt: skip
     graphs = Graphs(str(room / names[0]), str(room / names[1]), (names[0], names[1]), room)
     check = compare("written bundle", names[1], [(held.logits, graphs.segment(read, *graphs.encode(read)))])
     iou = 1.0 if check.iou is None else check.iou
-    return [_judged("onnxruntime, weights mapped", GOLDEN, check.relative, iou, held)]
+    return [_answer("onnxruntime, weights mapped", GOLDEN, check.relative, iou, held)]
 
 
 def _line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
 from digseg_engine.errors import VerificationError
 from digseg_engine.files import write_arrays, write_bytes, write_json
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
-from digseg_engine.runtime.backends.ort_backend import wide_name
+from digseg_engine.runtime.backends.ort_backend import cpu_graph_name
 from digseg_engine.runtime.profile import Profile
 from digseg_export.conversion import Conversion, Traced, fix_shapes
 from digseg_export.disk_offload import Offloaded, check_size, filled, is_large, open_offloaded
@@ -27,7 +27,7 @@ from digseg_export.parallel_trace import parallel_trace
 from digseg_export.precision import TYPES, check_precision
 from digseg_export.progress import Progress, StepTimer
 from digseg_export.prove import Answer, prove, prove_large
-from digseg_export.to_onnx import example_inputs, export_segmenter, export_text_encoder, stages, strip
+from digseg_export.to_onnx import example_inputs, export_segmenter, export_text_encoder, graph_modules, strip
 from digseg_export.verify import (
     LIMITS,
     OWN_PICTURES,
@@ -120,7 +120,7 @@ def trace(checkpoint: Checkpoint, timer: StepTimer) -> Traced:
     """Both graphs of a checkpoint in float32, and the folded PyTorch modules they were traced from."""
     timer.start("fold constants")
     how: dict[str, Any] = {"in_place": True, "filled": filled} if isinstance(checkpoint, Offloaded) else {}
-    parts = stages(checkpoint, **how)
+    parts = graph_modules(checkpoint, **how)
     inputs = example_inputs(checkpoint, 2 * checkpoint.stride)
     timer.start("trace graphs")
     with parallel_trace(lambda: export_text_encoder(parts, inputs)) as text_encoder:
@@ -225,12 +225,12 @@ def _convert_and_verify(
 
 def _fix_and_verify(room: Path, profile: Profile, golden: Sample, limits: Limits, timer: StepTimer) -> list[Check]:
     """Fix the static axes in the segmenter's files and verify what a CPU can run of them at the profile's shape."""
-    twins = (wide_name(TEXT_ENCODER), wide_name(SEGMENTER))
-    for name in (SEGMENTER.file, twins[1]):
+    on_cpu = (cpu_graph_name(TEXT_ENCODER), cpu_graph_name(SEGMENTER))
+    for name in (SEGMENTER.file, on_cpu[1]):
         if (room / name).is_file():
             fix_shapes(room / name, profile)
     plain = (TEXT_ENCODER.file, SEGMENTER.file)
-    names = [twin if (room / twin).is_file() else name for twin, name in zip(twins, plain)]
+    names = [other if (room / other).is_file() else name for other, name in zip(on_cpu, plain)]
     label = (names[0], f"{names[1]} at its profile")
     return verify([Graphs(str(room / names[0]), str(room / names[1]), label)], [golden], limits, timer.detail)
 

@@ -71,20 +71,20 @@ def quantise(
 
 
 def _fewest_left_out(
-    total: int, build: Callable[[int], onnx.ModelProto], judge: Callable[[onnx.ModelProto], float], limit: float
+    total: int, build: Callable[[int], onnx.ModelProto], error_of: Callable[[onnx.ModelProto], float], limit: float
 ) -> tuple[int, float, onnx.ModelProto]:
     """(count, error, graph) for about the smallest count within the limit: doubling, then halving the last step."""
     low, count = -1, 0
     made = build(0)
-    error = judge(made)
+    error = error_of(made)
     while not error <= limit and count < total:  # `not <=` takes NaN as over the limit
         low, count = count, min(max(2, 2 * count), total)
         made = build(count)
-        error = judge(made)
+        error = error_of(made)
     while count - low > max(1, total // 20):
         middle = (low + count) // 2
         trial = build(middle)
-        found = judge(trial)
+        found = error_of(trial)
         if found <= limit:
             count, error, made = middle, found, trial
         else:
@@ -179,7 +179,7 @@ def _fp8(values: NDArray[Any], name: str) -> TensorProto:
 def layer_errors(
     model: onnx.ModelProto, full: onnx.ModelProto, names: list[str], feeds: list[Feeds]
 ) -> dict[str, float]:
-    """What each layer alone loses: relative error of its quantised twin on float inputs, worst over the feeds."""
+    """What each layer alone loses: relative error of its quantised copy on float inputs, worst over the feeds."""
     graph = onnx.ModelProto()
     graph.CopyFrom(model)
     have = {t.name for t in model.graph.initializer}
@@ -191,21 +191,21 @@ def layer_errors(
     for node in [n for n in full.graph.node if n.name in chosen]:
         for name in node.input:
             _copy_chain(graph, makers, done, name)
-        twin = NodeProto()
-        twin.CopyFrom(node)
+        copy = NodeProto()
+        copy.CopyFrom(node)
         plain = next(n for n in model.graph.node if n.name == node.name).output[0]
-        twin.name, twin.output[0] = f"{node.name}.twin", f"{plain}.twin"
+        copy.name, copy.output[0] = f"{node.name}.quantised", f"{plain}.quantised"
         gap, top, bottom, ratio = (f"{node.name}.{part}" for part in ("gap", "lost", "size", "error"))
         graph.graph.node.extend([
-            twin,
-            helper.make_node("Sub", [twin.output[0], plain], [gap]),
+            copy,
+            helper.make_node("Sub", [copy.output[0], plain], [gap]),
             helper.make_node("ReduceL2", [gap], [top], keepdims=0),
             helper.make_node("ReduceL2", [plain], [bottom], keepdims=0),
             helper.make_node("Max", [bottom, TINY], [f"{bottom}.kept"]),  # a layer that answers zeros loses nothing of it
             helper.make_node("Div", [top, f"{bottom}.kept"], [ratio]),
         ])  # fmt: skip
         graph.graph.output.append(helper.make_tensor_value_info(ratio, TensorProto.FLOAT, []))
-    run = session(graph, optimise=False)  # optimised, Q/DQ of the twins would be fused into the float layers' inputs
+    run = session(graph, optimise=False)  # optimised, Q/DQ of the copies would be fused into the float layers' inputs
     losses = [run.run([f"{name}.error" for name in names], feed) for feed in feeds]
     return {name: worst([float(loss[i]) for loss in losses]) for i, name in enumerate(names)}
 

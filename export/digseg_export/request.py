@@ -10,7 +10,7 @@ from typing import Any
 from digseg_engine.errors import UsageError
 from digseg_engine.runtime.profile import Profile, make_profile, parse_shapes
 from digseg_export.precision import check_precision
-from digseg_export.targets import MemoryPlan, build_script, find_target, memory_plan
+from digseg_export.targets import MemoryBudget, build_script, find_target, memory_budget
 
 FORMATS = ("onnx", "tensorrt", "all")
 LAYOUTS = ("bundle", "diffusers")
@@ -155,17 +155,17 @@ class Request:
 
     def _script(self, checkpoint: Any, profile: Profile | None) -> dict[str, bytes]:
         parts = (checkpoint.student, checkpoint.vae, checkpoint.text_encoder)
-        plan = self.memory(sum(p.numel() for m in parts for p in m.parameters()))
+        budget = self.memory(sum(p.numel() for m in parts for p in m.parameters()))
         target = find_target(str(self.target), self.precision)
-        return {f"build-{target.name}.sh": build_script(target, plan, profile, self.precision).encode()}
+        return {f"build-{target.name}.sh": build_script(target, budget, profile, self.precision).encode()}
 
-    def memory(self, parameters: int) -> MemoryPlan:
+    def memory(self, parameters: int) -> MemoryBudget:
         """What a build of so many parameters may use on the target."""
         width = {"fp32": 4, "fp16": 2, "bf16": 2}.get(self.precision, 1)
         target = find_target(str(self.target), self.precision)
-        return memory_plan(target, parameters * width >> 20, self.workspace, self.builder_level)
+        return memory_budget(target, parameters * width >> 20, self.workspace, self.builder_level)
 
-    def plan(self, output: Path) -> dict[str, Any]:
+    def preview(self, output: Path) -> dict[str, Any]:
         """The --dry-run answer: what would be written where, with which limits."""
         sizes = self.sizes()
         files = ["manifest.json", "precision.json", "text_encoder.onnx", "text_encoder.data", "segmenter.onnx",

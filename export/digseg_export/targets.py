@@ -1,4 +1,4 @@
-"""Devices an engine is built on, and the script that builds it there with a memory plan.
+"""Devices an engine is built on, and the script that builds it there within a memory budget.
 
 An engine is built on the machine that runs it, never here. Figures of the devices are NVIDIA's; nothing of this file's
 output has been run on a device by us yet.
@@ -37,7 +37,7 @@ TARGETS = {
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
+class MemoryBudget:
     """What the build may use: workspace in MiB, builder level, free memory wanted before it starts in MiB."""
 
     workspace_mib: int
@@ -58,18 +58,18 @@ def find_target(name: str, precision: str) -> Target:
     return target
 
 
-def memory_plan(target: Target, weights_mib: int, workspace_mib: int | None, level: int | None) -> MemoryPlan:
+def memory_budget(target: Target, weights_mib: int, workspace_mib: int | None, level: int | None) -> MemoryBudget:
     """A quarter of the memory for tactics (an eighth where CPU and GPU share it), between 256 MiB and 4 GiB.
 
-    The build holds the weights about three times (file, network, plan) beside the workspace; 1 GiB more is for CUDA.
+    The build holds the weights about three times (file, network, engine) beside the workspace; 1 GiB more is for CUDA.
     """
     share = target.memory_gb * 1024 // (8 if target.shared else 4)
     workspace = max(256, min(share, 4096)) if workspace_mib is None else workspace_mib
     chosen = (2 if target.memory_gb <= 8 and target.shared else 3) if level is None else level
-    return MemoryPlan(workspace, chosen, workspace + 3 * weights_mib + 1024)
+    return MemoryBudget(workspace, chosen, workspace + 3 * weights_mib + 1024)
 
 
-def build_script(target: Target, plan: MemoryPlan, profile: Profile | None, precision: str) -> str:
+def build_script(target: Target, budget: MemoryBudget, profile: Profile | None, precision: str) -> str:
     """The shell script that goes into the bundle; it refuses to start when the memory it needs is not free."""
     shapes = (
         "Shapes: the builder's defaults"
@@ -85,11 +85,11 @@ def build_script(target: Target, plan: MemoryPlan, profile: Profile | None, prec
 set -euo pipefail
 bundle="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
 free_mib=$(awk '/MemAvailable/ {{print int($2 / 1024)}}' /proc/meminfo)
-if [ "$free_mib" -lt {plan.free_mib} ]; then
-  echo "the build needs about {plan.free_mib} MiB free (workspace {plan.workspace_mib}), found $free_mib;" >&2
+if [ "$free_mib" -lt {budget.free_mib} ]; then
+  echo "the build needs about {budget.free_mib} MiB free (workspace {budget.workspace_mib}), found $free_mib;" >&2
   echo "stop the desktop (sudo systemctl isolate multi-user), add swap, or export with a smaller --workspace" >&2
   exit 1
 fi
-exec python3 -m digseg_export.to_tensorrt "$bundle" --workspace {plan.workspace_mib} \\
-  --builder-optimization-level {plan.builder_level} "$@"
+exec python3 -m digseg_export.to_tensorrt "$bundle" --workspace {budget.workspace_mib} \\
+  --builder-optimization-level {budget.builder_level} "$@"
 """

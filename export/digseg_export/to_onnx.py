@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import digseg_engine
 from digseg_engine.contract import SEGMENTER, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import DigsegError
+from digseg_engine.model.graph_modules import GraphModules, TextGraph, graph_modules
 from digseg_engine.model.pretrained import Checkpoint
-from digseg_engine.model.stages import Stages, TextGraph, stages
 from digseg_engine.model.student import FoldedText
 from digseg_export.disk_offload import stand_ins
 from digseg_export.external_data import describe
@@ -42,14 +42,14 @@ def example_inputs(checkpoint: Checkpoint, size: int) -> dict[str, Tensor]:
     }
 
 
-def export_text_encoder(parts: Stages, inputs: dict[str, Tensor]) -> onnx.ModelProto:
+def export_text_encoder(parts: GraphModules, inputs: dict[str, Tensor]) -> onnx.ModelProto:
     """ONNX of the text encoder and its folding, float32."""
     k, length = torch.export.Dim("K", min=1, max=4096), torch.export.Dim("L", min=2, max=77)
     shapes = {"token_ids": {0: k, 1: length}, "token_mask": {0: k, 1: length}}
     return export_graph(parts.text_encoder, TEXT_ENCODER, _tensors(TEXT_ENCODER, inputs), shapes)
 
 
-def export_segmenter(parts: Stages, inputs: dict[str, Tensor], stride: int) -> onnx.ModelProto:
+def export_segmenter(parts: GraphModules, inputs: dict[str, Tensor], stride: int) -> onnx.ModelProto:
     """ONNX of autoencoder, trunk, text injection and mask head, float32."""
     dim = torch.export.Dim
     # Ranges that the tracer can prove at once; others it corrects and traces again. The graph takes any size, 1 included.
@@ -122,11 +122,11 @@ def quiet() -> Iterator[None]:
 __all__ = [
     "OPSET",
     "FoldedText",
-    "Stages",
+    "GraphModules",
     "TextGraph",
     "example_inputs",
     "export_segmenter",
     "export_text_encoder",
-    "stages",
+    "graph_modules",
     "strip",
 ]

@@ -18,7 +18,7 @@ from digseg_engine.bundle import Bundle, open_bundle
 from digseg_engine.contract import GRAPHS, GraphSpec
 from digseg_engine.errors import BackendError, DigsegError, VerificationError
 from digseg_engine.runtime.backends import tensorrt_native as native
-from digseg_engine.runtime.choice import judge, verdict_of
+from digseg_engine.runtime.choice import check_golden, within_limits
 from digseg_engine.runtime.cuda_driver import Driver
 from digseg_engine.runtime.engine_store import EngineKey, engine_path, explain, load_plan, store
 from digseg_engine.runtime.source import open_source
@@ -53,14 +53,16 @@ def build_engines(
     return [_engine(bundle, spec, options, progress, trt, driver) for spec in GRAPHS.values()]
 
 
-def check_golden(folder: Path, paths: list[Path], trt: Any = None, driver: Driver | None = None) -> tuple[float, float]:
+def check_engines(
+    folder: Path, paths: list[Path], trt: Any = None, driver: Driver | None = None
+) -> tuple[float, float]:
     """(relative error, mask IoU) of a bundle's engines on its golden sample: the numbers PyTorch gave at export.
 
     Raises VerificationError when they are over the bundle's limits; the plans at `paths` are removed then.
     """
     source = open_source(folder)
-    error, iou = judge(native.TensorrtBackend(source.need_bundle("tensorrt"), trt, driver), source.golden)
-    right, reason = verdict_of(error, iou, source.golden)
+    error, iou = check_golden(native.TensorrtBackend(source.need_bundle("tensorrt"), trt, driver), source.golden)
+    right, reason = within_limits(error, iou, source.golden)
     if not right:
         for path in paths:
             path.unlink(missing_ok=True)
@@ -239,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         options = BuildOptions(typed.workspace, typed.builder_optimization_level, typed.timing_cache)
         paths = build_engines(typed.bundle, options, lambda text: print(text, file=sys.stderr), trt)
-        error, iou = check_golden(typed.bundle, paths, trt)
+        error, iou = check_engines(typed.bundle, paths, trt)
         print("\n".join(map(str, paths)))
         print(f"golden sample: relative error {error:.2e}, mask IoU {iou:.4f}")
     except DigsegError as error:

@@ -1,4 +1,4 @@
-"""Verification: PyTorch float32 -> PyTorch in the precision -> graphs, stage by stage, on real pictures and prompts.
+"""Verification: PyTorch float32 -> PyTorch in the precision -> graphs, part by part, on real pictures and prompts.
 
 Numbers and masks are compared: a graph that is close in norm but flips masks is wrong, and so is the reverse. Over the
 limit means VerificationError and nothing is published.
@@ -25,7 +25,7 @@ from digseg_engine.worlds.scenes import CLASSES, DOMAINS, scene
 from digseg_export.disk_offload import Offloaded, computing, working_size
 from digseg_export.own_pictures import OwnPictures
 from digseg_export.ranges import session
-from digseg_export.to_onnx import Stages
+from digseg_export.to_onnx import GraphModules
 
 Array = NDArray[Any]
 SCENES_PER_DOMAIN = 4
@@ -40,7 +40,7 @@ class Limits:
 
     relative: float
     iou: float
-    absolute: float | None = None  # largest error of any number; None: not judged
+    absolute: float | None = None  # largest error of any number; None: not looked at
 
 
 LIMITS = {  # wide enough for a model with random weights; the bundled model loses a tenth of them (5e-3 in bf16, 2.6e-2 in int8)
@@ -136,7 +136,7 @@ def _answer(checkpoint: Checkpoint, domain: str, image: Array, prompts: tuple[st
 
 
 class CheckError(VerificationError):
-    """A check over its limits; carries the check, so that the bisect knows which stage to search."""
+    """A check over its limits; carries the check, so that the bisect knows which graph to search."""
 
     def __init__(self, message: str, check: Check) -> None:
         super().__init__(message)
@@ -144,10 +144,10 @@ class CheckError(VerificationError):
 
 
 class Form(Protocol):
-    """One way to compute the two stages."""
+    """One way to compute the two graphs."""
 
     names: tuple[str, str]  # what to call the text encoder and the segmenter in the report
-    judged: bool  # False: reported as a yardstick, held to no limit
+    held_to_limits: bool  # False: reported as a yardstick, held to no limit
 
     def encode(self, s: Sample) -> tuple[Array, Array]: ...
 
@@ -157,15 +157,15 @@ class Form(Protocol):
 class Graphs:
     """Two graphs (files or models in memory) on ONNX Runtime's CPU provider."""
 
-    judged = True
+    held_to_limits = True
 
     def __init__(self, text: Any, segmenter: Any, names: tuple[str, str], weights_folder: Path | None = None) -> None:
         self.models, self.weights_folder, self.names = (text, segmenter), weights_folder, names
         self.held = None if weights_folder else [session(model) for model in self.models]
 
-    def _session(self, stage: int) -> Any:
-        """The stage's session; of a large model it is made for the call, so that one data file is mapped at a time."""
-        return self.held[stage] if self.held else session(self.models[stage], weights_folder=self.weights_folder)
+    def _session(self, which: int) -> Any:
+        """The graph's session; of a large model it is made for the call, so that one data file is mapped at a time."""
+        return self.held[which] if self.held else session(self.models[which], weights_folder=self.weights_folder)
 
     def encode(self, s: Sample) -> tuple[Array, Array]:
         keys, values = self._session(0).run(None, {"token_ids": s.token_ids, "token_mask": s.token_mask})
@@ -181,14 +181,14 @@ class Graphs:
 
 
 class Torch:
-    """The same two stages in PyTorch under autocast to fp16 or bf16: what the precision costs without any export.
+    """The same two modules in PyTorch under autocast to fp16 or bf16: what the precision costs without any export.
 
     A yardstick: autocast knows nothing of our islands, so it may overflow where the graph does not.
     """
 
-    judged = False
+    held_to_limits = False
 
-    def __init__(self, parts: Stages, precision: str) -> None:
+    def __init__(self, parts: GraphModules, precision: str) -> None:
         self.parts, self.names = parts, (f"PyTorch autocast {precision}",) * 2
         self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
@@ -206,7 +206,7 @@ class Torch:
 
 
 def verify(forms: Iterable[Form], data: list[Sample], limits: Limits, progress: Callable[[str], None]) -> list[Check]:
-    """Every form on every sample, stage by stage, then end to end. Raises CheckError at the first check over its limits."""
+    """Every form on every sample, part by part, then end to end. Raises CheckError at the first check over its limits."""
     checks = []
     for form in forms:
         texts, alone, whole = [], [], []
@@ -221,8 +221,8 @@ def verify(forms: Iterable[Form], data: list[Sample], limits: Limits, progress: 
         joined = " + ".join(dict.fromkeys(form.names))
         found = [compare("text encoder", form.names[0], texts, masks=False), compare("segmenter", form.names[1], alone),
                  compare("end to end", joined, whole)]  # fmt: skip
-        for check in found if form.judged else ():
-            judge(check, limits)
+        for check in found if form.held_to_limits else ():
+            hold_to_limits(check, limits)
         checks += found
         del form  # a large form is gone before the next one is made
     return checks
@@ -250,7 +250,7 @@ def labels(logits: Array) -> NDArray[np.int64]:
     return np.where((logits > 0).any(1), logits.argmax(1) + 1, 0)
 
 
-def judge(check: Check, limits: Limits) -> None:
+def hold_to_limits(check: Check, limits: Limits) -> None:
     """Raises CheckError when a check is over its limits (or not finite)."""
     where, end = f"{check.stage} ({check.graph})", "nothing was published"
     if not np.isfinite(check.relative):

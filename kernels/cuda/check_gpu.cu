@@ -1,11 +1,11 @@
-// The kernels against their CPU twins on a GPU. Exit code 77 where there is none. Not run by us yet.
+// The kernels against their CPU forms on a GPU. Exit code 77 where there is none. Not run by us yet.
 #include <cuda_runtime.h>
 
 #include <cmath>
 #include <cstdio>
 
 #include "digseg_cuda.h"
-#include "twins.hpp"
+#include "on_cpu.hpp"
 
 using namespace digseg_cuda;
 
@@ -24,7 +24,7 @@ double check_fit(bool nv12, int w, int h, const Target& t) {
   for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = static_cast<uint8_t>(i * 37 + i / 11 * 5);
   const int64_t stride = nv12 ? w : 3 * w;
   const size_t chroma = static_cast<size_t>(w) * h;
-  const std::vector<double> wanted = fit_twin({pixels.data(), pixels.data() + chroma, w, h, stride, w, nv12}, t);
+  const std::vector<double> wanted = fit_on_cpu({pixels.data(), pixels.data() + chroma, w, h, stride, w, nv12}, t);
   std::vector<float> got(wanted.size());
   uint8_t* in = device(pixels);
   float* out = device(got);
@@ -39,7 +39,7 @@ double check_fit(bool nv12, int w, int h, const Target& t) {
 long check_label(const Upsample& u) {
   std::vector<float> logits(static_cast<size_t>(u.count) * u.width * u.height);
   for (size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(3 * std::sin(0.7 * static_cast<double>(i)) - 0.5);
-  const std::vector<double> full = upsample_twin(logits.data(), u);
+  const std::vector<double> full = upsample_on_cpu(logits.data(), u);
   const size_t pixels = static_cast<size_t>(u.out_width) * u.out_height;
   std::vector<int32_t> labels(pixels);
   std::vector<uint8_t> masks(pixels * u.count);

@@ -1,4 +1,4 @@
-// What the kernels and their CPU twins share: the triangle filter's window for one output position, and pixel formats.
+// What the kernels and their CPU forms share: the triangle filter's window for one output position, and pixel formats.
 #pragma once
 #include <cstdint>
 

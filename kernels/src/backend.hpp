@@ -56,11 +56,11 @@ std::string tensorrt_state(const Bundle& bundle);
 const std::vector<std::string>& backend_names();
 std::unique_ptr<Backend> create_backend(const std::string& name, const Bundle& bundle, const BackendSettings& settings);
 
-struct Verdict {
+struct Check {
   double max_error, relative, iou;
   bool passed;
 };
-Verdict verify(Backend& backend, const Bundle& bundle);
+Check check_golden(Backend& backend, const Bundle& bundle);
 
 // Every backend that is present is created, checked against the golden sample, and, when several are right, timed; the
 // fastest right one is returned, and remembered for the next start. Error(DIGSEG_UNAVAILABLE) lists why each was refused.

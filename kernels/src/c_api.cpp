@@ -157,9 +157,9 @@ digseg_status digseg_engine_verify(digseg_engine* engine, digseg_verification* v
   return guard([&] {
     expect(engine, "engine");
     expect(verification, "verification");
-    const digseg::Verdict verdict = engine->engine.verify();
+    const digseg::Check check = engine->engine.verify();
     digseg_verification out = zero<digseg_verification>();
-    out.passed = verdict.passed, out.max_error = verdict.max_error, out.relative = verdict.relative, out.iou = verdict.iou;
+    out.passed = check.passed, out.max_error = check.max_error, out.relative = check.relative, out.iou = check.iou;
     give(out, verification, "digseg_verification");
   });
 }

@@ -64,7 +64,7 @@ std::unique_ptr<Backend> create_backend(const std::string& name, const Bundle& b
   fail(DIGSEG_INVALID_ARGUMENT, "unknown backend " + quoted(name) + "; expected auto, onnxruntime, onnxruntime-cuda or tensorrt");
 }
 
-Verdict verify(Backend& backend, const Bundle& bundle) {
+Check check_golden(Backend& backend, const Bundle& bundle) {
   const Golden golden(bundle);
   const Floats got = run(backend, golden);
   if (got.shape != golden.logits.shape)
@@ -85,9 +85,9 @@ Verdict verify(Backend& backend, const Bundle& bundle) {
     }
     if (either > 0) ious += static_cast<double>(both) / static_cast<double>(either), ++telling;
   }
-  Verdict verdict{largest, std::sqrt(difference / std::max(norm, 1e-24)), telling ? ious / static_cast<double>(telling) : 1.0, false};
-  verdict.passed = verdict.relative <= bundle.limit_relative && verdict.iou >= bundle.limit_iou;
-  return verdict;
+  Check check{largest, std::sqrt(difference / std::max(norm, 1e-24)), telling ? ious / static_cast<double>(telling) : 1.0, false};
+  check.passed = check.relative <= bundle.limit_relative && check.iou >= bundle.limit_iou;
+  return check;
 }
 
 namespace {
@@ -101,10 +101,10 @@ struct Right {
 
 std::unique_ptr<Backend> create_right(const std::string& name, const Bundle& bundle, const BackendSettings& settings) {
   std::unique_ptr<Backend> backend = create_backend(name, bundle, settings);
-  const Verdict verdict = verify(*backend, bundle);
-  if (!verdict.passed)
-    fail(DIGSEG_RUNTIME, backend->detail() + " is wrong on the golden sample: relative error " + std::to_string(verdict.relative) + ", mask IoU " +
-                             std::to_string(verdict.iou) + ", allowed " + std::to_string(bundle.limit_relative) + " and " +
+  const Check check = check_golden(*backend, bundle);
+  if (!check.passed)
+    fail(DIGSEG_RUNTIME, backend->detail() + " is wrong on the golden sample: relative error " + std::to_string(check.relative) + ", mask IoU " +
+                             std::to_string(check.iou) + ", allowed " + std::to_string(bundle.limit_relative) + " and " +
                              std::to_string(bundle.limit_iou) + "; take another backend or export the bundle again");
   return backend;
 }

@@ -1,4 +1,4 @@
-// The engine: a checked bundle, a backend, a prompt cache, and one function of numbered stages. Used by many threads.
+// The engine: a checked bundle, a backend, a prompt cache, and one function of numbered steps. Used by many threads.
 #pragma once
 #include <functional>
 #include <list>
@@ -38,7 +38,7 @@ class Engine {
   std::vector<int64_t> tokenize(const std::string& text, size_t max_tokens);
   void prepare(const std::vector<std::string>& prompts);
   void save_vocabulary(const std::vector<std::string>& prompts, const std::string& path);
-  Verdict verify() { return digseg::verify(*backend_, bundle_); }
+  Check verify() { return digseg::check_golden(*backend_, bundle_); }
   const std::string& info() const { return info_; }
   const std::vector<const char*>& vocabulary() const { return vocabulary_order_; }
 

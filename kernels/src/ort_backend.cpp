@@ -1,6 +1,6 @@
 // ONNX Runtime, loaded with dlopen: CPU, or its CUDA provider where the library has one.
 //
-// On the CPU a graph's float32 twin (`*.fp32.onnx`) over the same stored weights runs where the bundle has one, as in Python.
+// On the CPU a graph's float32 form (`*.fp32.onnx`) over the same stored weights runs where the bundle has one, as in Python.
 // The two graphs are opened side by side: optimising them is most of a start.
 #include <unistd.h>
 
@@ -111,7 +111,7 @@ class OrtBackend : public Backend {
     if (cuda) expect_cuda();
     if (cuda && bundle.precision == "bf16")
       fail(DIGSEG_UNAVAILABLE, "a bf16 bundle does not run on onnxruntime-cuda here; export fp16 or fp32");
-    const auto graph = [&](const std::string& file) { return !cuda && bundle.lists(twin(file)) ? twin(file) : file; };
+    const auto graph = [&](const std::string& file) { return !cuda && bundle.lists(cpu_graph(file)) ? cpu_graph(file) : file; };
     runtime_.check("start", runtime_.api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "digseg", &env_.object));
     runtime_.check("start", runtime_.api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory_.object));
     const std::string text_path = bundle.path(graph(bundle.text_encoder.file));
@@ -153,8 +153,8 @@ class OrtBackend : public Backend {
   const std::string& detail() const override { return detail_; }
 
  private:
-  // File name of a graph's twin for the CPU.
-  static std::string twin(std::string name) {
+  // File name of what a CPU runs instead of a graph.
+  static std::string cpu_graph(std::string name) {
     const size_t dot = name.rfind(".onnx");
     return dot == std::string::npos ? name : name.insert(dot, ".fp32");
   }
@@ -247,7 +247,7 @@ class OrtBackend : public Backend {
                                   "; expected float, half or bfloat16; export the bundle again");
   }
 
-  // What a graph takes at one of its inputs: a bundle's own graphs and their float32 twins differ.
+  // What a graph takes at one of its inputs: a bundle's own graphs and their float32 forms differ.
   Width input_width(const OrtSession* session, const std::string& wanted) const {
     size_t count = 0;
     runtime_.check("inputs", runtime_.api->SessionGetInputCount(session, &count));

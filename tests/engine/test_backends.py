@@ -11,7 +11,7 @@ from digseg_engine import Engine
 from digseg_engine.errors import BackendError, UsageError
 from digseg_engine.runtime import backends
 from digseg_engine.runtime.backends import ort_backend, torch_backend
-from digseg_engine.runtime.choice import judge
+from digseg_engine.runtime.choice import check_golden
 from digseg_engine.runtime.machine import cores
 from digseg_engine.runtime.source import open_source
 
@@ -64,7 +64,7 @@ def test_shapes_are_padded_to_few_where_they_are_compiled(nano_models):
 def test_a_bundle_takes_its_checkpoint_along(nano_models, eager):
     engine = Engine.load(nano_models.fp32, "torch", checkpoint=nano_models.checkpoint)
     assert np.array_equal(engine.segment(PICTURE, PROMPTS).logits, eager)
-    error, iou = judge(engine.backend, engine.source.golden)
+    error, iou = check_golden(engine.backend, engine.source.golden)
     assert error < 1e-3 and iou > 0.999
 
 

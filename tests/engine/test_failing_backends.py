@@ -11,12 +11,12 @@ from digseg_engine.errors import BackendError, BundleError, DigsegError
 from digseg_engine.runtime import backends, choice, verdicts
 from digseg_engine.runtime.backends import BackendKind, Usable
 from digseg_engine.runtime.backends.ort_backend import OrtBackend
-from digseg_engine.runtime.choice import Task, choose, judge, measure, verdict_of
+from digseg_engine.runtime.choice import Task, check_golden, choose, measure, within_limits
 from digseg_engine.runtime.source import Golden, open_source
 
 TASK = Task(64)
 PICTURE = np.random.default_rng(0).integers(0, 255, (64, 48, 3), np.uint8)
-STAGES = ("probe", "create", "encode", "run")
+CALLS = ("probe", "create", "encode", "run")
 ERRORS = (
     RuntimeError("CUDA error: no kernel image"), OSError("libnvinfer.so.10: cannot open shared object file"),
     MemoryError(), KeyError("manifest"), ImportError("numpy.core"), AttributeError("no such"), RecursionError("deep"),
@@ -25,13 +25,13 @@ ERRORS = (
 
 
 class Failing(OrtBackend):
-    """Fails at one stage, from its `after`th call on."""
+    """Fails in one method, from its `after`th call on."""
 
-    stage, error, after, calls = "", RuntimeError("?"), 0, 0
+    method, error, after, calls = "", RuntimeError("?"), 0, 0
 
     @classmethod
-    def reach(cls, stage):
-        if stage == cls.stage:
+    def reach(cls, method):
+        if method == cls.method:
             cls.calls += 1
             if cls.calls > cls.after:
                 raise cls.error
@@ -53,8 +53,8 @@ class Failing(OrtBackend):
 def failing():
     """Register a backend `failing` that fails as told; taken out again at the end."""
 
-    def add(stage, error, after=0, base=Failing, version=""):
-        made = type("Made", (base,), {"stage": stage, "error": error, "after": after, "calls": 0})
+    def add(method, error, after=0, base=Failing, version=""):
+        made = type("Made", (base,), {"method": method, "error": error, "after": after, "calls": 0})
 
         def probe():
             made.reach("probe")
@@ -73,38 +73,38 @@ def failing():
         backends.unregister("failing")
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("method", CALLS)
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_whatever_a_backend_raises_is_a_row(nano_models, failing, stage, error):
-    failing(stage, error)
+def test_whatever_a_backend_raises_is_a_row(nano_models, failing, method, error):
+    failing(method, error)
     source, kind = open_source(nano_models.fp32), backends.kinds()["failing"]
     row = choice.assess(kind, choice.look(kind, source), source, TASK)
     assert not row.usable and not row.right and row.reason and "\n" not in row.reason
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_engine_loads_without_it(nano_models, failing, stage):
-    failing(stage, RuntimeError("broken\nin two lines"))
+@pytest.mark.parametrize("method", CALLS)
+def test_the_engine_loads_without_it(nano_models, failing, method):
+    failing(method, RuntimeError("broken\nin two lines"))
     engine = Engine.load(nano_models.fp32)
     assert engine.backend.name == "onnxruntime" and engine.segment(PICTURE, ["red"]).masks.shape == (1, 64, 48)
 
 
-@pytest.mark.parametrize("stage", STAGES[1:])
+@pytest.mark.parametrize("method", CALLS[1:])
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_by_name_its_failure_is_our_error(nano_models, failing, stage, error):
-    failing(stage, error)
+def test_by_name_its_failure_is_our_error(nano_models, failing, method, error):
+    failing(method, error)
     with pytest.raises((DigsegError, MemoryError)) as caught:
         Engine.load(nano_models.fp32, "failing")
     if isinstance(caught.value, DigsegError):
         assert "failing" in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_an_interruption_passes_through(nano_models, failing, stage):
-    failing(stage, KeyboardInterrupt())
+@pytest.mark.parametrize("method", CALLS)
+def test_an_interruption_passes_through(nano_models, failing, method):
+    failing(method, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         measure(open_source(nano_models.fp32), TASK)
-    if stage != "probe":
+    if method != "probe":
         with pytest.raises(KeyboardInterrupt):
             Engine.load(nano_models.fp32, "failing")
 
@@ -118,9 +118,9 @@ def test_a_winner_that_does_not_start_a_second_time_gives_way(nano_models, faili
     assert backend.name == verdict.chosen.backend == "onnxruntime" and "gone" in rows["failing"].reason
 
 
-@pytest.mark.parametrize("stage", ["encode", "run"])
-def test_a_failure_after_loading_names_the_backend(nano_models, failing, stage):
-    made = failing(stage, RuntimeError("device lost"), after=1)
+@pytest.mark.parametrize("method", ["encode", "run"])
+def test_a_failure_after_loading_names_the_backend(nano_models, failing, method):
+    made = failing(method, RuntimeError("device lost"), after=1)
     engine = Engine.load(nano_models.fp32, "failing")
     assert made.calls == 1  # verified
     with pytest.raises(BackendError, match=r"backend failing failed .*device lost"):
@@ -197,8 +197,8 @@ def test_agreement_counts_where_something_is_there():
 
     ids = np.zeros((3, 8), np.int64)
     golden = Golden(np.zeros((1, 3, 8, 8), np.float32), ids, ids > 0, want, 9.0, 0.8)
-    error, iou = judge(Told(), golden)
+    error, iou = check_golden(Told(), golden)
     assert iou == pytest.approx(0.5)
-    assert "mask IoU 0.5000" in verdict_of(error, iou, golden)[1]
+    assert "mask IoU 0.5000" in within_limits(error, iou, golden)[1]
     want[:], got[:] = -1.0, -1.0
-    assert judge(Told(), golden) == (0.0, 1.0)
+    assert check_golden(Told(), golden) == (0.0, 1.0)

@@ -13,7 +13,7 @@ from digseg_engine import Engine
 from digseg_engine.runtime.backends import ort_backend, torch_backend
 from digseg_engine.runtime.backends.cuda_graphs import Replayed
 from digseg_engine.runtime.backends.ort_cuda import run_bound
-from digseg_engine.runtime.choice import judge, verdict_of
+from digseg_engine.runtime.choice import check_golden, within_limits
 from digseg_engine.runtime.source import open_source
 
 
@@ -80,10 +80,10 @@ def test_io_binding_writes_into_the_given_tensor(nano_models):
 def test_half_precision_is_close_and_leaves_the_checkpoint_alone(nano_models):
     source = open_source(nano_models.checkpoint)
     backend = torch_backend.TorchBackend(source, "torch-fp16")
-    error, iou = judge(backend, source.golden)
+    error, iou = check_golden(backend, source.golden)
     assert source.golden.relative < error  # over float32's limit, by which it would never be chosen
-    assert verdict_of(error, iou, source.golden.allowing(backend.precision)) == (True, "")
-    exact, _ = judge(torch_backend.TorchBackend(source, "torch"), source.golden)
+    assert within_limits(error, iou, source.golden.allowing(backend.precision)) == (True, "")
+    exact, _ = check_golden(torch_backend.TorchBackend(source, "torch"), source.golden)
     assert exact < 1e-6
 
 

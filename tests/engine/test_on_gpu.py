@@ -9,7 +9,7 @@ import torch
 from digseg_engine import Engine
 from digseg_engine.errors import BackendError
 from digseg_engine.runtime.backends import kinds
-from digseg_engine.runtime.choice import judge, verdict_of
+from digseg_engine.runtime.choice import check_golden, within_limits
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")]
 NAMES = ("onnxruntime-cuda", "onnxruntime-tensorrt", "torch", "torch-compile", "torch-fp16")
@@ -27,7 +27,7 @@ def engine(request, nano_models):
 
 def test_it_is_right(engine):
     golden = engine.source.golden.allowing(engine.backend.precision)
-    assert verdict_of(*judge(engine.backend, golden), golden) == (True, "")
+    assert within_limits(*check_golden(engine.backend, golden), golden) == (True, "")
 
 
 def test_tensors_on_the_device_from_two_streams_and_four_threads(engine):

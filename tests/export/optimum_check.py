@@ -10,16 +10,16 @@ STEPS, LIMIT = 4, 1e-4
 
 
 def expect(room: Path, model: Path | None = None) -> None:
-    """Inputs and PyTorch's answers of every stage and of four steps, to expected.safetensors."""
+    """Inputs and PyTorch's answers of every part and of four steps, to expected.safetensors."""
     from digseg_engine.model.pretrained import load_checkpoint
-    from digseg_export.few_step import answer, modules, stage_inputs
+    from digseg_export.few_step import answer, graph_inputs, modules
 
     checkpoint = load_checkpoint(model)
     parts = modules(checkpoint)
     with torch.no_grad():
-        inputs = stage_inputs(checkpoint, parts)
-        held = {f"{stage}.{i}": x.contiguous() for stage, some in inputs.items() for i, x in enumerate(some)}
-        held |= {f"{stage}.out": parts[stage](*some).contiguous() for stage, some in inputs.items()}
+        inputs = graph_inputs(checkpoint, parts)
+        held = {f"{part}.{i}": x.contiguous() for part, some in inputs.items() for i, x in enumerate(some)}
+        held |= {f"{part}.out": parts[part](*some).contiguous() for part, some in inputs.items()}
         ids, mask = inputs["text encoder"][0], inputs["denoiser"][3]
         held["logits"] = torch.from_numpy(answer(checkpoint, parts, inputs, ids, mask)[0])
     save_file(held, room / "expected.safetensors")
@@ -50,8 +50,8 @@ def check(room: Path) -> None:
         "mask decoder": pipe.vae_decoder(latent_sample=want["mask decoder.0"]).sample,
     }
     worst = 0.0
-    for stage, got in found.items():
-        worst = max(worst, report(stage, got, want[f"{stage}.out"]))
+    for part, got in found.items():
+        worst = max(worst, report(part, got, want[f"{part}.out"]))
     scale, n = pipe.vae_decoder.config.scaling_factor, len(d[3])
     z = (found["image encoder"] * scale).expand(n, -1, -1, -1)
     m = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
@@ -64,10 +64,10 @@ def check(room: Path) -> None:
     sys.exit(worst > LIMIT)
 
 
-def report(stage: str, got: torch.Tensor, want: torch.Tensor) -> float:
+def report(part: str, got: torch.Tensor, want: torch.Tensor) -> float:
     """Print and return the relative error (L2)."""
     error = float((got - want).norm() / want.norm())
-    print(f"{stage}: relative error {error:.1e}")
+    print(f"{part}: relative error {error:.1e}")
     return error
 
 

@@ -13,18 +13,18 @@ from conftest import run_command
 from digseg_engine.errors import UsageError, VerificationError
 from digseg_engine.model.pretrained import load_checkpoint
 from digseg_export import few_step
-from digseg_export.few_step import STAGES, export_few_step
+from digseg_export.few_step import GRAPHS, export_few_step
 from digseg_export.verify import Limits
 
 
 @pytest.mark.slow
 def test_four_graphs_are_exported_verified_and_loadable(pico_folder, tmp_path):
     done = export_few_step(pico_folder, "fp16", tmp_path / "r", Limits(0.05, 0.5))
-    stages = {c.stage for c in done.checks}
-    assert stages == {*STAGES, "end to end"} and all(c.relative < 0.05 for c in done.checks)
+    parts = {c.stage for c in done.checks}
+    assert parts == {*GRAPHS, "end to end"} and all(c.relative < 0.05 for c in done.checks)
     names = {str(p.relative_to(tmp_path / "r")) for p in (tmp_path / "r").rglob("*") if p.is_file()}
-    assert {spec.file for spec in STAGES.values()} | {
-        f"{spec.file.split('/')[0]}/config.json" for spec in STAGES.values()
+    assert {spec.file for spec in GRAPHS.values()} | {
+        f"{spec.file.split('/')[0]}/config.json" for spec in GRAPHS.values()
     } <= names
     assert {
         "model_index.json",
@@ -49,9 +49,9 @@ def test_four_graphs_are_exported_verified_and_loadable(pico_folder, tmp_path):
     assert sum(t.data_type == onnx.TensorProto.FLOAT16 for t in model.graph.initializer) > 20
 
 
-def test_a_stage_over_its_limit_publishes_nothing(pico_folder, tmp_path, monkeypatch):
+def test_a_graph_over_its_limit_publishes_nothing(pico_folder, tmp_path, monkeypatch):
     only = {"text encoder": few_step.TEXT}
-    monkeypatch.setattr(few_step, "STAGES", only)
+    monkeypatch.setattr(few_step, "GRAPHS", only)
     with pytest.raises(VerificationError, match=r"text encoder .* differs from PyTorch .*nothing was published"):
         export_few_step(pico_folder, "fp32", tmp_path / "r", Limits(0.0, 0.5))
     assert list(tmp_path.iterdir()) == []
@@ -76,11 +76,11 @@ def test_what_the_layout_does_not_take_is_refused(tmp_path, arguments, words):
 
 def test_a_dry_run_says_what_would_be_written(tmp_path):
     done = run_command("digseg-export", "--layout", "diffusers", "--dry-run", "--json", cwd=tmp_path)
-    plan = json.loads(done.stdout)
+    preview = json.loads(done.stdout)
     assert (
-        plan["layout"] == "diffusers"
-        and plan["files"][-1] == "model_index.json"
-        and plan["output"].endswith("diffusers-fp16")
+        preview["layout"] == "diffusers"
+        and preview["files"][-1] == "model_index.json"
+        and preview["output"].endswith("diffusers-fp16")
     )
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UsageError, match="fp32 or fp16"):

@@ -40,11 +40,11 @@ def test_engines_are_held_to_the_golden_sample(folder, wanted):  # noqa: F811
     paths = to_tensorrt.build_engines(folder, to_tensorrt.BuildOptions(), lambda text: None, trt, FakeDriver())
     if wanted == 0:
         driver = FakeDriver()
-        assert to_tensorrt.check_golden(folder, paths, trt, driver) == (0.0, 1.0)
+        assert to_tensorrt.check_engines(folder, paths, trt, driver) == (0.0, 1.0)
         gc.collect()
         assert not driver.held and driver.freed and driver.ended == 1  # buffers and streams go with the backend
         assert all(path.is_file() for path in paths)
         return
     with pytest.raises(VerificationError, match=r"wrong: error 1.00e\+00 on the golden sample.*nothing was kept"):
-        to_tensorrt.check_golden(folder, paths, trt, FakeDriver())
+        to_tensorrt.check_engines(folder, paths, trt, FakeDriver())
     assert not any(path.exists() or path.with_suffix(".json").exists() for path in paths)

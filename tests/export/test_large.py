@@ -62,7 +62,7 @@ def test_the_bundle_holds_every_large_weight_once_and_is_right(large, tmp_path):
     assert {c.graph for c in done.checks if c.stage == "segmenter"} == {"segmenter.onnx rounded", "segmenter.fp32.onnx"}
     path = tmp_path / "b" / "segmenter.onnx"
     onnx.checker.check_model(str(path), full_check=True)
-    model, twin = (
+    model, on_cpu = (
         onnx.load(str(path.with_name(n)), load_external_data=False) for n in (path.name, "segmenter.fp32.onnx")
     )
     stored = {t.name: t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
@@ -73,7 +73,7 @@ def test_the_bundle_holds_every_large_weight_once_and_is_right(large, tmp_path):
     assert all(a + n <= b for (a, n), (b, _) in itertools.pairwise(spans))
     assert spans[-1][0] + spans[-1][1] == path.with_suffix(".data").stat().st_size
     weights = [t for t in stored.values() if t.data_type == onnx.TensorProto.FLOAT16 and np.prod(t.dims) > SMALL]
-    assert weights and {t.name for t in weights} <= {t.name for t in twin.graph.initializer}
+    assert weights and {t.name for t in weights} <= {t.name for t in on_cpu.graph.initializer}
     # a convolution's weight, bit for bit as in the checkpoint
     onnx.load_external_data_for_model(model, str(tmp_path / "b"))
     held = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}

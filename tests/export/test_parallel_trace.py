@@ -6,7 +6,7 @@ import pytest
 
 from digseg_engine.contract import TEXT_ENCODER
 from digseg_engine.errors import DigsegError
-from digseg_engine.model.stages import stages
+from digseg_engine.model.graph_modules import graph_modules
 from digseg_export import parallel_trace as module
 from digseg_export.parallel_trace import parallel_trace, second_core
 from digseg_export.to_onnx import example_inputs, export_text_encoder
@@ -14,7 +14,7 @@ from digseg_export.to_onnx import example_inputs, export_text_encoder
 
 @pytest.mark.skipif(not second_core(), reason="one core: nothing is made beside anything")
 def test_the_copy_makes_the_same_graph(nano):
-    parts, inputs = stages(nano), example_inputs(nano, 2 * nano.stride)
+    parts, inputs = graph_modules(nano), example_inputs(nano, 2 * nano.stride)
     here, made_in = export_text_encoder(parts, inputs), []
 
     def make():

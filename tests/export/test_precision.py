@@ -90,7 +90,7 @@ def test_a_weight_beyond_fp16_is_named():
     assert w.min() == -65504
 
 
-def test_the_wide_twin_shares_the_weights_file(tmp_path):
+def test_the_cpu_graph_shares_the_weights_file(tmp_path):
     model = graph(np.random.default_rng(3).standard_normal((6, 400), dtype=np.float32))
     model.graph.initializer[1].CopyFrom(
         numpy_helper.from_array(np.random.default_rng(4).standard_normal((400, 5), dtype=np.float32), "w2")

@@ -15,7 +15,7 @@ from digseg_engine.contract import GRAPHS, contract_json
 from digseg_engine.errors import CheckpointError, UsageError, VerificationError
 from digseg_export.graph_check import check_graph
 from digseg_export.publish import export_bundle
-from digseg_export.verify import Check, Limits, compare, judge, pair_iou
+from digseg_export.verify import Check, Limits, compare, hold_to_limits, pair_iou
 
 
 def test_the_bundle_holds_what_the_design_promises(bundle):
@@ -33,7 +33,7 @@ def test_the_bundle_holds_what_the_design_promises(bundle):
 def test_verification_is_in_the_manifest_and_on_the_screen(bundle):
     verified = json.loads((bundle / "manifest.json").read_text())["verification"]
     checks = {(c["stage"], c["graph"]): c for c in verified["checks"]}
-    # PyTorch autocast (a yardstick), the rounded graphs, the float32 twins, the graphs themselves; three stages each
+    # PyTorch autocast (a yardstick), the rounded graphs, the float32 graphs for a CPU, the graphs themselves; each in three parts
     assert len(checks) == 12
     for check in checks.values():
         assert check["mean_error"] <= check["max_error"]
@@ -152,7 +152,7 @@ def test_comparison_sees_what_it_should():
         (Check("s", "g", 0, 0, 1e-3, iou=0.5, worst_iou=0.1, pairs=9), "mask IoU 0.5000"),
     ):
         with pytest.raises(VerificationError, match=words):
-            judge(check, Limits(2e-2, 0.99))
-    judge(same, Limits(2e-2, 0.99))
+            hold_to_limits(check, Limits(2e-2, 0.99))
+    hold_to_limits(same, Limits(2e-2, 0.99))
     empty = np.zeros((1, 1, 2, 2), bool)
     assert pair_iou(empty, empty).tolist() == [1.0] and pair_iou(empty, ~empty).tolist() == [0.0]

@@ -10,7 +10,7 @@ from conftest import run_command
 from digseg_engine.errors import InputError, UsageError
 from digseg_engine.runtime.profile import Profile, Range, make_profile, parse_shapes
 from digseg_export.request import Request
-from digseg_export.targets import TARGETS, build_script, find_target, memory_plan
+from digseg_export.targets import TARGETS, build_script, find_target, memory_budget
 from digseg_export.to_tensorrt import BuildOptions
 
 FULL = "segmenter.image:1x3x256x320,segmenter.text_keys:5x3x4x16x16"
@@ -74,7 +74,7 @@ def test_every_builder_level_is_the_one_that_was_asked_for(level):
     built = Request(format="all", builder_level=level, workspace=1).build_options()
     assert (built.level, built.workspace_mib) == (level, 1)
     assert Request(format="all").build_options() == BuildOptions()
-    assert memory_plan(TARGETS["desktop"], 100, 1, level).builder_level == level
+    assert memory_budget(TARGETS["desktop"], 100, 1, level).builder_level == level
 
 
 def test_shapes_in_trtexecs_spelling_become_one_range_per_axis():
@@ -117,20 +117,23 @@ def test_a_request_outside_the_profile_names_the_axis_and_what_is_allowed():
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_the_on_device_script_is_a_script_with_a_memory_plan(name, tmp_path):
+def test_the_on_device_script_is_a_script_with_a_memory_budget(name, tmp_path):
     target = find_target(name, "fp16")
-    plan = memory_plan(target, 100, None, None)
-    assert 256 <= plan.workspace_mib <= 4096 and plan.free_mib == plan.workspace_mib + 300 + 1024
-    assert memory_plan(target, 100, 300, 1).workspace_mib == 300 and memory_plan(target, 100, 300, 1).builder_level == 1
-    text = build_script(target, plan, make_profile({}, {}, {}, 128, 16), "fp16")
+    budget = memory_budget(target, 100, None, None)
+    assert 256 <= budget.workspace_mib <= 4096 and budget.free_mib == budget.workspace_mib + 300 + 1024
+    assert (
+        memory_budget(target, 100, 300, 1).workspace_mib == 300
+        and memory_budget(target, 100, 300, 1).builder_level == 1
+    )
+    text = build_script(target, budget, make_profile({}, {}, {}, 128, 16), "fp16")
     (tmp_path / "build.sh").write_text(text)
     subprocess.run(["bash", "-n", str(tmp_path / "build.sh")], check=True)
-    assert "not run by us yet" in text and f"--workspace {plan.workspace_mib}" in text and "K 1..16" in text
+    assert "not run by us yet" in text and f"--workspace {budget.workspace_mib}" in text and "K 1..16" in text
 
 
 def test_the_script_stops_when_memory_is_short(tmp_path):
-    plan = memory_plan(find_target("jetson-orin-nano", "int8"), 10**7, None, None)  # more than any machine has free
-    (tmp_path / "build.sh").write_text(build_script(TARGETS["jetson-orin-nano"], plan, None, "int8"))
+    budget = memory_budget(find_target("jetson-orin-nano", "int8"), 10**7, None, None)  # more than any machine has free
+    (tmp_path / "build.sh").write_text(build_script(TARGETS["jetson-orin-nano"], budget, None, "int8"))
     done = subprocess.run(["bash", str(tmp_path / "build.sh")], capture_output=True, text=True)
     assert done.returncode == 1 and "MiB free" in done.stderr and "--workspace" in done.stderr
 
@@ -149,12 +152,12 @@ def test_a_dry_run_says_what_would_be_written_and_writes_nothing(nano_folder, tm
     )
     (tmp_path / "empty").mkdir()
     done = run_command(*command, "--json", cwd=tmp_path / "empty")
-    plan = json.loads(done.stdout)
-    assert done.returncode == 0 and plan["model"] == "nano" and plan["precision"] == "int8"
-    assert plan["output"] == "nano-int8" and "build-jetson-orin.sh" in plan["files"]
+    preview = json.loads(done.stdout)
+    assert done.returncode == 0 and preview["model"] == "nano" and preview["precision"] == "int8"
+    assert preview["output"] == "nano-int8" and "build-jetson-orin.sh" in preview["files"]
     assert (
-        plan["shapes"]["max"] == {"B": 1, "K": 16, "L": 77, "H": 64, "W": 64}
-        and plan["limits"]["iou"] == Request(precision="int8").limits().iou
+        preview["shapes"]["max"] == {"B": 1, "K": 16, "L": 77, "H": 64, "W": 64}
+        and preview["limits"]["iou"] == Request(precision="int8").limits().iou
     )
     assert "nothing was written" in run_command(*command, cwd=tmp_path / "empty").stdout
     assert list((tmp_path / "empty").iterdir()) == []

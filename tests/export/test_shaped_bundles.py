@@ -11,7 +11,7 @@ from digseg_engine.bundle import open_bundle
 from digseg_engine.errors import VerificationError
 from digseg_engine.model.pretrained import load_checkpoint
 from digseg_engine.runtime.backends import kinds
-from digseg_engine.runtime.choice import judge
+from digseg_engine.runtime.choice import check_golden
 from digseg_engine.runtime.profile import Profile
 from digseg_engine.runtime.source import open_source
 from digseg_export import calibration as calibrating
@@ -71,7 +71,7 @@ def test_the_published_bundle_answers_at_every_corner(traced, tmp_path, shapes, 
         asked = {axis: getattr(span, end) for axis, span in profile.ranges.items()}
         assert sample.image.shape == (asked["B"], 3, asked["H"], asked["W"])
         assert sample.token_mask.shape == (asked["K"], asked["L"])
-        error, _ = judge(backend, proving.as_golden(sample, source.golden))
+        error, _ = check_golden(backend, proving.as_golden(sample, source.golden))
         assert error < LIMITS[precision].relative, end
     held, usual = source.golden, shaped_sample(traced[0], profile)
     assert np.array_equal(held.image, usual.image) and np.array_equal(held.token_ids, usual.token_ids)

@@ -5,8 +5,8 @@ import torch
 from fake_cuda import CUDA, fake_cuda, strict_slots
 
 from digseg_engine.model.devices import use_kernels
+from digseg_engine.model.graph_modules import graph_modules
 from digseg_engine.model.refine import Refiner
-from digseg_engine.model.stages import stages
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_reference_sampler(fake, prediction):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_student(nano, monkeypatch, dtype):
-    parts = stages(nano)
+    parts = graph_modules(nano)
     with fake_cuda(monkeypatch):
         keys, values = parts.text_encoder.to(CUDA)(*tokens(3))
         segmenter = parts.segmenter.to(CUDA, dtype)

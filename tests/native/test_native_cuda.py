@@ -1,4 +1,4 @@
-"""The CUDA sources: their CPU twins agree with the library's resizing; they compile where nvcc is, and run where a GPU is."""
+"""The CUDA sources: their CPU forms agree with the library's resizing; they compile where nvcc is, and run where a GPU is."""
 
 import shutil
 from pathlib import Path
@@ -14,11 +14,11 @@ def run(*command):
     return run_program(command)
 
 
-def test_the_twins_agree_with_the_library(tmp_path):
+def test_the_cpu_forms_agree_with_the_library(tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("no g++ here")
     built = run("g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-I", KERNELS / "cuda",
-                KERNELS / "cuda" / "check_twins.cpp", KERNELS / "src" / "resample.cpp", "-o", tmp_path / "check")  # fmt: skip
+                KERNELS / "cuda" / "check_on_cpu.cpp", KERNELS / "src" / "resample.cpp", "-o", tmp_path / "check")  # fmt: skip
     assert built.returncode == 0, built.stderr
     done = run(tmp_path / "check")
     assert done.returncode == 0, done.stdout

@@ -56,7 +56,7 @@ def test_dry_run_checks_every_case_and_times_none(tmp_path):
     for row in found["rows"]:
         assert row["bytes"] > 0
         assert row["cold_ms"] is row["graph_ms"] is row["gb_per_s"] is row["share_of_roofline"] is None
-    assert {target["verdict"] for target in found["targets"]} == {"not measured"}
+    assert {target["outcome"] for target in found["targets"]} == {"not measured"}
 
 
 def test_rates_and_roofline(benchmark_modules, tmp_path):
@@ -95,11 +95,11 @@ def test_targets_are_judged_both_ways(benchmark_modules):
     rows = [row("triton", 1.0, 0.7), row("compile", 1.4), row("sdpa", 1.6)]
     rows += [dict(row("triton", 1.0, memory=10), op="mask_argmax", case="1024 px K=150"),
              dict(row("eager", 3.5, memory=200), op="mask_argmax", case="1024 px K=150")]  # fmt: skip
-    verdicts = {target["target"]: target["verdict"] for target in gpu_targets.judge(rows)}
+    by_target = {target["target"]: target["outcome"] for target in gpu_targets.outcomes(rows)}
     case = "text_injection sd21 N=4096 K=20: at least"
-    assert verdicts[f"{case} 1.5 x faster than compile"] == "missed"
-    assert verdicts[f"{case} 1.5 x faster than sdpa"] == "met"
-    assert verdicts[f"{case} 1.5 x faster than sdpa without mask"] == "not measured"
-    assert verdicts[f"{case} 60 % of the bandwidth ceiling"] == "met"
-    assert verdicts["mask_argmax 1024 px K=150: at most a tenth of eager's memory"] == "met"
-    assert verdicts["text_injection sd21 N=4096 K=150: at least 60 % of the bandwidth ceiling"] == "not measured"
+    assert by_target[f"{case} 1.5 x faster than compile"] == "missed"
+    assert by_target[f"{case} 1.5 x faster than sdpa"] == "met"
+    assert by_target[f"{case} 1.5 x faster than sdpa without mask"] == "not measured"
+    assert by_target[f"{case} 60 % of the bandwidth ceiling"] == "met"
+    assert by_target["mask_argmax 1024 px K=150: at most a tenth of eager's memory"] == "met"
+    assert by_target["text_injection sd21 N=4096 K=150: at least 60 % of the bandwidth ceiling"] == "not measured"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .configs import Config, choose
+from .constants import cross_attention_constants, mask_argmax_constants, text_injection_constants
 from .launch import PRECISION
-from .plans import cross_attention_plan, mask_argmax_plan, text_injection_plan
 
 WIDER = (87, 90)  # the oldest style of matrix instructions and a newer one
 _BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
@@ -63,7 +63,7 @@ def _text_injection(
             "span": "i32",
             "out_ptr": data,
         },
-        constants=text_injection_plan(width, out_width, heads, depth, tokens, config) | {"PRECISION": PRECISION},
+        constants=text_injection_constants(width, out_width, heads, depth, tokens, config) | {"PRECISION": PRECISION},
         config=config,
         wide_loads=4,
         narrow_loads=8 if tokens % 8 == 0 else 1024,
@@ -86,7 +86,7 @@ def _cross_attention(arch: int, dtype: str, head_dim: int) -> Case:
             "rows": "i32",
             "out_ptr": data,
         },
-        constants=cross_attention_plan(8, 77, head_dim, config) | layout,
+        constants=cross_attention_constants(8, 77, head_dim, config) | layout,
         config=config,
         wide_loads=3,
     )
@@ -117,7 +117,7 @@ def _mask_argmax(arch: int) -> Case:
         name="mask_argmax x4",
         op="mask_argmax",
         signature={"logits_ptr": "*fp32", **integers, "threshold": "fp32", "label_ptr": "*i32", "score_ptr": "*fp32"},
-        constants=dict(mask_argmax_plan(256, 1024, 1024, config)),
+        constants=dict(mask_argmax_constants(256, 1024, 1024, config)),
         config=config,
         divisible=("source_h", "source_w", "height", "width"),
         wide_loads=0,

@@ -14,7 +14,7 @@ _LIMITS = ("bytes", "width", "tokens")
 
 @dataclass(frozen=True)
 class Config:
-    """Launch parameters of one kernel. `block`: rows or pixels per program; `chunk`, `columns`: see `plans.py`."""
+    """Launch parameters of one kernel. `block`: rows or pixels per program; `chunk`, `columns`: see `constants.py`."""
 
     block: int
     warps: int

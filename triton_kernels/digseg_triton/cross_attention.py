@@ -12,9 +12,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import checks, twins
 from .configs import choose
+from .constants import MOST_TOKENS, cross_attention_constants
 from .environment import use_kernel
 from .launch import PRECISION, architecture, blocks, device_guard
-from .plans import MOST_TOKENS, cross_attention_plan
 from .recompute import recompute
 
 OP = "cross_attention"
@@ -110,7 +110,7 @@ def launch(query: Tensor, key: Tensor, value: Tensor, token_mask: Tensor, scale:
             token_mask,
             n,
             out,
-            **cross_attention_plan(h, tokens, d, config),
+            **cross_attention_constants(h, tokens, d, config),
             SCALE=scale,
             Q_PACKED=_is_packed("query", query),
             KV_PACKED=_is_packed("key", key),

@@ -12,9 +12,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import checks, twins
 from .configs import choose
+from .constants import mask_argmax_constants
 from .environment import use_kernel
 from .launch import architecture, blocks, device_guard
-from .plans import mask_argmax_plan
 
 OP = "mask_argmax"
 LARGEST_SIDE = 16384  # keeps the exact integer coordinates below 2**31
@@ -56,9 +56,9 @@ def launch(logits: Tensor, threshold: float, labels: Tensor, score: Tensor) -> N
 
     (b, k, h, w), (_, height, width) = logits.shape, labels.shape
     config = choose(OP, architecture(logits))
-    plan = mask_argmax_plan(h, height, width, config)
+    constants = mask_argmax_constants(h, height, width, config)
     with device_guard(logits):
-        mask_argmax_kernel[(blocks(width, plan["BLOCK"]), (h + 1) * plan["PARTS"], b)](
+        mask_argmax_kernel[(blocks(width, constants["BLOCK"]), (h + 1) * constants["PARTS"], b)](
             logits,
             k,
             h,
@@ -68,7 +68,7 @@ def launch(logits: Tensor, threshold: float, labels: Tensor, score: Tensor) -> N
             float(threshold),
             labels,
             score,
-            **plan,
+            **constants,
             num_warps=config.warps,
             num_stages=config.stages,
         )

@@ -15,9 +15,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import checks, twins
 from .configs import choose
+from .constants import MOST_TOKENS, prompt_span, text_injection_constants
 from .environment import use_kernel
 from .launch import PRECISION, architecture, blocks, device_guard, processors
-from .plans import MOST_TOKENS, prompt_span, text_injection_plan
 from .recompute import recompute
 
 OP = "text_injection"
@@ -113,7 +113,7 @@ def launch(features: Tensor, base: Tensor, keys: Tensor, values: Tensor, token_m
             k,
             span,
             out,
-            **text_injection_plan(c, o, h, depth, tokens, config),
+            **text_injection_constants(c, o, h, depth, tokens, config),
             PRECISION=PRECISION,
             num_warps=config.warps,
             num_stages=config.stages,

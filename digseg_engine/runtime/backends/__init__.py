@@ -2,7 +2,7 @@
 
 | name | needs | runs |
 | --- | --- | --- |
-| `onnxruntime` | bundle | CPU provider (float32 twins of a reduced-precision bundle) |
+| `onnxruntime` | bundle | CPU provider (the float32 graphs of a reduced-precision bundle) |
 | `onnxruntime-cuda`, `onnxruntime-tensorrt` | bundle | the graphs as stored, on an NVIDIA GPU |
 | `tensorrt` | bundle | engines built on this machine, on an NVIDIA GPU |
 | `torch`, `torch-compile` | checkpoint | float32, on the GPU with our Triton kernels when there is one, else on the CPU |

@@ -1,6 +1,6 @@
 """ONNX Runtime: the CPU, CUDA and TensorRT providers, each a backend of its own name.
 
-A bundle holds, beside a graph, the twin that a CPU runs, over the same stored weights (`*.fp32.onnx`): the CPU provider
+A bundle holds, beside a graph, the graph that a CPU runs instead, over the same stored weights (`*.fp32.onnx`): the CPU provider
 has no fp16 arithmetic and would cast around every operator, and prompts one after the other stay in its cache. A GPU
 provider that cannot be created is an error: ONNX Runtime itself would go on with the CPU.
 """
@@ -54,8 +54,8 @@ def install(name: str) -> str:
     return install_line(extra) + remark
 
 
-def wide_name(spec: GraphSpec) -> str:
-    """File name of a graph's twin for the CPU."""
+def cpu_graph_name(spec: GraphSpec) -> str:
+    """File name of what a CPU runs instead of a graph."""
     return spec.file.replace(".onnx", ".fp32.onnx")
 
 
@@ -115,9 +115,9 @@ class OrtBackend:
         return [(self._provider, {})]
 
     def _graph(self, bundle: Bundle, spec: GraphSpec) -> Path:
-        """On the CPU the twin of a graph where the bundle has one, else the graph itself."""
-        twin = self._provider == PROVIDER and wide_name(spec) in bundle.manifest["files"]
-        return bundle.file(wide_name(spec) if twin else spec.file)
+        """On the CPU the graph made for it where the bundle has one, else the graph itself."""
+        on_cpu = self._provider == PROVIDER and cpu_graph_name(spec) in bundle.manifest["files"]
+        return bundle.file(cpu_graph_name(spec) if on_cpu else spec.file)
 
     def encode_text(self, token_ids: Tokens, token_mask: TokenMask) -> tuple[Array, Array]:
         keys, values = self._run(self._text, {"token_ids": token_ids, "token_mask": token_mask})

@@ -112,7 +112,7 @@ def golden_arrays(folder: Path) -> tuple[Array, Array, Array, NDArray[np.float32
     """image, token_ids, token_mask, logits of a fixed drawing and three prompts, by plain PyTorch on the CPU."""
     import torch
 
-    from digseg_engine.model.stages import stages
+    from digseg_engine.model.graph_modules import graph_modules
 
     loaded = checkpoint_at(folder)
     side = loaded.config.image_size
@@ -120,7 +120,7 @@ def golden_arrays(folder: Path) -> tuple[Array, Array, Array, NDArray[np.float32
     disc = ((y - 0.4) ** 2 + (x - 0.6) ** 2 < 0.06) * 1.5
     image = np.stack([x - 0.5 + disc, y - 0.5 - 0.3 * disc, np.sin(20 * x) * 0.5]).clip(-1, 1)[None].astype(np.float32)
     ids, mask = loaded.tokenizer.encode(["red circle", "a tree", "water"])
-    parts = stages(loaded)
+    parts = graph_modules(loaded)
     with torch.inference_mode():
         keys, values = parts.text_encoder(torch.from_numpy(ids), torch.from_numpy(mask))
         logits = parts.segmenter(torch.from_numpy(image), keys, values, torch.from_numpy(mask))
@@ -128,7 +128,7 @@ def golden_arrays(folder: Path) -> tuple[Array, Array, Array, NDArray[np.float32
 
 
 class TorchBackend:
-    """Both stages of a checkpoint as PyTorch modules; numpy in and out, or tensors with `segment_tensor`."""
+    """Both graphs of a checkpoint as PyTorch modules; numpy in and out, or tensors with `segment_tensor`."""
 
     def __init__(self, source: Source, name: str = "torch") -> None:
         folder = source.need_checkpoint(f"backend {name}")
@@ -146,9 +146,9 @@ class TorchBackend:
 
     def _make(self) -> None:
         from digseg_engine.model.devices import use_kernels
-        from digseg_engine.model.stages import stages
+        from digseg_engine.model.graph_modules import graph_modules
 
-        parts = stages(self.checkpoint)
+        parts = graph_modules(self.checkpoint)
         if self.device.type != "cpu":  # the shared checkpoint stays where it is
             parts = copy.deepcopy(parts)
         # the text graph shares the student, and stays float32

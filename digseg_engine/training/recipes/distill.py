@@ -25,7 +25,7 @@ from digseg_engine.training.objectives.few_step import FewStepLoss
 from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.recipes.finetune import FinetuneConfig, check_data, find_start, load_start, open_batches
-from digseg_engine.training.recipes.telling import print_plan
+from digseg_engine.training.recipes.telling import print_schedule
 from digseg_engine.training.run import Run, freeze, move, stages_of
 from digseg_engine.worlds.scenes import is_scenes
 
@@ -67,7 +67,7 @@ def distill(
     check_data(c, data, settings)
     run.describe(config, source=source, data=data)
     move(c)
-    print_plan(out, stages_of(config), c, config.size or c.config.image_size)
+    print_schedule(out, stages_of(config), c, config.size or c.config.image_size)
     freeze(c.vae, c.text_encoder)
     batches = open_batches(c, data, settings, out)
     teacher = copy.deepcopy(c.reference)

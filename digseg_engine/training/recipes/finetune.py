@@ -28,7 +28,7 @@ from digseg_engine.training.objectives.dense import Tutored
 from digseg_engine.training.objectives.one_step import OneStepLoss
 from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
-from digseg_engine.training.recipes.telling import print_plan, print_score, student_score
+from digseg_engine.training.recipes.telling import print_schedule, print_score, student_score
 from digseg_engine.training.run import Run, freeze, move, stages_of
 from digseg_engine.worlds.scenes import is_scenes
 from digseg_engine.worlds.sources import cache_latents, parse_domains, scene_batches, scene_pools
@@ -124,7 +124,7 @@ def finetune(
     move(c)
     before = None if not trained else student_score(c, data, config)
     stages = {name: stage for name, stage in stages_of(config).items() if name == "student" or not student_only}
-    print_plan(out, stages, c, c.config.image_size)
+    print_schedule(out, stages, c, c.config.image_size)
     freeze(c.vae, c.text_encoder)
     batches = open_batches(c, data, config, out)
     if not student_only:

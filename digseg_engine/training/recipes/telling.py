@@ -1,4 +1,4 @@
-"""What a run says of itself: its plan before the first step, and how good the student was before and is after."""
+"""What a run says of itself: its stages before the first step, and how good the student was before and is after."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from digseg_engine.worlds.scenes import is_scenes
 PICTURES = 20  # scored before and after, of each test set
 
 
-def print_plan(out: Path, stages: Mapping[str, StageConfig], c: Checkpoint, size: int) -> None:
+def print_schedule(out: Path, stages: Mapping[str, StageConfig], c: Checkpoint, size: int) -> None:
     """Device, weights and, for every stage, what it will do."""
     if not PartialState().is_main_process:
         return

@@ -23,7 +23,7 @@ from digseg_engine.training.objectives.denoising import DenoisingLoss
 from digseg_engine.training.objectives.dense import Backbone, BackboneLoss, Tutored
 from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
-from digseg_engine.training.recipes.telling import print_plan
+from digseg_engine.training.recipes.telling import print_schedule
 from digseg_engine.training.run import Run, freeze, move, stages_of
 from digseg_engine.worlds.sources import cache_latents, parse_domains, scene_batches, scene_pools, set_latent_scale
 from digseg_engine.worlds.vocabulary import train_tokenizer
@@ -62,7 +62,7 @@ def train(
     torch.manual_seed(config.seed)
     raw = train_tokenizer(chosen.text["vocab_size"])
     c = move(build(chosen, PromptTokenizer(raw)))
-    print_plan(out, stages_of(config), c, config.size)
+    print_schedule(out, stages_of(config), c, config.size)
 
     # 1. Autoencoder, then frozen.
     pools = scene_pools(domains, config.scenes, config.size, out / "pools")

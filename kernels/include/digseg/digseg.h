@@ -116,7 +116,7 @@ typedef struct digseg_engine digseg_engine;
 typedef struct digseg_result digseg_result;
 
 typedef void (*digseg_log_fn)(void *user, int32_t level, const char *message);
-typedef int32_t (*digseg_cancel_fn)(void *user); /* non-zero: stop; asked between the stages of a run */
+typedef int32_t (*digseg_cancel_fn)(void *user); /* non-zero: stop; asked between the steps of a run */
 
 typedef struct digseg_options {
   size_t struct_size;

@@ -6,18 +6,19 @@ import itertools
 
 import pytest
 
-from digseg_triton import configs, plans
+from digseg_triton import configs
+from digseg_triton import constants as launch
 from digseg_triton.configs import Config, choose
 
 KNOWN = (80, 86, 87, 89, 90, 100, 120)
 
 
 def test_split_covers_every_token_count_with_little_padding():
-    assert [plans.split(n) for n in (1, 16, 17, 32, 33, 64, 77, 80, 81, 97, 128)] == [
+    assert [launch.split(n) for n in (1, 16, 17, 32, 33, 64, 77, 80, 81, 97, 128)] == [
         (16, 0), (16, 0), (32, 0), (32, 0), (32, 16), (64, 0), (64, 16), (64, 16), (64, 32), (128, 0), (128, 0),
     ]  # fmt: skip
     for count in range(1, 257):
-        main, tail = plans.split(count)
+        main, tail = launch.split(count)
         assert main + tail >= count
         assert main + tail - count < max(16, count / 3)
         assert all(part == 0 or part & (part - 1) == 0 for part in (main, tail))
@@ -30,39 +31,41 @@ def test_text_injection_plan_is_something_the_kernel_can_compile():
             continue
         depth = width // heads if split else width
         config = choose("text_injection_split" if split else "text_injection", 90, bytes=2, width=width, tokens=tokens)
-        plan = plans.text_injection_plan(width, out, heads, depth, tokens, config)
-        assert not split or plan["CHUNK"] >= plan["GROUP"] * depth
-        assert not split or plan["GROUP"] == 1 or plan["CHUNK"] == plan["GROUP"] * depth
-        assert heads % plan["GROUP"] == 0
-        assert plan["GROUP"] * plan["MAIN"] >= 16
-        assert plan["GROUP"] == 1 or plan["TAIL"] == 0
-        assert plan["MAIN"] + plan["TAIL"] >= tokens
-        assert plan["COP"] >= out
+        constants = launch.text_injection_constants(width, out, heads, depth, tokens, config)
+        assert not split or constants["CHUNK"] >= constants["GROUP"] * depth
+        assert not split or constants["GROUP"] == 1 or constants["CHUNK"] == constants["GROUP"] * depth
+        assert heads % constants["GROUP"] == 0
+        assert constants["GROUP"] * constants["MAIN"] >= 16
+        assert constants["GROUP"] == 1 or constants["TAIL"] == 0
+        assert constants["MAIN"] + constants["TAIL"] >= tokens
+        assert constants["COP"] >= out
         for name in ("CHUNK", "COP", "MAIN", "GROUP", "BLOCK_M"):
-            assert plan[name] & (plan[name] - 1) == 0, name
+            assert constants[name] & (constants[name] - 1) == 0, name
 
 
 def test_known_plans():
     config = Config(block=64, warps=4, stages=2, chunk=256, columns=32)
-    sd21 = plans.text_injection_plan(256, 64, 8, 256, 16, config)
+    sd21 = launch.text_injection_constants(256, 64, 8, 256, 16, config)
     assert (sd21["GROUP"], sd21["MAIN"], sd21["TAIL"], sd21["CHUNK"]) == (2, 16, 0, 256)
-    tiny = plans.text_injection_plan(64, 24, 4, 64, 8, config)
+    tiny = launch.text_injection_constants(64, 24, 4, 64, 8, config)
     assert (tiny["GROUP"], tiny["MAIN"], tiny["COP"], tiny["CHUNK"]) == (4, 8, 32, 64)
-    clip = plans.text_injection_plan(256, 64, 8, 256, 77, config)
-    split = plans.text_injection_plan(64, 24, 4, 16, 8, Config(block=64, warps=4, stages=2, chunk=256, columns=16))
+    clip = launch.text_injection_constants(256, 64, 8, 256, 77, config)
+    split = launch.text_injection_constants(
+        64, 24, 4, 16, 8, Config(block=64, warps=4, stages=2, chunk=256, columns=16)
+    )
     assert (split["GROUP"], split["MAIN"], split["CHUNK"], split["RESIDENT"]) == (2, 8, 32, True)
     assert (clip["GROUP"], clip["MAIN"], clip["TAIL"]) == (1, 64, 16)
 
 
 @pytest.mark.parametrize(("source", "size"), [(256, 1024), (6, 25), (5, 5), (9, 3), (2, 70), (1, 4096), (100, 101)])
 def test_mask_argmax_bands_cover_every_row_once(source, size):
-    plan = plans.mask_argmax_plan(source, size, 64, Config(block=1024, warps=4, stages=1))
+    constants = launch.mask_argmax_constants(source, size, 64, Config(block=1024, warps=4, stages=1))
     ceil = lambda a, b: -(-a // b)  # noqa: E731
     seen = []
     for band in range(-1, source):
         start = ceil(max(size * (2 * band + 1) - source, 0), 2 * source)
         stop = ceil(max(size * (2 * band + 3) - source, 0), 2 * source)
-        assert stop - start <= plan["PARTS"] * plan["ROWS"]
+        assert stop - start <= constants["PARTS"] * constants["ROWS"]
         seen += range(start, min(stop, size))
     assert seen == list(range(size))
 
@@ -71,7 +74,7 @@ def test_mask_argmax_bands_cover_every_row_once(source, size):
     ("tiles", "prompts", "processors"), [(32, 150, 132), (1, 1, 132), (64, 20, 16), (1, 37, 1), (4096, 150, 8)]
 )
 def test_prompt_span_keeps_every_processor_busy(tiles, prompts, processors):
-    span = plans.prompt_span(tiles, prompts, processors)
+    span = launch.prompt_span(tiles, prompts, processors)
     programs = tiles * -(-prompts // span)
     assert 1 <= span <= prompts
     assert programs >= min(tiles * prompts, 2 * processors)

@@ -36,7 +36,7 @@ def head_group(heads: int, tokens: int, columns: int) -> int:
     return group
 
 
-def text_injection_plan(
+def text_injection_constants(
     width: int, out_width: int, heads: int, depth: int, tokens: int, config: Config
 ) -> dict[str, int | bool]:
     """Constants of `text_injection_kernel` for C, Co, H, D, L; D = C is the absorbed form, D = C / H the split one."""
@@ -63,7 +63,7 @@ def text_injection_plan(
     }
 
 
-def cross_attention_plan(heads: int, tokens: int, head_dim: int, config: Config) -> dict[str, int]:
+def cross_attention_constants(heads: int, tokens: int, head_dim: int, config: Config) -> dict[str, int]:
     """Constants of `cross_attention_kernel` for H, L, D, without scale and layout."""
     main, tail = split(tokens)
     dim, dim_tail = split(head_dim)
@@ -79,7 +79,7 @@ def cross_attention_plan(heads: int, tokens: int, head_dim: int, config: Config)
     }
 
 
-def mask_argmax_plan(source_height: int, height: int, width: int, config: Config) -> dict[str, int]:
+def mask_argmax_constants(source_height: int, height: int, width: int, config: Config) -> dict[str, int]:
     """Constants of `mask_argmax_kernel`: output rows per program (at most 16), programs per band, columns."""
     band = -(-height // source_height)  # most output rows between two source rows
     rows = min(16, power_of_two(band))

@@ -7,7 +7,7 @@
 namespace digseg_cuda {
 
 // [3, height, width]
-inline std::vector<double> fit_twin(const Source& source, const Target& target) {
+inline std::vector<double> fit_on_cpu(const Source& source, const Target& target) {
   std::vector<double> out(static_cast<size_t>(3) * target.width * target.height);
   for (int y = 0; y < target.height; ++y)
     for (int x = 0; x < target.width; ++x) {
@@ -30,7 +30,7 @@ inline std::vector<double> fit_twin(const Source& source, const Target& target) 
 }
 
 // Upsampled logits [count, out_height, out_width].
-inline std::vector<double> upsample_twin(const float* logits, const Upsample& u) {
+inline std::vector<double> upsample_on_cpu(const float* logits, const Upsample& u) {
   std::vector<double> out;
   for (int k = 0; k < u.count; ++k)
     for (int y = 0; y < u.out_height; ++y)

@@ -1,4 +1,4 @@
-"""The two stages that every runtime runs, as PyTorch modules: text to folded text, picture and folded text to logits.
+"""The two graphs that every runtime runs, as PyTorch modules: text to folded text, picture and folded text to logits.
 
 Exporters trace them, the torch backends run them; nothing else about a checkpoint is needed to segment.
 """
@@ -32,14 +32,14 @@ class TextGraph(nn.Module):
 
 
 @dataclass(frozen=True)
-class Stages:
+class GraphModules:
     """The two modules, float32, in evaluation mode."""
 
     text_encoder: TextGraph
     segmenter: Segmenter
 
 
-def stages(checkpoint: Checkpoint, **how: Any) -> Stages:
-    """The stages of a checkpoint with everything constant folded away; `how` goes to `fold_student`."""
+def graph_modules(checkpoint: Checkpoint, **how: Any) -> GraphModules:
+    """The graphs of a checkpoint with everything constant folded away; `how` goes to `fold_student`."""
     student = fold_student(checkpoint.student, **how)
-    return Stages(TextGraph(checkpoint.text_encoder, student).eval(), Segmenter(checkpoint.vae, student).eval())
+    return GraphModules(TextGraph(checkpoint.text_encoder, student).eval(), Segmenter(checkpoint.vae, student).eval())
