@@ -22,6 +22,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {  # extra -> modules that must be importab
     "tensorboard": ("tensorboard",),
     "export": ("torch", "diffusers", "transformers", "skimage", "onnx", "onnxscript", "onnxruntime"),
     "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt_rtx",),
 }
 OTHERS = {"triton": "triton", "tifffile": "tifffile", "rich": "rich"}  # module -> what pip calls it
 

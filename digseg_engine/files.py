@@ -68,7 +68,7 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(target: Path | str, body: bytes) -> None:
+def write_bytes(target: Path | str, body: bytes | memoryview) -> None:
     with replacing(target) as path:
         path.write_bytes(body)
 

@@ -135,11 +135,12 @@ def make_profile(
             ranges[axis] = Range(low.get(axis, min(given)), first, high.get(axis, max(given)))
         else:
             ranges[axis] = Range(low[axis], usual[axis], high[axis]) if given else default
-        _check(axis, ranges[axis], stride)
+        check_range(axis, ranges[axis], stride)
     return Profile(ranges)
 
 
-def _check(axis: str, span: Range, stride: int) -> None:
+def check_range(axis: str, span: Range, stride: int) -> None:
+    """Raises UsageError for sizes out of order, beyond what the graphs allow, or no multiples of the stride."""
     if not span.min <= span.opt <= span.max:
         raise UsageError(
             f"shapes of {axis} are min {span.min}, opt {span.opt}, max {span.max}; expected min <= opt <= max"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from digseg_export.progress import shown
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from digseg_export.engines import Builder
     from digseg_export.request import Request
 
 
@@ -27,33 +27,52 @@ def export(
     from digseg_export.request import Request
 
     request = Request(**options)
-    precision, format, layout = request.precision, request.format, request.layout
     request.check()
-    if layout == "diffusers":
+    if request.layout == "diffusers":
         _few_step(request, model, output, dry_run, quiet, as_json)
         return
-    if format != "onnx":
-        from digseg_export.to_tensorrt import require
-
-        require()
+    if request.bundle is not None:
+        _engines_alone(request, request.bundle, dry_run, quiet, as_json)
+        return
+    from digseg_export.engines import Builder, show, tried_with
     from digseg_export.publish import default_output, export_bundle
 
+    folder = output or default_output(model, request.precision)
+    builder = Builder(request, folder) if request.format != "onnx" else None
     if dry_run:
-        _dry_run(request, model, output or default_output(model, precision), as_json)
+        _dry_run(request, model, folder, builder, as_json)
         return
     with shown(quiet) as progress:
-        done = export_bundle(model, precision, output, request.limits(), progress, request.options())
-        engines = _engines(request, done.folder, progress) if format != "onnx" else []
+        done = export_bundle(model, request.precision, folder, request.limits(), progress, request.options())
+        engines = builder.run(progress) if builder else None
     if as_json:
-        body = {**asdict(done), "folder": str(done.folder), "engines": [str(path) for path in engines]}
-        print(json.dumps(body, indent=2))
+        body = {**asdict(done), "folder": str(done.folder), "engines": [], **(engines.to_json() if engines else {})}
+        print(json.dumps(body, indent=2, default=str))
         return
     if not quiet:
         _print(_console(), done)
-    for path in engines:
-        print(f"engine {path}")
-    print(f"{precision} bundle written to {done.folder} in {sum(done.seconds.values()):.1f} s; try it:")
-    print(f"  digseg segment PICTURE -p PROMPT -b {shlex.quote(str(done.folder))}")
+    if engines is not None:
+        show(_console(), engines, done.folder, quiet)
+    print(f"{request.precision} bundle written to {done.folder} in {sum(done.seconds.values()):.1f} s; try it:")
+    print(tried_with(done.folder))
+
+
+def _engines_alone(request: Request, bundle: Path, dry_run: bool, quiet: bool, as_json: bool) -> None:
+    """Build the engines of a ready bundle."""
+    from digseg_engine.bundle import open_bundle
+    from digseg_export.engines import Builder, show
+
+    open_bundle(bundle)
+    builder = Builder(request, bundle)
+    if dry_run:
+        _say_preview({"bundle": str(bundle), **builder.preview()}, as_json)
+        return
+    with shown(quiet) as progress:
+        engines = builder.run(progress)
+    if as_json:
+        print(json.dumps(engines.to_json(), indent=2))
+        return
+    show(_console(), engines, bundle, quiet)
 
 
 def _few_step(
@@ -89,16 +108,7 @@ def _console() -> Console:
     return console
 
 
-def _engines(request: Request, folder: Path, progress: Any) -> list[Path]:
-    from digseg_export.to_tensorrt import build_engines, check_engines
-
-    options = request.build_options()
-    paths = build_engines(folder, options, progress)
-    check_engines(folder, paths)
-    return paths
-
-
-def _dry_run(request: Request, model: Path | None, output: Path, as_json: bool) -> None:
+def _dry_run(request: Request, model: Path | None, output: Path, builder: Builder | None, as_json: bool) -> None:
     """Refuse what the export would refuse before its work, or say what it would do."""
     from digseg_engine.bundle import check_target
     from digseg_engine.model.config import DigsegConfig
@@ -117,6 +127,7 @@ def _dry_run(request: Request, model: Path | None, output: Path, as_json: bool) 
         "model": config.name,
         **request.preview(output),
         "replaces": "an older bundle" if replaces else "nothing",
+        **(builder.preview() if builder else {}),
     }
     if profile is not None:
         preview["shapes"] = {end: {axis: getattr(span, end) for axis, span in profile.ranges.items()}
@@ -194,6 +205,11 @@ def _policy_line(words: dict[str, Any]) -> str:
     return f"{count} float32 islands, {len(words['nodes'])} of them single nodes"
 
 
+EXPORTS = (
+    "model", "--precision", "--output", "--target", "--imgsz", "--batch", "--prompts", "--minShapes", "--optShapes",
+    "--maxShapes", "--calibration", "--verify-data", "--auto-islands", "--islands", "--atol", "--rtol", "--min-iou", "--layout",
+)  # fmt: skip
+
 COMMAND = Command(
     name="digseg-export",
     summary="Export a trained checkpoint to a verified ONNX bundle.",
@@ -204,7 +220,12 @@ COMMAND = Command(
         Option("--precision", "fp32, fp16, bf16, int8 or fp8", default="fp16", metavar="NAME"),
         Option("--output -o", "bundle to write", kind=Path, shown="MODEL-PRECISION, RUN-PRECISION of runs/RUN/checkpoint",
                metavar="FOLDER"),
-        Option("--format", "onnx; all: also build TensorRT engines here; tensorrt: the same", default="onnx", metavar="NAME"),
+        Option("--format", "onnx; all: also build TensorRT engines here; tensorrt: the same; tensorrt-rtx: also build "
+               "TensorRT-RTX plans, on any machine", default="onnx", metavar="NAME"),
+        Option("--bundle", "build the engines of this ready bundle, and export nothing", kind=Path, metavar="FOLDER",
+               not_with=EXPORTS),
+        Option("--compute-capability", "GPUs that TensorRT-RTX plans are for", metavar="NUMBERS", shown="75,80,86,89,120"),
+        Option("--engines", "folder of TensorRT-RTX plans to write", kind=Path, metavar="FOLDER", shown="BUNDLE-tensorrt-rtx"),
         Option("--target", "device whose on-device build script to add, as jetson-orin", metavar="DEVICE"),
         Option("--imgsz --size", "fixed picture size: 512, or HEIGHTxWIDTH", metavar="SIZE"),
         Option("--batch", "fixed number of pictures", kind=int),
@@ -236,6 +257,7 @@ COMMAND = Command(
         "digseg-export --precision fp16",
         "digseg-export runs/mine/checkpoint                      # to mine-fp16/",
         "digseg-export runs/mine/checkpoint --precision int8 --dry-run",
+        "digseg-export --bundle mine-fp16 --format tensorrt-rtx  # to mine-fp16-tensorrt-rtx/",
     ),
 )  # fmt: skip
 

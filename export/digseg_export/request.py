@@ -12,7 +12,7 @@ from digseg_engine.runtime.profile import Profile, make_profile, parse_shapes
 from digseg_export.precision import check_precision
 from digseg_export.targets import MemoryBudget, build_script, find_target, memory_budget
 
-FORMATS = ("onnx", "tensorrt", "all")
+FORMATS = ("onnx", "tensorrt", "tensorrt-rtx", "all")
 LAYOUTS = ("bundle", "diffusers")
 
 
@@ -40,6 +40,9 @@ class Request:
     timing_cache: Path | None = None
     builder_level: int | None = None
     layout: str = "bundle"
+    bundle: Path | None = None
+    compute_capability: str | None = None
+    engines: Path | None = None
 
     def check(self) -> None:
         """Raises UsageError for the first argument that is unknown or does not apply, with the reason."""
@@ -69,7 +72,14 @@ class Request:
     def _conditions(self) -> list[tuple[Any, str, bool, str]]:
         p, half = self.precision, self.precision in ("fp16", "bf16")
         builds = self.format != "onnx" or self.target is not None
-        engine = "it is for building an engine; add --format all or --target"
+        rtx, level, engine = (
+            self.format == "tensorrt-rtx",
+            builds,
+            "it is for building an engine; add --format all or --target",
+        )
+        timed, why_not = self.format in ("tensorrt", "all"), "no engine is built; add --format all"
+        if rtx:
+            level, why_not = False, "TensorRT-RTX times no kernels when it builds"
         data = self.calibration is not None
         bundle, free = (
             self.layout == "bundle",
@@ -85,8 +95,13 @@ class Request:
             (self.auto_islands, "--auto-islands", half, f"{p} has no float32 islands; use fp16 or bf16"),
             (self.islands != "measured", "--islands", p == "fp16", f"ranges are measured for fp16 only, not for {p}"),
             (self.workspace is not None, "--workspace", builds, engine),
-            (self.timing_cache is not None, "--timing-cache", self.format != "onnx", "no engine is built; add --format all"),
-            (self.builder_level is not None, "--builder-optimization-level", builds, engine),
+            (self.timing_cache is not None, "--timing-cache", timed, why_not),
+            (self.builder_level is not None, "--builder-optimization-level", level, why_not if rtx else engine),
+            (self.compute_capability is not None, "--compute-capability", rtx,
+             "it names the GPUs of a TensorRT-RTX plan; add --format tensorrt-rtx"),
+            (self.engines is not None, "--engines", rtx, "it is the folder of TensorRT-RTX plans; add --format tensorrt-rtx"),
+            (self.bundle is not None, "--bundle", self.format != "onnx",
+             "a ready bundle is what engines are built of; add --format tensorrt-rtx or tensorrt"),
             (self.target is not None, "--target", self.format == "onnx", "the script builds on the device; --format builds here"),
         ]  # fmt: skip
 
@@ -134,7 +149,7 @@ class Request:
 
     def build_options(self) -> Any:
         """How engines are built: what was not given is the builder's default; 0 is a level like any other."""
-        from digseg_export.to_tensorrt import BuildOptions
+        from digseg_export.plan_builder import BuildOptions
 
         given: dict[str, Any] = {
             "workspace_mib": self.workspace,

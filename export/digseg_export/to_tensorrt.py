@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +16,18 @@ from digseg_engine.bundle import Bundle, open_bundle
 from digseg_engine.contract import GRAPHS, GraphSpec
 from digseg_engine.errors import BackendError, DigsegError, VerificationError
 from digseg_engine.runtime.backends import tensorrt_native as native
+from digseg_engine.runtime.backends.tensorrt_library import TENSORRT, check_version, load
 from digseg_engine.runtime.choice import check_golden, within_limits
 from digseg_engine.runtime.cuda_driver import Driver
 from digseg_engine.runtime.engine_store import EngineKey, engine_path, explain, load_plan, store
 from digseg_engine.runtime.source import open_source
 from digseg_export.inspector import check_precision_of
-
-MIB = 1 << 20
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """Workspace in MiB, builder level 0 to 5, timing cache file."""
-
-    workspace_mib: int = 2048
-    level: int = 3
-    timing_cache: Path | None = None
+from digseg_export.plan_builder import BuildOptions, Progress, build_plan, shapes_of
 
 
 def require() -> Any:
     """The tensorrt module. Raises BackendError when it cannot be used here."""
-    return native.import_tensorrt()
+    return load(TENSORRT)
 
 
 def build_engines(
@@ -47,7 +35,7 @@ def build_engines(
 ) -> list[Path]:
     """Build (or find) the engine of every graph of a bundle. Raises BackendError or VerificationError; keeps no bad plan."""
     trt = trt or require()
-    native.check_version(trt.__version__)
+    check_version(TENSORRT, trt.__version__)
     driver = driver or Driver()
     bundle = open_bundle(folder)
     return [_engine(bundle, spec, options, progress, trt, driver) for spec in GRAPHS.values()]
@@ -82,140 +70,23 @@ def _engine(
         return path
     except BackendError:
         began = time.perf_counter()
-    logger = native.make_logger(trt)
-    plan, report = build(trt, logger, bundle, spec, options, progress)
+    plan, report = build(trt, bundle, spec, options, progress)
     counts = check_precision_of(report, key.precision)
     facts = {"layers": dict(counts), "seconds": round(time.perf_counter() - began, 1), "builder_level": options.level,
              "workspace_mib": options.workspace_mib, "not_run_by_us_yet": True}  # fmt: skip
     return store(spec, plan, key, facts)
 
 
-def build(
-    trt: Any, logger: Any, bundle: Bundle, spec: GraphSpec, options: BuildOptions, progress: Progress
-) -> tuple[Any, str]:
+def build(trt: Any, bundle: Bundle, spec: GraphSpec, options: BuildOptions, progress: Progress) -> tuple[Any, str]:
     """(plan, inspector report) of one graph."""
-    builder = trt.Builder(logger)
-    recorder = make_recorder(trt)
-    builder.error_recorder = recorder
-    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # always on in 11, gone some day
-    network = builder.create_network(0 if typed is None else 1 << int(typed))
-    _parse(trt, logger, network, bundle.file(spec.file))
-    config = _config(trt, builder, options, progress)
-    config.add_optimization_profile(_profile(builder, bundle, spec))
-    _use_timing_cache(config, options.timing_cache)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        said = "; ".join(recorder.errors) or "no error recorded"
-        raise native.failure(f"{spec.file} could not be built ({said})", logger,
-                             "use a smaller --workspace, a lower --builder-optimization-level or smaller shapes")  # fmt: skip
-    _keep_timing_cache(config, options.timing_cache)
+    made = build_plan(trt, bundle.file(spec.file), shapes_of(bundle, spec), options, progress)
+    logger = native.logger_of(trt)
     runtime = trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(plan)
+    engine = runtime.deserialize_cuda_engine(made.plan)
     if engine is None:
         raise native.failure(f"{spec.file} was built but cannot be loaded", logger, "free GPU memory and try again")
     report = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return memoryview(plan), str(report)
-
-
-def _parse(trt: Any, logger: Any, network: Any, path: Path) -> None:
-    parser = trt.OnnxParser(network, logger)
-    if parser.parse_from_file(str(path)):  # by path: the weights file beside it is found from there
-        return
-    errors = [parser.get_error(i) for i in range(parser.num_errors)]
-    words = "; ".join(f"{e.node_name()} ({e.node_operator()}): {e.desc()}" for e in errors[:3])
-    raise native.failure(f"TensorRT cannot read {path.name} ({words or 'no node named'})", logger,
-                         "report the node; the bundle still runs on onnxruntime")  # fmt: skip
-
-
-def _config(trt: Any, builder: Any, options: BuildOptions, progress: Progress) -> Any:
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * MIB)
-    config.builder_optimization_level = options.level
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector knows no types
-    config.max_aux_streams = 0  # predictable memory, and one stream to capture
-    config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.NONE
-    config.clear_flag(trt.BuilderFlag.TF32)  # true float32, as every other backend computes
-    config.progress_monitor = make_monitor(trt, progress)
-    return config
-
-
-def _profile(builder: Any, bundle: Bundle, spec: GraphSpec) -> Any:
-    shapes, sizes = native.bundle_profile(bundle), native.model_sizes(bundle)
-    profile = builder.create_optimization_profile()
-    for tensor in spec.inputs:
-        low, usual, high = (shapes.shape(tensor.axes, end, sizes) for end in ("min", "opt", "max"))
-        if spec.file.startswith("text") and shapes.ranges["K"].static:
-            low = (1, *low[1:])  # prompts are encoded one by one and cached
-        profile.set_shape(tensor.name, low, usual, high)
-    return profile
-
-
-def _use_timing_cache(config: Any, path: Path | None) -> None:
-    held = path.read_bytes() if path and path.is_file() else b""
-    config.set_timing_cache(config.create_timing_cache(held), False)
-
-
-def _keep_timing_cache(config: Any, path: Path | None) -> None:
-    if path:
-        partial = path.with_name(path.name + ".tmp")
-        partial.write_bytes(memoryview(config.get_timing_cache().serialize()))
-        partial.replace(path)
-
-
-def make_monitor(trt: Any, progress: Progress) -> Any:
-    """A progress monitor that says phase and step in words; Ctrl-C stops the build at the next step."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.steps: dict[str, int] = {}
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self.steps[phase_name] = num_steps
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            try:
-                progress(f"{phase_name} {step + 1}/{self.steps.get(phase_name, 0)}")
-            except KeyboardInterrupt:
-                return False
-            return True
-
-        def phase_finish(self, phase_name: str) -> None:
-            self.steps.pop(phase_name, None)
-
-    return Monitor()
-
-
-def make_recorder(trt: Any) -> Any:
-    """An error recorder: TensorRT returns None and says why only here and in the log."""
-
-    class Recorder(trt.IErrorRecorder):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-            self.codes: list[Any] = []
-
-        def num_errors(self) -> int:
-            return len(self.errors)
-
-        def get_error_code(self, arg0: int) -> Any:
-            return self.codes[arg0]
-
-        def get_error_desc(self, arg0: int) -> str:
-            return self.errors[arg0]
-
-        def has_overflowed(self) -> bool:
-            return False
-
-        def clear(self) -> None:
-            self.errors, self.codes = [], []
-
-        def report_error(self, arg0: Any, arg1: str) -> bool:
-            self.codes.append(arg0)
-            self.errors.append(arg1)
-            return False
-
-    return Recorder()
+    return made.plan, str(report)
 
 
 def explain_engines(folder: Path, version: str, driver: Driver) -> list[str]:

@@ -95,7 +95,10 @@ def test_every_extra_exists_and_lists_what_its_commands_import():
     for extra, modules in extras.EXTRAS.items():
         text = " ".join(declared[extra] + (declared["train"] if "digseg-engine[train]" in declared[extra] else []))
         for module in modules:
-            assert {"skimage": "scikit-image"}.get(module, module) in text, (extra, module)
+            assert {"skimage": "scikit-image", "tensorrt_rtx": "tensorrt-rtx"}.get(module, module) in text, (
+                extra,
+                module,
+            )
 
 
 def test_a_package_that_is_there_but_broken_is_not_called_missing(monkeypatch):

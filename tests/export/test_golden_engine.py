@@ -12,6 +12,7 @@ from test_tensorrt import HALF_11, FakeDriver, folder, script  # noqa: F401
 from digseg_engine.bundle import finish
 from digseg_engine.errors import VerificationError
 from digseg_export import to_tensorrt
+from digseg_export.plan_builder import BuildOptions
 
 SHAPES = {"logits": (1, 2, 64, 64), "text_keys": (2, 3, 4, 16, 8), "text_values": (2, 3, 4, 8, 24)}
 TENSORS = sorted(["token_ids", "token_mask", "image", *SHAPES])
@@ -37,7 +38,7 @@ def test_engines_are_held_to_the_golden_sample(folder, wanted):  # noqa: F811
         ("IExecutionContext", "set_input_shape"): True, ("IExecutionContext", "infer_shapes"): [],
         ("IExecutionContext", "get_tensor_shape"): lambda name: SHAPES[name], ("IExecutionContext", "execute_async_v3"): True,
     })  # fmt: skip
-    paths = to_tensorrt.build_engines(folder, to_tensorrt.BuildOptions(), lambda text: None, trt, FakeDriver())
+    paths = to_tensorrt.build_engines(folder, BuildOptions(), lambda text: None, trt, FakeDriver())
     if wanted == 0:
         driver = FakeDriver()
         assert to_tensorrt.check_engines(folder, paths, trt, driver) == (0.0, 1.0)

@@ -9,9 +9,9 @@ from conftest import run_command
 
 from digseg_engine.errors import InputError, UsageError
 from digseg_engine.runtime.profile import Profile, Range, make_profile, parse_shapes
+from digseg_export.plan_builder import BuildOptions
 from digseg_export.request import Request
 from digseg_export.targets import TARGETS, build_script, find_target, memory_budget
-from digseg_export.to_tensorrt import BuildOptions
 
 FULL = "segmenter.image:1x3x256x320,segmenter.text_keys:5x3x4x16x16"
 
@@ -20,7 +20,7 @@ FULL = "segmenter.image:1x3x256x320,segmenter.text_keys:5x3x4x16x16"
     ("options", "words"),
     [
         ({"precision": "fp7"}, "unknown precision 'fp7'"),
-        ({"format": "engine"}, "unknown format 'engine'; expected one of onnx, tensorrt, all"),
+        ({"format": "engine"}, "unknown format 'engine'; expected one of onnx, tensorrt, tensorrt-rtx, all"),
         ({"target": "jetson-nano"}, "unknown target 'jetson-nano'; expected one of jetson-orin"),
         ({"target": "jetson-orin", "precision": "fp8"}, "its tensor cores have no fp8"),
         ({"precision": "fp32", "calibration": Path("x")}, "--calibration does not apply: fp32 measures nothing"),
@@ -31,6 +31,11 @@ FULL = "segmenter.image:1x3x256x320,segmenter.text_keys:5x3x4x16x16"
         ({"builder_level": 0}, "--builder-optimization-level does not apply"),
         ({"timing_cache": Path("t"), "target": "desktop"}, "--timing-cache does not apply: no engine is built"),
         ({"target": "desktop", "format": "all"}, "--target does not apply"),
+        ({"format": "tensorrt-rtx", "timing_cache": Path("t")}, "TensorRT-RTX times no kernels when it builds"),
+        ({"format": "tensorrt-rtx", "builder_level": 5}, "TensorRT-RTX times no kernels when it builds"),
+        ({"compute_capability": "89"}, "--compute-capability does not apply: it names the GPUs of a TensorRT-RTX plan"),
+        ({"engines": Path("e"), "format": "all"}, "--engines does not apply"),
+        ({"bundle": Path("b")}, "--bundle does not apply: a ready bundle is what engines are built of; add --format"),
         ({"target": "desktop", "builder_level": 9}, "--builder-optimization-level is 9; expected 0 to 5"),
         ({"target": "desktop", "workspace": 0}, "--workspace is 0; expected 1 or more MiB"),
         ({"workspace": 0}, "--workspace does not apply"),
@@ -62,6 +67,8 @@ def test_what_applies_is_accepted():
     for options in ({}, {"precision": "int8", "calibration": Path("x")}, {"precision": "bf16", "auto_islands": True},
                     {"islands": "kinds"}, {"target": "jetson-orin", "workspace": 512, "builder_level": 0},
                     {"format": "all", "timing_cache": Path("t")}, {"opt_shapes": FULL},
+                    {"format": "tensorrt-rtx", "compute_capability": "75", "engines": Path("e"), "workspace": 64},
+                    {"format": "tensorrt", "bundle": Path("b")},
                     {"imgsz": "64x96", "batch": 2}):  # fmt: skip
         Request(**options).check()
     limits = Request(atol=0.5, rtol=0.1, min_iou=0.9).limits()
@@ -169,7 +176,7 @@ def test_an_engine_cannot_be_asked_for_where_tensorrt_is_missing(tmp_path):
         import tensorrt  # noqa: F401
     except ImportError:
         done = run_command("digseg-export", "--format", "tensorrt", cwd=tmp_path)
-        assert done.returncode == 1 and "backend tensorrt cannot run here" in done.stderr
+        assert done.returncode == 1 and "TensorRT cannot run here" in done.stderr
         assert list(tmp_path.iterdir()) == []
 
 

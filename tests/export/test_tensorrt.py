@@ -18,10 +18,12 @@ from digseg_engine.bundle import finish, open_bundle, writing
 from digseg_engine.contract import BUNDLE_FORMAT, SEGMENTER, TEXT_ENCODER, contract_json
 from digseg_engine.errors import BackendError, InputError, VerificationError
 from digseg_engine.runtime.backends import tensorrt_native as native
+from digseg_engine.runtime.backends.tensorrt_library import TENSORRT, check_version
 from digseg_engine.runtime.cuda_driver import Device, Driver, zeros
 from digseg_engine.runtime.engine_store import EngineKey, differing, engine_path, explain, load_plan, store
 from digseg_export import to_tensorrt
 from digseg_export.inspector import borders, check_precision_of, count_types
+from digseg_export.plan_builder import BuildOptions, shapes_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HALF, FULL = "Row major linear FP16 format", "Row major linear FP32"
@@ -102,9 +104,9 @@ def script(report=HALF_10):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_builder_uses_only_names_that_every_release_has(folder, version, tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "KNOWN_BAD", {})  # 11.1 is refused for its results, not for its names
+    monkeypatch.setitem(TENSORRT.known_bad, (11, 1), "")  # 11.1 is refused for its results, not for its names
     trt = standin(version, script(HALF_11 if version.startswith("11") else HALF_10))
-    options = to_tensorrt.BuildOptions(512, 2, tmp_path / "timing.cache")
+    options = BuildOptions(512, 2, tmp_path / "timing.cache")
     paths = to_tensorrt.build_engines(folder, options, lambda text: None, trt, FakeDriver())
     assert [path.name for path in paths] == ["text_encoder.plan", "segmenter.plan"]
     assert all(path.read_bytes() == b"plan" for path in paths)  # the plan is kept pure
@@ -128,7 +130,7 @@ def test_the_builder_uses_only_names_that_every_release_has(folder, version, tmp
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_runtime_uses_only_names_that_every_release_has(folder, version, monkeypatch):
-    monkeypatch.setattr(native, "KNOWN_BAD", {})
+    monkeypatch.setitem(TENSORRT.known_bad, (11, 1), "")
     names = {TEXT_ENCODER: ["token_ids", "token_mask", "text_keys", "text_values"],
              SEGMENTER: ["image", "text_keys", "text_values", "token_mask", "logits"]}  # fmt: skip
     every = sorted({name for group in names.values() for name in group})
@@ -139,7 +141,7 @@ def test_the_runtime_uses_only_names_that_every_release_has(folder, version, mon
         ("IExecutionContext", "get_tensor_shape"): lambda name: shapes[name], ("IExecutionContext", "execute_async_v3"): True,
     })  # fmt: skip
     driver = FakeDriver()
-    to_tensorrt.build_engines(folder, to_tensorrt.BuildOptions(), lambda text: None, trt, driver)
+    to_tensorrt.build_engines(folder, BuildOptions(), lambda text: None, trt, driver)
     backend = native.TensorrtBackend(open_bundle(folder), trt, driver)
     ids, mask = np.ones((2, 8), np.int64), np.ones((2, 8), bool)
     keys, values = backend.encode_text(ids, mask)
@@ -165,7 +167,7 @@ def test_a_removed_name_fails_the_stand_in_test(folder):
             use()
     with pytest.raises(TypeError, match="set_timing_cache"):
         new.Builder(None).create_builder_config().set_timing_cache(None)
-    source = (ROOT / "export/digseg_export/to_tensorrt.py").read_text()
+    source = (ROOT / "export/digseg_export/plan_builder.py").read_text()
     planted = source.replace("config.max_aux_streams = 0", "config.set_flag(trt.BuilderFlag.FP16)")
     planted_batch = source.replace('getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)',
                                    "trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH")  # fmt: skip
@@ -173,15 +175,16 @@ def test_a_removed_name_fails_the_stand_in_test(folder):
         assert text != source
         for version, fails in (("10.3.0", False), ("11.1.0", True)):
             trt = standin(version, script())
+            bundle = open_bundle(folder)
+            shapes = shapes_of(bundle, SEGMENTER)
             arguments = (
                 trt,
-                native.make_logger(trt),
-                open_bundle(folder),
-                SEGMENTER,
-                to_tensorrt.BuildOptions(),
+                bundle.file(SEGMENTER.file),
+                shapes,
+                BuildOptions(),
                 lambda t: None,
             )
-            build = _module_of(text).build
+            build = _module_of(text).build_plan
             if fails:
                 with pytest.raises(AttributeError):
                     build(*arguments)
@@ -199,7 +202,8 @@ def _module_of(text):
 def test_no_removed_name_is_written_anywhere():
     removed = {"FP16", "BF16", "INT8", "FP8", "INT4", "EXPLICIT_BATCH", "int8_calibrator", "OBEY_PRECISION_CONSTRAINTS",
                "PREFER_PRECISION_CONSTRAINTS", "algorithm_selector", "device_memory_size"}  # fmt: skip
-    for path in ("export/digseg_export/to_tensorrt.py", "digseg_engine/runtime/backends/tensorrt_native.py"):
+    for path in ("export/digseg_export/plan_builder.py", "export/digseg_export/to_tensorrt.py",
+                 "digseg_engine/runtime/backends/tensorrt_native.py"):  # fmt: skip
         used = {node.attr for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.Attribute)}
         assert not used & removed
 
@@ -209,13 +213,13 @@ def test_a_failed_build_says_what_tensorrt_said(folder):
               ("ParserError", "node_name"): "node_conv2d_3", ("ParserError", "node_operator"): "Conv",
               ("ParserError", "desc"): "unsupported type"}  # fmt: skip
     with pytest.raises(BackendError, match=r"text_encoder\.onnx \(node_conv2d_3 \(Conv\): unsupported type\)"):
-        to_tensorrt.build_engines(folder, to_tensorrt.BuildOptions(), print, standin("10.3.0", broken), FakeDriver())
+        to_tensorrt.build_engines(folder, BuildOptions(), print, standin("10.3.0", broken), FakeDriver())
     nothing = {**script(), ("Builder", "build_serialized_network"): lambda *a: None}
     with pytest.raises(BackendError, match=r"could not be built .*smaller --workspace"):
-        to_tensorrt.build_engines(folder, to_tensorrt.BuildOptions(), print, standin("10.3.0", nothing), FakeDriver())
+        to_tensorrt.build_engines(folder, BuildOptions(), print, standin("10.3.0", nothing), FakeDriver())
     wide = {**script(HALF_10.replace("FP16", "FP32"))}
     with pytest.raises(VerificationError, match=r"no fp16 layer \(found 2 fp32\)"):
-        to_tensorrt.build_engines(folder, to_tensorrt.BuildOptions(), print, standin("10.3.0", wide), FakeDriver())
+        to_tensorrt.build_engines(folder, BuildOptions(), print, standin("10.3.0", wide), FakeDriver())
     assert not list(folder.glob("engines/*/*"))  # nothing kept
 
 
@@ -225,8 +229,8 @@ def test_a_failed_build_says_what_tensorrt_said(folder):
 )
 def test_bad_versions_are_refused(version, words):
     with pytest.raises(BackendError, match=words):
-        native.check_version(version)
-    assert native.check_version("10.3.0") == (10, 3) and native.check_version("11.4.0.106") == (11, 4)
+        check_version(TENSORRT, version)
+    assert check_version(TENSORRT, "10.3.0") == (10, 3) and check_version(TENSORRT, "11.4.0.106") == (11, 4)
 
 
 def test_engines_are_kept_under_a_key_and_a_miss_is_explained(folder):

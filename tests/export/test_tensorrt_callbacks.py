@@ -1,23 +1,51 @@
-"""What the builder hands to TensorRT to be called back: progress and errors."""
+"""What the builder hands to TensorRT to be called back: progress and log. Ctrl-C never goes through the library's frames."""
 
+import os
+import signal
+
+import pytest
 from tensorrt_standin import standin
 
-from digseg_export import to_tensorrt
+from digseg_engine.runtime.backends.tensorrt_native import logger_of
+from digseg_export.plan_builder import make_monitor, postponed
 
 
-def test_the_progress_monitor_and_the_error_recorder_answer_tensorrt():
+def test_progress_is_said_and_what_it_raises_ends_the_build():
     trt, said = standin("10.3.0"), []
-    monitor = to_tensorrt.make_monitor(trt, said.append)
+    monitor = make_monitor(trt, said.append)
     monitor.phase_start("Tactics", None, 4)
     assert monitor.step_complete("Tactics", 0) is True and said == ["Tactics 1/4"]
+    monitor.asked_to_stop = lambda: True
+    assert monitor.step_complete("Tactics", 1) is False and monitor.stopped is None
     monitor.phase_finish("Tactics")
 
-    def interrupted(text):
-        raise KeyboardInterrupt
+    def broken(text):
+        raise BrokenPipeError
 
-    assert to_tensorrt.make_monitor(trt, interrupted).step_complete("x", 0) is False
-    recorder = to_tensorrt.make_recorder(trt)
-    recorder.report_error(3, "no memory")
-    assert recorder.num_errors() == 1 and recorder.get_error_desc(0) == "no memory" and recorder.get_error_code(0) == 3
-    recorder.clear()
-    assert recorder.num_errors() == 0 and not recorder.has_overflowed()
+    monitor = make_monitor(trt, broken)
+    assert monitor.step_complete("x", 0) is False and isinstance(monitor.stopped, BrokenPipeError)
+
+
+def interrupted(done):
+    """A build during which Ctrl-C is pressed."""
+    with postponed() as asked_to_stop:
+        assert not asked_to_stop()
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append(asked_to_stop())
+
+
+def test_ctrl_c_waits_for_the_end_of_a_build():
+    before, done = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(done)
+    assert done == [True] and signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_log_keeps_errors_and_warnings_apart():
+    trt = standin("10.3.0")
+    logger = logger_of(trt, keep=2)
+    for severity, text in ((1, "a"), (2, "b"), (3, "c"), (0, "d"), (1, "e")):
+        logger.log(trt.ILogger.Severity(severity), text)
+    assert list(logger.errors) == ["d", "e"] and logger.warnings == ["b"]
+    assert logger_of(trt) is logger and not logger.errors and not logger.warnings  # one for the process, emptied
+    assert logger_of(standin("10.3.0")) is not logger

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,60 +22,42 @@ from digseg_engine.contract import GRAPHS, SEGMENTER, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.extras import install_line
 from digseg_engine.runtime.backends import Array, Usable, failing_as, in_one_line
+from digseg_engine.runtime.backends.tensorrt_library import TENSORRT, load
 from digseg_engine.runtime.cuda_driver import Driver, zeros
 from digseg_engine.runtime.engine_store import EngineKey, engine_path, graph_hash, load_plan
 from digseg_engine.runtime.profile import Profile, make_profile
 
-OLDEST = (10, 3)
-KNOWN_BAD = {
-    (11, 1): "wrong results in float32 on transformer graphs (NVIDIA/TensorRT#4813)",
-    (11, 2): "miscompiled fusions (rerun-io/examples-monorepo#87)",
-}
+_loggers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
-def check_version(text: str) -> tuple[int, int]:
-    """(major, minor) of a TensorRT version. Raises BackendError for one too old or known to give wrong results."""
-    major, minor = (int(part) for part in text.split(".")[:2])
-    if (major, minor) < OLDEST:
-        raise BackendError(
-            f"TensorRT {text} is too old; expected 10.3 or newer (JetPack 6.1); {install_line('tensorrt')}"
-        )
-    if reason := KNOWN_BAD.get((major, minor)):
-        raise BackendError(f"TensorRT {text} is refused: {reason}; install another 10.x or 11.x release")
-    return major, minor
-
-
-def import_tensorrt() -> Any:
-    """The tensorrt module, of a version that can be used. Raises BackendError otherwise."""
-    try:
-        import tensorrt
-    except (ImportError, OSError) as error:  # OSError: a library of it is missing or another's
-        raise BackendError(
-            f"backend tensorrt cannot run here: {in_one_line(error)}; install it with {install_line('tensorrt')}"
-        ) from error
-    check_version(tensorrt.__version__)
-    return tensorrt
-
-
-def make_logger(trt: Any, keep: int = 20) -> Any:
-    """A logger that keeps the last warnings and errors in `lines`; it must live as long as what was made with it."""
+def logger_of(trt: Any, keep: int = 20) -> Any:
+    """The logger of this process for a library, emptied: it keeps the last errors and all warnings. There is one, because
+    the library goes on with the first it was given for as long as anything made with that is alive."""
 
     class Keeper(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.lines: deque[str] = deque(maxlen=keep)
+            self.errors: deque[str] = deque(maxlen=keep)
+            self.warnings: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.WARNING:
-                self.lines.append(message)
+            if severity < trt.ILogger.Severity.WARNING:
+                self.errors.append(message)
+            elif severity == trt.ILogger.Severity.WARNING:
+                self.warnings.append(message)
 
-    return Keeper()
+    logger = _loggers.get(trt)
+    if logger is None:
+        logger = _loggers[trt] = Keeper()
+    logger.errors.clear()
+    logger.warnings.clear()
+    return logger
 
 
 def failure(what: str, logger: Any, next_step: str) -> BackendError:
-    """A TensorRT call that returned None or False, as one error with the end of its log."""
-    said = " | ".join(list(logger.lines)[-3:]) or "TensorRT gave no reason"
-    return BackendError(f"{what}: {said}; {next_step}")
+    """A call of the library that returned None or False, as one line with the end of its log."""
+    said = " | ".join(list(logger.errors or logger.warnings)[-3:]) or "the library gave no reason"
+    return BackendError(" ".join(f"{what}: {said}; {next_step}".split()))
 
 
 def bundle_profile(bundle: Bundle) -> Profile:
@@ -105,7 +88,7 @@ def engine_key(bundle: Bundle, spec: GraphSpec, version: str, driver: Driver) ->
 def probe() -> Usable:
     """TensorRT of a usable version and a GPU that answers."""
     try:
-        trt = import_tensorrt()
+        trt = load(TENSORRT)
         device = Driver().describe()
     except Exception as error:
         return Usable("tensorrt", False, "", in_one_line(error), install_line("tensorrt"))
@@ -189,9 +172,9 @@ class TensorrtBackend:
     fixed_shapes = False
 
     def __init__(self, bundle: Bundle, trt: Any = None, driver: Driver | None = None, index: int = 0) -> None:
-        trt = trt or import_tensorrt()
+        trt = trt or load(TENSORRT)
         driver = driver or Driver(index)
-        self._logger = make_logger(trt)
+        self._logger = logger_of(trt)
         self._runtime = trt.Runtime(self._logger)
         self.profile = bundle_profile(bundle)
         precision = str(bundle.manifest["precision"]["name"])
