@@ -3,14 +3,62 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+from typing import Any
+
+
+class ReaderGoneError(BaseException):
+    """Nobody reads our stdout any more (`digseg ... | head`). No failure of any picture or file, so no `except Exception`
+    takes it for one: the command ends, and what is open is removed on the way out."""
+
+
+class Stdout:
+    """A stream whose writes raise ReaderGoneError once the other end of its pipe is closed."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return int(self._watched(self._stream.write, text))
+
+    def flush(self) -> None:
+        self._watched(self._stream.flush)
+
+    def _watched(self, do: Any, *arguments: Any) -> Any:
+        try:
+            return do(*arguments)
+        except BrokenPipeError as error:
+            self.give_up()
+            raise ReaderGoneError from error
+
+    def give_up(self) -> None:
+        """What is buffered and what still comes goes nowhere, also at exit."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def forgiving_streams() -> None:
-    """From now on, characters that stdout or stderr cannot show are written as escapes such as \\u9053."""
+    """From now on, characters that stdout or stderr cannot show are written as escapes such as \\u9053, and a closed pipe is
+    told from a file that cannot be written."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is None:  # closed by whoever started us (`>&-`)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = Stdout(sys.stdout)  # type: ignore[assignment]
+
+
+def end_output() -> None:
+    """Nothing is left for the interpreter to write at exit, where a failure would be told in its own words."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ReaderGoneError):
+        if isinstance(sys.stdout, Stdout):
+            sys.stdout.give_up()
 
 
 def one_line(message: str) -> str:

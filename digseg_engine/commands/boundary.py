@@ -1,12 +1,12 @@
 """The one boundary of every command: whatever happens inside becomes an exit code and, when it failed, one line.
 
-0 done, 1 failed, 2 usage or input, 128 + n ended by signal n (130 by Ctrl-C).
+0 done, 1 failed, 2 usage or input, 128 + n ended by signal n (130 by Ctrl-C), 141 (SIGPIPE's) when nobody reads stdout any
+more, without a word.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import traceback
@@ -16,9 +16,10 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-from digseg_engine.console import complain, forgiving_streams
+from digseg_engine.console import ReaderGoneError, complain, end_output, forgiving_streams
 from digseg_engine.faults import described, wants_traceback
 
+PIPE_CLOSED = 128 + 13
 STOPPED = "stopped by {}; no file is left half-written"
 
 
@@ -34,12 +35,13 @@ def guarded(command: Callable[[], int | None], name: str) -> NoReturn:
         signal.signal(signal.SIGTERM, _terminated)
     code = 1
     try:
-        code = command() or 0
+        try:
+            code = command() or 0
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
         sys.stdout.flush()
-    except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
-    except BrokenPipeError:
-        _silence_stdout()
+    except ReaderGoneError:
+        code = PIPE_CLOSED
     except Terminated:
         code = _stopped(name, "SIGTERM", signal.SIGTERM)
     except KeyboardInterrupt:
@@ -49,6 +51,7 @@ def guarded(command: Callable[[], int | None], name: str) -> NoReturn:
         complain(name, message)
         if wants_traceback():
             traceback.print_exc()
+    end_output()
     sys.exit(code)
 
 
@@ -68,8 +71,3 @@ def _stopped(name: str, how: str, number: int) -> int:
 
 def _terminated(number: int, frame: FrameType | None) -> None:
     raise Terminated
-
-
-def _silence_stdout() -> None:
-    """The reader of a pipe has gone: nothing more is written, not even at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
