@@ -34,6 +34,9 @@ class Bundle:
     folder: Path
     manifest: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.folder)!r}, {len(self.manifest['files'])} files, sha256 {self.digest[:16]})"
+
     @property
     def digest(self) -> str:
         """One hash over all files, for cache keys."""

@@ -22,6 +22,7 @@ __all__ = ["FORMATS", "MAX_PIXELS", "MIN_SIDE", "SUFFIXES", "Canvas", "Float", "
            "unfit_plane"]  # fmt: skip
 
 Float = NDArray[np.float32]
+SQUEEZED = 3  # times larger than it was worked at: from there on a result gives a hint
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Frame:
     working: tuple[int, int]  # the model's pixels, padding included
     content: tuple[int, int]  # the part that is not padding, at the top left
     original: tuple[int, int]  # the picture as given
+
+    @property
+    def squeezed(self) -> bool:
+        """Whether the picture was reduced so far that small things in it could not be seen."""
+        return max(self.original) >= SQUEEZED * max(self.content)
 
 
 @dataclass(frozen=True)

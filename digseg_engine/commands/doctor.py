@@ -74,14 +74,9 @@ def _choice(verdict: Verdict) -> Group:
         figures = [f"{row.error:.1e}" if row.error is not None else "", f"{row.iou:.5f}" if row.iou is not None else "",
                    f"{row.ms:.1f}" if row.ms is not None else ""]  # fmt: skip
         rows.append([row.backend, "yes" if row.usable else "no", *figures, "<- chosen" if row.chosen else ""])
-        notes.append(f"{row.backend}: {row.detail if row.right else _why(row.reason, row.install)}")
+        notes.append(f"{row.backend}: {row.detail if row.right else row.why}")
     columns = ("backend", "usable", "error", "mask IoU", "ms", "")
     return Group(_table(title, columns, rows), *(Text(note) for note in notes))
-
-
-def _why(reason: str, install: str) -> str:
-    """A reason and what helps, each said once."""
-    return reason if not install or install in reason else f"{reason}; {install}"
 
 
 def _table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Table:

@@ -23,6 +23,7 @@ from digseg_engine.runtime.chunks import ChunkedRunner
 from digseg_engine.runtime.machine import device_key, library_versions
 from digseg_engine.runtime.prompts import to_length
 from digseg_engine.runtime.source import Golden, Source
+from digseg_engine.words import counted
 
 WARM_UP, RUNS, SECONDS = 2, 7, 3.0
 LEFT_OUT = "not tried for so little work: it compiles for tens of seconds"
@@ -59,6 +60,11 @@ class Row:
     right: bool = False
     chosen: bool = False
 
+    @property
+    def why(self) -> str:
+        """Why it cannot run or is wrong, and what helps, each said once."""
+        return self.reason if not self.install or self.install in self.reason else f"{self.reason}; {self.install}"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -74,8 +80,10 @@ class Verdict:
         for row in self.rows:
             if row.chosen:
                 return row
-        reasons = " | ".join(f"{row.backend}: {row.reason}; {row.install}".rstrip("; ") for row in self.rows)
-        raise BackendError(f"no backend can run here and is right ({reasons}); see `digseg doctor`")
+        first, *others = sorted(self.rows, key=lambda row: not row.usable)  # one that ran, and wrongly, says most
+        more = f" says why {counted(len(others), 'other')} cannot" if others else " shows all that is known"
+        raise BackendError(f"no backend can run here and is right ({first.backend}: {first.why}); `digseg doctor --bundle FOLDER`"
+                           f"{more}")  # fmt: skip
 
 
 def choose(source: Source, task: Task) -> tuple[Verdict, Backend]:

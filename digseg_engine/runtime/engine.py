@@ -74,6 +74,11 @@ class Engine:
         wrong = tuple(f"{row.backend}: {row.reason}" for row in verdict.rows if row.usable and not row.right)
         return cls(source, chosen, wrong)
 
+    def __repr__(self) -> str:
+        model = self.source.bundle.folder if self.source.bundle is not None else self.source.checkpoint
+        backend = self.__dict__.get("backend")
+        return f"Engine({str(model)!r}, {'closed' if backend is None else backend.detail})"
+
     @property
     def bundle(self) -> Bundle:
         """The bundle. Raises BackendError for an engine loaded from a checkpoint alone."""

@@ -26,8 +26,7 @@ from digseg_engine.runtime.result import SAVED, Segmentation
 from digseg_engine.runtime.saving import is_ours
 from digseg_engine.runtime.tiles import TiledSegmentation
 from digseg_engine.text import check_prompts
-
-SQUEEZED = 2  # a picture this many times larger than the working size deserves a hint
+from digseg_engine.words import counted
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,9 @@ def segment_pictures(work: Work) -> int:
     if work.skip_existing:
         count = len(todo)
         todo = [(path, stem) for path, stem in todo if not _done(work, stem, prompts)]
-        notes += [f"{count - len(todo)} pictures skipped: their results are there"] if len(todo) < count else []
+        notes += (
+            [f"{counted(count - len(todo), 'picture')} skipped: the results are there"] if len(todo) < count else []
+        )
     notes += [f"{prompt!r} is asked as one prompt; for several, repeat -p" for prompt in several_in_one(prompts)]
     for text in [] if work.quiet else notes:
         note("digseg", text)
@@ -79,11 +80,12 @@ def segment_pictures(work: Work) -> int:
 def _all(work: Work, prompts: list[str], todo: list[tuple[Path, str]]) -> int:
     engine = _engine(work, prompts, len(todo))
     codes: list[int] = []
-    squeezed = False
+    hints: list[str] = []
     with _progress(len(todo), work.quiet) as advance:
         for path, stem in todo:
             try:
-                squeezed |= _one(engine, work, prompts, path, stem)
+                hint = _one(engine, work, prompts, path, stem)
+                hints += [hint] if hint else []
             except (UsageError, BundleError, CheckpointError):
                 raise  # the same for every picture
             except Exception as error:
@@ -91,12 +93,9 @@ def _all(work: Work, prompts: list[str], todo: list[tuple[Path, str]]) -> int:
                 codes.append(code)
                 complain("digseg", message if str(path) in message else f"{path}: {message}")
             advance()
-    if squeezed and not work.quiet:
-        size = work.imgsz or engine.image_size
-        note(
-            "digseg",
-            f"pictures were worked on at {size} px; for finer detail try --imgsz {2 * size}, or --tile {2 * size}",
-        )
+    if hints and not work.quiet:
+        count = f"{len(hints)} of {counted(len(todo), 'picture')}: " if len(todo) > 1 else ""
+        note("digseg", f"{count}{hints[0]}")
     if codes and len(todo) > 1:
         complain("digseg", f"{len(codes)} of {len(todo)} pictures could not be done; the others are in {work.output}")
     return 0 if not codes else 1 if 1 in codes else 2
@@ -105,12 +104,14 @@ def _all(work: Work, prompts: list[str], todo: list[tuple[Path, str]]) -> int:
 def _engine(work: Work, prompts: list[str], pictures: int) -> Engine:
     model, why = (work.bundle, "named by --bundle") if work.bundle else default_bundle()
     if work.verbose:
-        note("digseg", f"bundle {model} ({why}); {pictures} pictures, {len(prompts)} prompts")
+        note("digseg", f"bundle {model} ({why}); {counted(pictures, 'picture')}, {counted(len(prompts), 'prompt')}")
     with _telling(work.quiet):
         engine = Engine.load(model, work.backend, work.checkpoint, work.imgsz or work.tile, prompts=len(prompts),
                              pictures=None if work.tile else pictures, threads=work.threads, device=work.device)  # fmt: skip
     if work.verbose:
         note("digseg", f"backend {engine.backend.name}: {engine.backend.detail}")
+    for remark in () if work.quiet else engine.fallbacks:  # the same for every picture
+        note("digseg", remark)
     return engine
 
 
@@ -135,25 +136,26 @@ def _telling(quiet: bool) -> Iterator[None]:
         log.setLevel(level)
 
 
-def _one(engine: Engine, work: Work, prompts: list[str], path: Path, stem: str) -> bool:
-    """Segment, save and report one picture; True when it is much larger than what the model looked at."""
+def _one(engine: Engine, work: Work, prompts: list[str], path: Path, stem: str) -> str:
+    """Segment, save and report one picture; returns the hint for a squeezed one, which is given once for all."""
     if work.tile is not None:
         tiled = engine.segment_tiles(path, prompts, work.output, stem, work.tile, work.overlap, work.imgsz)
-        _report(work, path, prompts, tiled, list(tiled.files))
-        return False
+        _report(work, path, tiled, list(tiled.files), engine.fallbacks)
+        return ""
     result = engine.segment(path, prompts, work.imgsz, work.refine, work.steps, work.seed, work.threshold, work.labels)
-    _report(work, path, prompts, result, result.save(work.output, stem, work.only))
-    return bool(max(result.label_map.shape) > SQUEEZED * (work.imgsz or engine.image_size))
+    _report(work, path, result, result.save(work.output, stem, work.only), (*engine.fallbacks, result.hint))
+    return result.hint
 
 
 def _report(
-    work: Work, path: Path, prompts: list[str], result: Segmentation | TiledSegmentation, files: list[Path]
+    work: Work, path: Path, result: Segmentation | TiledSegmentation, files: list[Path], said: tuple[str, ...]
 ) -> None:  # fmt: skip
+    """One line about a picture; `said`: remarks that are made once for all of them."""
     if work.as_json:
         print(json.dumps({**result.as_dict(), "saved": [str(file) for file in files]}, ensure_ascii=False), flush=True)
     elif not work.quiet:
-        words = [f"{prompt} {percent(float(area))}" for prompt, area in zip(prompts, result.areas) if area > 0]
-        remarks = "".join(f"  [{remark}]" for remark in result.fallbacks)
+        words = [f"{prompt} {percent(float(area))}" for prompt, area in zip(result.prompts, result.areas) if area > 0]
+        remarks = "".join(f"  [{remark}]" for remark in result.fallbacks if remark not in said)
         seconds = sum(result.timings.values())
         print(f"{path}: {', '.join(words) or 'nothing found'}  ->  {files[0]}  ({seconds:.2f} s){remarks}", flush=True)
 

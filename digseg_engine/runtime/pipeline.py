@@ -20,8 +20,6 @@ from digseg_engine.text import check_prompts
 if TYPE_CHECKING:
     from digseg_engine.runtime.engine import Engine
 
-SHRUNK = 3  # times larger than it was worked at: from there on a result says so
-
 
 @dataclass(frozen=True)
 class Quality:
@@ -101,11 +99,8 @@ def segment_pictures(
 
 
 def _about(engine: Engine, frame: Frame, rules: Rules, notes: tuple[str, ...]) -> About:
-    """What made a result. A picture that was shrunk a lot is told so: small things in it could not be seen."""
-    longer, given = max(frame.content), max(frame.original)
-    if given >= SHRUNK * longer:
-        notes += (f"worked at {longer} px, the picture has {given}; try a larger size (--imgsz) or tiles (--tile)",)
-    return About.of(engine.source, engine.backend.detail, longer, rules, engine.fallbacks + notes)
+    """What made a result."""
+    return About.of(engine.source, engine.backend.detail, max(frame.content), rules, engine.fallbacks + notes)
 
 
 def _check_size(engine: Engine, size: int | None) -> None:

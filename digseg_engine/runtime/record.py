@@ -10,6 +10,7 @@ from digseg_engine.runtime.labels import USUAL, Rules
 from digseg_engine.runtime.source import Source
 
 FORMAT = "digseg.result/1"
+NAMED = 4  # prompts that the summary of a result names
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,16 @@ def record(
         "tiles": None if tiles is None else dict(tiles), "seconds": {k: round(v, 5) for k, v in seconds.items()},
         "notes": list(about.notes), "refined": [answers[k].prompt for k in refined], "masks": masks,
     }  # fmt: skip
+
+
+def summary(
+    kind: str, shape: tuple[int, int], answers: Sequence[Answer], about: About, seconds: Mapping[str, float]
+) -> str:  # fmt: skip
+    """A result in one line, for `print` and the interactive prompt."""
+    words = [f"{one.prompt!r} {percent(one.area) if one.pixels else 'none'}" for one in answers[:NAMED]]
+    words += [f"and {len(answers) - NAMED} more"] if len(answers) > NAMED else []
+    took = f"{sum(seconds.values()):.2f} s"
+    return f"{kind}({shape[1]}x{shape[0]}: {', '.join(words)}; {about.model}, {about.backend}, {took})"
 
 
 def percent(area: float) -> str:

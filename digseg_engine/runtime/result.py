@@ -17,7 +17,7 @@ from digseg_engine.images import Frame, Picture, unfit_plane
 from digseg_engine.names import mask_names
 from digseg_engine.runtime.labels import Labelled, probability
 from digseg_engine.runtime.overlay import LONGEST, draw
-from digseg_engine.runtime.record import About, Answer, percent, record
+from digseg_engine.runtime.record import About, Answer, percent, record, summary
 from digseg_engine.runtime.rle import encode
 from digseg_engine.runtime.saving import (
     PALETTE,
@@ -67,8 +67,21 @@ class Segmentation:
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
-        """What had to be done otherwise than planned, in words, and what the picture's reading leaves to be said."""
-        return self.about.notes + self.picture.notes
+        """What had to be done otherwise than planned, in words, what the picture's reading leaves to be said, and the hint
+        for a squeezed one."""
+        return self.about.notes + self.picture.notes + ((self.hint,) if self.hint else ())
+
+    @property
+    def hint(self) -> str:
+        """What to try for a picture that is three times larger than it was worked at, or more; "" for another."""
+        if not self.frame.squeezed:
+            return ""
+        longer, given = max(self.frame.content), max(self.frame.original)
+        return f"worked at {longer} px, the picture has {given}; try a larger size (--imgsz) or tiles (--tile)"
+
+    def __repr__(self) -> str:
+        return summary("Segmentation", (self.label_map.shape[0], self.label_map.shape[1]), self.answers, self.about,
+                       self.timings)  # fmt: skip
 
     @property
     def scores(self) -> NDArray[np.float32]:
@@ -114,6 +127,16 @@ class Segmentation:
         least = np.array([self.label_map.size / max(count, 1) for count in cells])
         return np.asarray((self.answer.pixels > 0) & (self.answer.pixels >= np.floor(least)), np.bool_)
 
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """The figures of every prompt together."""
+        return tuple(
+            Answer(prompt, float(area), int(pixels), float(score), box, bool(found))
+            for prompt, area, pixels, score, box, found in zip(
+                self.prompts, self.areas, self.answer.pixels, self.scores, self.answer.boxes, self.found
+            )
+        )
+
     def overlay(self, longest: int | None = None) -> Image.Image:
         """The picture in grey with every mask tinted and outlined in the colours of the legend below. longest: reduce the
         picture to this many pixels of its longer side first."""
@@ -138,14 +161,8 @@ class Segmentation:
 
     def as_dict(self) -> dict[str, Any]:
         """Areas, boxes, scores and what made them as plain JSON values; the schema is in docs/runtime.md."""
-        answers = [
-            Answer(prompt, float(area), int(pixels), float(score), box, bool(found))
-            for prompt, area, pixels, score, box, found in zip(
-                self.prompts, self.areas, self.answer.pixels, self.scores, self.answer.boxes, self.found
-            )
-        ]
         shape = (self.label_map.shape[0], self.label_map.shape[1])
-        body = record(shape, answers, self.about, self.timings, self.picture.path, self.refined)
+        body = record(shape, self.answers, self.about, self.timings, self.picture.path, self.refined)
         return {**body, "notes": list(self.fallbacks)}
 
     def as_coco(self, image_id: int | str = 0, first_id: int = 1) -> list[dict[str, Any]]:

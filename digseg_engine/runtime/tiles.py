@@ -22,7 +22,7 @@ from digseg_engine.runtime.blending import Ring, positions, ramp
 from digseg_engine.runtime.chunks import ChunkedRunner
 from digseg_engine.runtime.labels import Rules
 from digseg_engine.runtime.large import Windows
-from digseg_engine.runtime.record import About, Answer, record
+from digseg_engine.runtime.record import About, Answer, record, summary
 from digseg_engine.runtime.saving import listed, make_folder, remove_stale, write_record
 from digseg_engine.runtime.strips import StripWriter
 
@@ -70,6 +70,9 @@ class TiledSegmentation:
     tiling: Tiling
     timings: dict[str, float]
     picture: str | None = None
+
+    def __repr__(self) -> str:
+        return summary("TiledSegmentation", self.shape, self.answers, self.about, self.timings)
 
     @property
     def areas(self) -> tuple[float, ...]:

@@ -70,7 +70,7 @@ def test_results_that_are_there_are_skipped_for_the_same_prompts_only(room, bund
     assert segment(room, bundle, "in/a.png", "-p", "road", "-o", "out").returncode == 0
     before = (room / "out" / "a.json").stat().st_mtime_ns
     done = segment(room, bundle, "in", "-p", "road", "-o", "out", "--skip-existing")
-    assert done.returncode == 0 and "1 pictures skipped" in done.stderr
+    assert done.returncode == 0 and "1 picture skipped" in done.stderr
     assert (room / "out" / "a.json").stat().st_mtime_ns == before and (room / "out" / "b.json").is_file()
     done = segment(room, bundle, "in", "-p", "water", "-o", "out", "--skip-existing")
     assert "skipped" not in done.stderr and (room / "out" / "a.json").stat().st_mtime_ns > before
@@ -128,8 +128,15 @@ def test_words_that_are_meant_as_prompts_are_told_so(room, bundle):
 
 def test_a_picture_far_larger_than_the_working_size_gets_a_hint(room, bundle):
     Image.fromarray(scene(0, "aerial", 400, "demo").image).save(room / "large.png")
-    assert "worked on at 128 px; for finer detail" in segment(room, bundle, "large.png", "-p", "road").stderr
-    assert "finer detail" not in segment(room, bundle, "large.png", "-p", "road", "--imgsz", "256").stderr
+    done = segment(room, bundle, "large.png", "-p", "road")
+    hint = "worked at 128 px, the picture has 400; try a larger size"
+    assert f"digseg: {hint}" in done.stderr and hint not in done.stdout
+    assert hint in json.loads((room / "out" / "large.json").read_text())["notes"][0]
+    assert "larger size" not in segment(room, bundle, "large.png", "-p", "road", "--imgsz", "256").stderr
+    for copy in "xy":
+        shutil.copy(room / "large.png", room / "in" / f"{copy}.png")
+    done = segment(room, bundle, "in", "-p", "road")
+    assert done.stderr.count("larger size") == 1 and f"2 of 4 pictures: {hint}" in done.stderr
 
 
 def test_bare_digseg_and_help_are_no_errors(room):

@@ -67,6 +67,17 @@ def test_with_only_wrong_backends_there_is_an_error_that_lists_them(nano_models,
         choose(open_source(nano_models.fp32), TASK)
 
 
+def test_with_no_backend_on_a_device_the_error_is_short(nano_models):
+    with pytest.raises(BackendError) as caught:
+        Engine.load(nano_models.fp32, device="cuda:77")
+    message = str(caught.value)
+    assert len(message) < 400 and message.count(";") < 4 and "`digseg doctor --bundle FOLDER` says why" in message
+    assert (
+        "(onnxruntime: onnxruntime runs on the CPU, and the device cuda:77 was asked for; leave the device out"
+        in message
+    )
+
+
 def test_a_wrong_backend_is_told_in_fallbacks(nano_models, registered):
     registered("nan", NotANumber)
     engine = Engine.load(nano_models.fp32)

@@ -53,6 +53,15 @@ def test_parts_show_in_their_wholes_and_disjoint_masks_are_left_to_the_strongest
     assert ((half.label_map == 3) & half.masks[1]).sum() == 0
 
 
+def test_a_printed_result_is_one_short_line():
+    many = segmented(np.concatenate([planes()] * 50), [f"a thing of kind {k}" for k in range(150)])
+    assert repr(segmented()) == str(segmented())
+    shares = ", ".join(f"{name!r} {percent(area)}" for name, area in zip(PROMPTS, segmented().areas))
+    assert str(segmented()) == f"Segmentation(128x64: {shares}; model, made up, 1.00 s)"
+    assert len(str(many)) < 300 and "and 146 more" in str(many) and "\n" not in str(many)
+    assert "'nucleus' none" in str(segmented(planes((-1.0, 6.0, 3.0))))
+
+
 def test_the_order_of_prompts_changes_no_label():
     for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
         for rule in ("strongest", "smallest", "parts"):
