@@ -238,9 +238,8 @@ def time_backend(backend: Backend, task: Task, source: Source, clock: Callable[[
     runner = ChunkedRunner(backend, profile=source.profile)
     height, width = side, side
     if runner.profile is not None:
-        height, width = (
-            min(max(side, runner.profile.ranges[axis].min), runner.profile.ranges[axis].max) for axis in "HW"
-        )
+        spans = (runner.profile.ranges[axis] for axis in "HW")
+        height, width = (min(max(side, span.min), span.max) for span in spans)
     keys, values = runner.encode(golden.token_ids[:1], golden.token_mask[:1])
     mask = to_length(golden.token_mask[:1], keys.shape[-1], 1)
     keys, values, mask = (np.repeat(a, task.prompts, axis=0) for a in (keys, values, mask))
@@ -259,14 +258,8 @@ def time_backend(backend: Backend, task: Task, source: Source, clock: Callable[[
 
 def verdict_key(source: Source, task: Task) -> str:
     """Hash of everything that may change the verdict."""
-    return _key(
-        source,
-        {
-            "task": asdict(task),
-            "brief": source.brief,
-            "backends": {name: kind.identity for name, kind in kinds().items()},
-        },
-    )
+    backends = {name: kind.identity for name, kind in kinds().items()}
+    return _key(source, {"task": asdict(task), "brief": source.brief, "backends": backends})
 
 
 def _key(source: Source, asked: dict[str, object]) -> str:
