@@ -82,8 +82,8 @@ class Verdict:
                 return row
         first, *others = sorted(self.rows, key=lambda row: not row.usable)  # one that ran, and wrongly, says most
         more = f" says why {counted(len(others), 'other')} cannot" if others else " shows all that is known"
-        raise BackendError(f"no backend can run here and is right ({first.backend}: {first.why}); `digseg doctor --bundle FOLDER`"
-                           f"{more}")  # fmt: skip
+        said = f"no backend can run here and is right ({first.backend}: {first.why})"
+        raise BackendError(f"{said}; `digseg doctor --bundle FOLDER`{more}")
 
 
 def choose(source: Source, task: Task) -> tuple[Verdict, Backend]:
@@ -157,8 +157,7 @@ def measure(source: Source, task: Task, time_the_only_one: bool = True) -> Verdi
         rows.append(assess(kind, found[kind.name], source, task, timed))
     verdict = Verdict(task, tuple(_crown(rows)))
     if any(row.chosen for row in verdict.rows):
-        body = {"rows": [asdict(row) for row in verdict.rows], "task": asdict(task)}
-        verdicts.write(verdict_key(asked, task), body)
+        verdicts.write(verdict_key(asked, task), {"rows": [asdict(row) for row in verdict.rows], "task": asdict(task)})
     elif asked.brief:  # only what starts slowly may be right
         return measure(source, task, time_the_only_one)
     return verdict
