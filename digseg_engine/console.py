@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from digseg_engine.words import readable
+
+SECONDS = 10.0  # between two lines of a `Pace`
 
 
 class ReaderGoneError(BaseException):
@@ -47,7 +55,7 @@ def forgiving_streams() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if sys.stdout is None:  # closed by whoever started us (`>&-`)
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
+        sys.stdout = io.StringIO()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout = Stdout(sys.stdout)  # type: ignore[assignment]
 
@@ -73,3 +81,43 @@ def complain(name: str, message: str) -> None:
 def note(name: str, message: str) -> None:
     """One line on stderr about something that is no error: `name: message`."""
     print(f"{name}: {one_line(message)}", file=sys.stderr, flush=True)
+
+
+class Pace:
+    """Work of `total` equal parts that no bar shows: a line on stderr before it begins, and one with the time left every ten
+    seconds. Called with the number of parts that were done."""
+
+    def __init__(self, name: str, total: int, speaks: bool = True) -> None:
+        self.name, self.total, self.speaks, self.done = name, total, speaks, 0
+        self.began = self.said = time.monotonic()
+        if speaks:
+            note("digseg", f"{name} ({total})")
+
+    def __call__(self, done: int = 1) -> None:
+        self.done += done
+        now = time.monotonic()
+        if self.speaks and now - self.said >= SECONDS and self.done < self.total:
+            self.said = now
+            left = readable((now - self.began) / self.done * (self.total - self.done))
+            note("digseg", f"{self.name}: {self.done} of {self.total}, about {left} left")
+
+
+class _Lines(logging.Handler):
+    """What the engine logs, as lines of ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note("digseg", record.getMessage())
+
+
+@contextmanager
+def telling(quiet: bool = False) -> Iterator[None]:
+    """Say what the engine is at while it is opened or measured: choosing a backend may compile for tens of seconds."""
+    log, lines = logging.getLogger("digseg_engine"), _Lines(logging.WARNING if quiet else logging.INFO)
+    level = log.level
+    log.addHandler(lines)
+    log.setLevel(lines.level)
+    try:
+        yield
+    finally:
+        log.removeHandler(lines)
+        log.setLevel(level)

@@ -12,7 +12,7 @@ def run(folder: Path, layout: str | None, split: str, output: Path, pictures: in
     from rich.console import Console
     from rich.progress import Progress
 
-    from digseg_engine.console import complain, note
+    from digseg_engine.console import Pace, complain, note
     from digseg_engine.data.datasets import open_dataset
     from digseg_engine.data.survey import class_table, contact_sheet, split_line, survey
     from digseg_engine.files import replacing
@@ -25,7 +25,13 @@ def run(folder: Path, layout: str | None, split: str, output: Path, pictures: in
     console = Console()
     with Progress(transient=True) as bar:
         task = bar.add_task("checking", total=len(dataset))
-        found = survey(dataset, lambda: bar.advance(task))
+        pace = Pace("checking pictures", len(dataset), speaks=not bar.console.is_terminal)
+
+        def tick() -> None:
+            bar.advance(task)
+            pace()
+
+        found = survey(dataset, tick)
     console.print(class_table(dataset, found))
     print(split_line(dataset))
     for warning in found.notes:

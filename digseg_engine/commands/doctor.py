@@ -19,6 +19,7 @@ def run(
 ) -> int:  # fmt: skip
     from rich.console import Console
 
+    from digseg_engine.console import telling
     from digseg_engine.named import find_model
     from digseg_engine.runtime.doctor import choice_table, describe_bundle, inspect_machine, write_tables
 
@@ -33,7 +34,8 @@ def run(
     console.print(describe_bundle(bundle), highlight=False, markup=False)
     verdicts = []
     for count in prompts or [1]:
-        verdicts.append(choice_table(bundle, checkpoint, size, batch, count))
+        with telling():
+            verdicts.append(choice_table(bundle, checkpoint, size, batch, count))
         console.print(_choice(verdicts[-1]))
     if report is not None:
         write_tables(report, bundle, verdicts)

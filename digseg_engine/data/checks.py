@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from digseg_engine.data.datasets import Dataset
 
 Counts = NDArray[np.int64]
-SAMPLED = 16  # masks read before training or evaluation begins
+SAMPLED = 16  # masks read whenever a data set is opened
+READ = 400  # masks read before training begins
 NAMED = 4  # pictures or classes that a note names
 HELD_OUT = ("val", "valid", "validation", "dev", "test", "testing", "holdout", "heldout")  # best first
 DARK = 32  # of 0..255: a picture that stays below it was hardly exposed, or holds fewer bits than its file
@@ -35,15 +36,17 @@ def label_counts(ids: NDArray[np.int16], classes: int) -> Counts:
     return np.bincount(shifted.ravel(), minlength=classes + 2)
 
 
-def check_marks(dataset: Dataset) -> None:
-    """Read a few masks, evenly spread. Raises InputError for black and white masks whose white is ignored by default."""
+def check_marks(dataset: Dataset, most: int = SAMPLED) -> list[str]:
+    """Read all masks, of more than `most` so many, evenly spread; returns notes on black and white ones among others.
+
+    Raises InputError when all of those are black and white, and white is ignored by default."""
     if dataset.layout.name != OWN or not assumes_white(dataset.table):
-        return
-    total = np.zeros(len(dataset.names) + 2, np.int64)
-    for i in np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLED, len(dataset))).round().astype(int)):
-        total += label_counts(dataset.read_ids(int(i)), len(dataset.names))
-    if problem := white_ignored(dataset.table, total):
+        return []
+    numbers = sorted({round(i) for i in np.linspace(0, len(dataset) - 1, min(most, len(dataset))).tolist()})
+    counts = np.stack([label_counts(dataset.read_ids(i), len(dataset.names)) for i in numbers])
+    if problem := white_ignored(dataset.table, counts.sum(0)):
         raise InputError(problem)
+    return white_among_others(dataset.table, counts, [dataset.records[i].name for i in numbers])
 
 
 def assumes_white(table: ClassTable) -> bool:
@@ -63,6 +66,26 @@ def white_ignored(table: ClassTable, total: Counts) -> str | None:
             f'that no other class ever occurs; for black and white masks of one class add "masks": "threshold" and name '
             f'that class alone, or give the class its value, such as {{"name": "{last}", "id": 255}} with "background": 0; '
             'if 255 is meant to be ignored, say "ignore": 255')  # fmt: skip
+
+
+def white_among_others(table: ClassTable, counts: Counts, names: list[str]) -> list[str]:
+    """A note on masks of 0 and 255 alone among masks of class numbers; counts [N, C + 2] and names [N] of sound pictures.
+
+    A mask counts as black and white when its 255 is ignored by default, it shows one other label, the one of value 0, and
+    masks of the same data set show another one too."""
+    if not assumes_white(table) or not len(counts):
+        return []
+    zero = [k for k, marks in enumerate([*(one.ids for one in table.classes), table.background]) if 0 in marks]
+    if not zero:
+        return []
+    shown = counts[:, :-1] > 0
+    black = (counts[:, -1] > 0) & shown[:, zero[0]] & (shown.sum(1) == 1)
+    if not black.any() or shown.any(0).sum() < 2:
+        return []
+    taught = (*table.names, "background")[zero[0]]
+    return [f"the masks of {_count(black, names)} hold only 0 and 255 where others hold class numbers; 255 is ignored, so that "
+            f"they teach nothing but {taught}: save them with the class's value, or say \"ignore\": 255 in {table.source} "
+            "if 255 is meant to be ignored"]  # fmt: skip
 
 
 def split_notes(table: ClassTable, splits: Mapping[str, tuple[Counts, list[str]]]) -> list[str]:

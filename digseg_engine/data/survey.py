@@ -13,7 +13,16 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 from rich.text import Text
 
-from digseg_engine.data.checks import DARK, Counts, dark_note, label_counts, split_notes, unread_files, white_ignored
+from digseg_engine.data.checks import (
+    DARK,
+    Counts,
+    dark_note,
+    label_counts,
+    split_notes,
+    unread_files,
+    white_among_others,
+    white_ignored,
+)
 from digseg_engine.data.classes import IGNORE, ClassTable
 from digseg_engine.data.datasets import Dataset, Item, dataset_splits, open_dataset
 from digseg_engine.data.layouts import OWN, stray_masks
@@ -75,6 +84,8 @@ def survey(dataset: Dataset, tick: Callable[[], None] = lambda: None, workers: i
         if problem := white_ignored(dataset.table, found.pixels):
             found.problems.append(problem)
         else:
+            names = [dataset.records[i].name for i in found.good]
+            found.notes += white_among_others(dataset.table, found.counts[found.good], names)
             found.notes += split_notes(dataset.table, _by_split(dataset, found))
         found.notes += unread_files([dataset.root / "images"])
     found.notes += dark_note(dark, len(dataset))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
-from digseg_engine.console import note
+from digseg_engine.console import Pace, note, telling
 from digseg_engine.evaluation.metrics import FALSE_PIXELS, Score, Scores, labels_of
 from digseg_engine.evaluation.predictors import Predict, choose_labels, choose_predictor, decide
 from digseg_engine.evaluation.protocols import Samples, open_samples
@@ -56,7 +56,8 @@ def score_model(
     layout: str | None = None, split: str | None = None, device: str | None = None,
 ) -> dict[str, Scores]:  # fmt: skip
     """Score, print, optionally write `report` (.json) with a .csv and a .png beside it; returns the scores per set."""
-    predict, name, working = choose_predictor(model, reference_steps, size, device)
+    with telling():
+        predict, name, working = choose_predictor(model, reference_steps, size, device)
     sets = open_samples(data, count, working, layout, split)
     for samples in sets:
         for said in samples.notes:
@@ -65,7 +66,13 @@ def score_model(
     with Progress(transient=True) as bar:
         for samples in sets:
             task = bar.add_task(samples.name, total=len(samples))
-            scores[samples.name] = evaluate(predict, samples, lambda done, task=task: bar.advance(task, done))  # type: ignore[misc]
+            pace = Pace(f"scoring {samples.name}", len(samples), speaks=not bar.console.is_terminal)
+
+            def tick(done: int, task: TaskID = task, pace: Pace = pace) -> None:
+                bar.advance(task, done)
+                pace(done)
+
+            scores[samples.name] = evaluate(predict, samples, tick)
     seconds = time.perf_counter() - began
     print_scores(scores, f"{name}: {len(sets[0])} pictures per set at {working} px", seconds)
     if report is not None:

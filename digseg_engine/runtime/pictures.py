@@ -6,7 +6,6 @@ A picture that fails is reported by name and the others are done; the exit code 
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from digseg_engine.console import complain, note
+from digseg_engine.console import complain, note, telling
 from digseg_engine.errors import BundleError, CheckpointError, UsageError
 from digseg_engine.faults import described
 from digseg_engine.named import default_bundle
@@ -105,7 +104,7 @@ def _engine(work: Work, prompts: list[str], pictures: int) -> Engine:
     model, why = (work.bundle, "named by --bundle") if work.bundle else default_bundle()
     if work.verbose:
         note("digseg", f"bundle {model} ({why}); {counted(pictures, 'picture')}, {counted(len(prompts), 'prompt')}")
-    with _telling(work.quiet):
+    with telling(work.quiet):
         engine = Engine.load(model, work.backend, work.checkpoint, work.imgsz or work.tile, prompts=len(prompts),
                              pictures=None if work.tile else pictures, threads=work.threads, device=work.device)  # fmt: skip
     if work.verbose:
@@ -113,27 +112,6 @@ def _engine(work: Work, prompts: list[str], pictures: int) -> Engine:
     for remark in () if work.quiet else engine.fallbacks:  # the same for every picture
         note("digseg", remark)
     return engine
-
-
-class _Lines(logging.Handler):
-    """What the engine logs, as lines of ours."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        note("digseg", record.getMessage())
-
-
-@contextmanager
-def _telling(quiet: bool) -> Iterator[None]:
-    """Say what the engine is at while it is opened: choosing a backend may compile for tens of seconds."""
-    log, lines = logging.getLogger("digseg_engine"), _Lines(logging.WARNING if quiet else logging.INFO)
-    level = log.level
-    log.addHandler(lines)
-    log.setLevel(lines.level)
-    try:
-        yield
-    finally:
-        log.removeHandler(lines)
-        log.setLevel(level)
 
 
 def _one(engine: Engine, work: Work, prompts: list[str], path: Path, stem: str) -> str:

@@ -1,9 +1,13 @@
-"""How long a stage still takes, said once where no progress bar shows it, and when the next save by time is due."""
+"""How long a stage still takes, said where no progress bar shows it, and when the next save by time is due."""
 
 from __future__ import annotations
 
 import sys
 import time
+
+from digseg_engine.words import readable
+
+FIRST, SELDOM = 30.0, 600.0  # seconds between two lines: doubled after each, up to the second
 
 
 class Clock:
@@ -13,16 +17,19 @@ class Clock:
         self.name, self.start, self.last, self.save_minutes = name, start, last, save_minutes
         self.quiet = not speaks or sys.stderr.isatty()
         self.began = self.last_save = time.monotonic()
+        self.next, self.gap = 0.0, FIRST
 
     def tell(self, done: int) -> None:
-        """Print the time left, once, after the first steps (the very first one is slower than the others)."""
+        """Print the time left after the first steps (the very first one is slower than the others), then ever more seldom."""
+        now = time.monotonic()
         if done - self.start == 1:
-            self.second = time.monotonic()
-        elif done - self.start >= 5 and not self.quiet:
-            self.quiet = True
-            seconds = (time.monotonic() - self.second) / (done - self.start - 1)
+            self.second = now
+        elif done - self.start >= 5 and not self.quiet and now >= self.next and done < self.last:
+            self.next, self.gap = now + self.gap, min(2 * self.gap, SELDOM)
+            seconds = (now - self.second) / (done - self.start - 1)
             left = readable(seconds * (self.last - done))
-            print(f"{self.name}: {seconds:.2f} s a step, about {left} left", file=sys.stderr, flush=True)
+            print(f"{self.name}: step {done} of {self.last}, {seconds:.2f} s a step, about {left} left",
+                  file=sys.stderr, flush=True)  # fmt: skip
 
     def due(self) -> bool:
         """Whether a save by time is due."""
@@ -30,10 +37,3 @@ class Clock:
 
     def saved(self) -> None:
         self.last_save = time.monotonic()
-
-
-def readable(seconds: float) -> str:
-    """A duration as people say it: "40 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

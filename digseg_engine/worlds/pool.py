@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from digseg_engine.console import Pace
 from digseg_engine.data.batch import Batch, choose_names, to_tensor
 from digseg_engine.data.query import Query
 from digseg_engine.files import replacing
@@ -33,6 +34,7 @@ UNTOLD = np.zeros((len(NAMES), len(NAMES)), bool)
 for _colour, _shape in (pair.split(" ") for pair in UNSEEN_PAIRS):
     UNTOLD[INDEX[_colour], INDEX[_shape]] = UNTOLD[INDEX[_shape], INDEX[_colour]] = True
 MAX_REGIONS = 8
+PART = 250  # scenes that are painted together
 ALIKE = 0.5  # share of batches of `objects` that ask for pairs of few colours
 
 
@@ -108,9 +110,12 @@ def build_pool(domain: str, count: int, size: int, folder: Path, split: str = "t
     key = hashlib.sha256(f"{domain}/{count}/{size}/{split}/{NAMES}/{generator()}".encode()).hexdigest()[:12]
     path = folder / f"{domain}-{size}-{key}.npz"
     if not path.is_file():
-        chunks = [range(i, min(i + 250, count)) for i in range(0, count, 250)]
+        chunks = [range(i, min(i + PART, count)) for i in range(0, count, PART)]
         with ProcessPoolExecutor(workers) as pool:
-            parts = list(pool.map(partial(_paint_range, domain, size, split), chunks))
+            pace, parts = Pace(f"painting scenes of {domain}, in parts of up to {PART}", len(chunks)), []
+            for part in pool.map(partial(_paint_range, domain, size, split), chunks):
+                parts.append(part)
+                pace()
         images, ids, members = (np.concatenate(arrays) for arrays in zip(*parts))
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, temporary.open("wb") as file:

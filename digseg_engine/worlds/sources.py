@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from digseg_engine.console import Pace
 from digseg_engine.data.batch import to_tensor
 from digseg_engine.errors import UsageError
 from digseg_engine.files import replacing, write_text
@@ -74,7 +75,11 @@ def cache_latents(vae: Autoencoder, pools: dict[str, Pool], cache: Path) -> None
         for pool in pools.values():
             stored = cache / f"{pool.domain}-{pool.images.shape[1]}-{len(pool)}-{pool.key}-{key}.safetensors"
             if not stored.is_file():
-                latents = torch.cat([encode_image(vae, chunk).half().cpu() for chunk in chunks(pool.images, device)])
+                pace, parts = Pace(f"encoding scenes of {pool.domain}", len(pool)), []
+                for chunk in chunks(pool.images, device):
+                    parts.append(encode_image(vae, chunk).half().cpu())
+                    pace(len(chunk))
+                latents = torch.cat(parts)
                 with replacing(stored) as temporary:
                     save_file({"latents": latents.contiguous()}, temporary)
             pool.latents = load_file(stored)["latents"]

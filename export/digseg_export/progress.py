@@ -6,8 +6,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 
 Progress = Callable[[str], None]
+STILL = 20.0  # seconds after which a step that goes on is said again
 
 
 class StepTimer:
@@ -34,9 +36,13 @@ def shown(quiet: bool) -> Iterator[Progress]:
     if quiet:
         yield lambda step: None
         return
-    began = time.perf_counter()
     if not sys.stderr.isatty():
-        yield _lines(began)
+        lines = _Lines()
+        Thread(target=lines.repeat, name="digseg-still", daemon=True).start()
+        try:
+            yield lines
+        finally:
+            lines.end()
         return
     from rich.console import Console
     from rich.progress import Progress as Bar
@@ -48,15 +54,31 @@ def shown(quiet: bool) -> Iterator[Progress]:
         yield lambda step: bar.update(task, description=step)
 
 
-def _lines(began: float) -> Progress:
-    """One line for every step; what happens inside a step ("verify: ...") gives none."""
-    last = ""
+class _Lines:
+    """One line for every step, and one every STILL seconds of a long one; what happens inside a step ("verify: ...") gives
+    none of its own."""
 
-    def say(step: str) -> None:
-        nonlocal last
+    def __init__(self) -> None:
+        self._began, self._name = time.perf_counter(), ""
+        self._over, self._news = Event(), Event()
+
+    def __call__(self, step: str) -> None:
         name = step.split(": ", 1)[0]
-        if name != last:
-            print(f"[{time.perf_counter() - began:6.1f} s] {name}", file=sys.stderr, flush=True)
-        last = name
+        if name != self._name:
+            self._name = name
+            self._news.set()
+            self._say(name)
 
-    return say
+    def repeat(self) -> None:
+        """Until the export is over."""
+        while not self._over.is_set():
+            if not self._news.wait(STILL) and self._name and not self._over.is_set():
+                self._say(f"{self._name}, still at it")
+            self._news.clear()
+
+    def end(self) -> None:
+        self._over.set()
+        self._news.set()
+
+    def _say(self, text: str) -> None:
+        print(f"[{time.perf_counter() - self._began:6.1f} s] {text}", file=sys.stderr, flush=True)

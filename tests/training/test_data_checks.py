@@ -9,10 +9,12 @@ from dataset_trees import grey, label_map, own, palette, picture
 from PIL import Image
 
 from digseg_engine.commands import data as command
+from digseg_engine.data.checks import READ, check_marks
 from digseg_engine.data.classes import EXAMPLE, parse_classes
 from digseg_engine.data.datasets import open_dataset
 from digseg_engine.data.survey import class_colour, split_line, survey
 from digseg_engine.errors import InputError
+from digseg_engine.training.recipes.finetune import FinetuneConfig, check_data
 
 TWO = [{"name": "leaf", "id": 1}, {"name": "earth", "id": 2}]
 
@@ -61,6 +63,31 @@ def test_black_and_white_masks_whose_white_is_ignored_are_an_error_with_cures_th
         assert not survey(dataset).problems
     classes(tmp_path, **body, ignore=255)
     assert len(open_dataset(tmp_path)) == 3  # who says that white is ignored is believed
+
+
+def test_one_black_and_white_mask_among_others_is_named(tmp_path, capsys):
+    for n in range(40):
+        labelled(tmp_path, f"p{n:02}", [0, 255] if n == 21 else [0, 1, 2])
+    classes(tmp_path, classes=TWO, background=0)
+    start = "the masks of 1 of 40 pictures (p21) hold only 0 and 255 where others hold class numbers"
+    (note,) = notes(tmp_path)
+    assert note.startswith(start) and '"ignore": 255' in note and "teach nothing but background" in note
+    assert check(tmp_path) == 0 and start[:30] in capsys.readouterr().err
+    (said,) = check_marks(open_dataset(tmp_path), READ)
+    assert said == note
+    classes(tmp_path, classes=TWO, background=0, ignore=255)
+    assert not notes(tmp_path)  # who says that white is ignored is believed
+    labelled(tmp_path, "p21", [0, 1, 255])
+    classes(tmp_path, classes=TWO, background=0)
+    assert not notes(tmp_path)
+
+
+def test_training_names_it_before_it_begins(tmp_path, nano, capsys):
+    for n in range(40):
+        labelled(tmp_path, f"p{n:02}", [0, 255] if n == 21 else [0, 1, 2])
+    classes(tmp_path, classes=TWO, background=0)
+    check_data(nano, str(tmp_path), FinetuneConfig(size=nano.config.image_size))
+    assert "warning: the masks of 1 of 40 pictures (p21)" in capsys.readouterr().err
 
 
 def test_borders_of_255_beside_two_classes_are_no_black_and_white_masks(tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from digseg_engine.console import Pace
 from digseg_engine.data.batches import FolderOptions
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import Predict, reference_predictor, student_predictor
@@ -27,6 +28,7 @@ from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.recipes.finetune import FinetuneConfig, check_data, find_start, load_start, open_batches
 from digseg_engine.training.recipes.telling import print_schedule
 from digseg_engine.training.run import Run, freeze, move, stages_of
+from digseg_engine.words import counted
 from digseg_engine.worlds.scenes import is_scenes
 
 
@@ -109,7 +111,10 @@ def report(c: Checkpoint, teacher: object, config: DistillConfig, folder: Path, 
     results = []
     for name, steps, predict in rows:
         began = time.perf_counter()
-        scores = [evaluate(predict, samples).together.miou() for samples in sets]
+        pace = Pace(
+            f"scoring the {name} at {counted(steps, 'step')} on pictures", sum(len(samples) for samples in sets)
+        )
+        scores = [evaluate(predict, samples, pace).together.miou() for samples in sets]
         seconds = time.perf_counter() - began
         results.append({"model": name, "steps": steps, "miou": sum(scores) / len(scores), "seconds": round(seconds, 2)})
     body = {"pictures_per_set": len(sets[0]), "sets": [samples.name for samples in sets], "rows": results}

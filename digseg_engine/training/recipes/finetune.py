@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 
 from digseg_engine.bundle import MANIFEST
+from digseg_engine.console import note
 from digseg_engine.data.batch import Batches
 from digseg_engine.data.batches import FolderOptions, folder_batches
+from digseg_engine.data.checks import READ, check_marks
 from digseg_engine.data.datasets import open_dataset
 from digseg_engine.data.wordings import typical_tokens
 from digseg_engine.errors import CheckpointError, UsageError
@@ -163,7 +166,9 @@ def check_data(c: Checkpoint, data: str, config: FinetuneConfig | Any) -> None:
         return
     if not Path(data).is_dir():
         raise UsageError(f"--data must be scenes, scenes:DOMAIN,... or a folder of labelled pictures, got {data!r}")
-    open_dataset(data, config.folder.layout, config.folder.split)
+    opened = open_dataset(data, config.folder.layout, config.folder.split)
+    for said in check_marks(opened, READ) if PartialState().is_main_process else []:
+        note("digseg", f"warning: {said}")
 
 
 def open_batches(c: Checkpoint, data: str, config: FinetuneConfig, out: Path) -> Batches:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from digseg_engine.console import Pace
 from digseg_engine.data.datasets import dataset_splits
 from digseg_engine.evaluation.predictors import student_predictor
 from digseg_engine.evaluation.protocols import held_out_split, open_samples
@@ -67,7 +68,8 @@ def student_score(c: Checkpoint, data: str, config: Any) -> Score | None:
         alone = split == folder.split or len(dataset_splits(Path(data), folder.layout)) == 1
         kind = "of the training pictures (there is no val or test split)" if alone else f"pictures of the {split} split"
     predict = student_predictor(c)
-    values = [evaluate(predict, samples).together.miou() for samples in sets]
+    pace = Pace("scoring the student on pictures", sum(len(samples) for samples in sets))
+    values = [evaluate(predict, samples, pace).together.miou() for samples in sets]
     return Score(f"{sum(len(samples) for samples in sets)} {kind}", sum(values) / len(values))
 
 
