@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def run(
-    bundle: Path | None, checkpoint: Path | None, size: int | None, batch: int, prompts: list[int], report: Path | None
+    bundle: Path | None, checkpoint: Path | None, size: int | None, batch: int, prompts: list[int], report: Path | None,
+    engines: Path | None,
 ) -> int:  # fmt: skip
     from rich.console import Console
 
@@ -35,7 +36,7 @@ def run(
     verdicts = []
     for count in prompts or [1]:
         with telling():
-            verdicts.append(choice_table(bundle, checkpoint, size, batch, count))
+            verdicts.append(choice_table(bundle, checkpoint, size, batch, count, engines))
         console.print(_choice(verdicts[-1]))
     if report is not None:
         write_tables(report, bundle, verdicts)
@@ -50,6 +51,8 @@ COMMAND = Command(
         Option("--bundle -b", "also check this bundle (or checkpoint), time every backend, choose one", kind=Path,
                metavar="FOLDER"),
         Option("--checkpoint", "checkpoint the bundle came from: adds torch backends", kind=Path, metavar="FOLDER",
+               only_with=("--bundle",)),
+        Option("--engines", "folder of TensorRT-RTX plans: adds the backend that runs them", kind=Path, metavar="FOLDER",
                only_with=("--bundle",)),
         Option("--size --imgsz", "time at this many pixels per side", kind=int, shown="the model's own",
                only_with=("--bundle",)),

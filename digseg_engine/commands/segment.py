@@ -39,6 +39,8 @@ COMMAND = Command(
         Option("--backend", "auto (measured) or a name that `digseg doctor` lists", default="auto", metavar="NAME"),
         Option("--checkpoint", "checkpoint the bundle came from: for --refine and the torch backends", kind=Path,
                metavar="FOLDER"),
+        Option("--engines", "folder of TensorRT-RTX plans to run, see digseg-export --format tensorrt-rtx", kind=Path,
+               metavar="FOLDER"),
         Option("--device", "cpu, cuda or cuda:1", shown="the backend's own", metavar="NAME"),
         Option("--threads", "threads on a CPU", kind=int, at_least=1, shown="the cores of this process"),
         Option("--imgsz --size", "working size in pixels of the longer side, or of a tile", kind=int,

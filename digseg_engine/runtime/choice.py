@@ -264,7 +264,7 @@ def verdict_key(source: Source, task: Task) -> str:
 def _key(source: Source, asked: dict[str, object]) -> str:
     shapes = None if source.profile is None else source.profile.to_json()
     about = {"weights": source.digest, "shapes": shapes, "device": device_key(), "versions": library_versions(),
-             "threads": source.threads, "on": source.device, **asked}  # fmt: skip
+             "threads": source.threads, "on": source.device, "plans": source.plans, **asked}  # fmt: skip
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,13 +6,14 @@ import importlib.util
 import platform
 import shutil
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from digseg_engine.extras import EXTRAS, install_line, lacking
 from digseg_engine.files import write_json
 from digseg_engine.runtime.backends import Usable, kinds
+from digseg_engine.runtime.backends.tensorrt_rtx import can_build
 from digseg_engine.runtime.choice import Task, Verdict, measure
 from digseg_engine.runtime.machine import device_key, library_versions
 from digseg_engine.runtime.source import open_source
@@ -25,7 +26,8 @@ def inspect_machine() -> list[Usable]:
     rows = [Usable("machine", True, f"Python {platform.python_version()}, {platform.machine()}, {platform.system()}")]
     rows.append(_gpu())
     rows += [kind.probe() for kind in kinds().values()]
-    return [*rows, *(_command(extra, name) for extra, name in COMMANDS.items()), _triton()]
+    commands = [_command(extra, name) for extra, name in COMMANDS.items()]
+    return [*rows, *commands, can_build(), _triton()]
 
 
 def _gpu() -> Usable:
@@ -62,12 +64,14 @@ def _triton() -> Usable:
     return Usable(name, True, f"triton {_version('triton')}")
 
 
-def choice_table(model: Path, checkpoint: Path | None, size: int | None, batch: int, prompts: int) -> Verdict:
+def choice_table(
+    model: Path, checkpoint: Path | None, size: int | None, batch: int, prompts: int, engines: Path | None = None
+) -> Verdict:  # fmt: skip
     """Hash-check a bundle (or take a checkpoint), verify every backend on the golden sample, time those that are right.
 
     Measured afresh, and remembered: `Engine.load` uses this verdict from now on.
     """
-    source = open_source(model, checkpoint)
+    source = replace(open_source(model, checkpoint), engines=engines)
     return measure(source, Task(size or source.working_size, batch, prompts))
 
 

@@ -46,7 +46,7 @@ class Engine:
     def load(
         cls, model: Path | str | None = None, backend: str = "auto", checkpoint: Path | str | None = None,
         size: int | None = None, batch: int = 1, prompts: int = 1, pictures: int | None = None, threads: int | None = None,
-        device: str | None = None,
+        device: str | None = None, engines: Path | str | None = None,
     ) -> Engine:  # fmt: skip
         """Open a bundle (every hash is checked) or a checkpoint directory and create a backend.
 
@@ -57,7 +57,8 @@ class Engine:
         bundle was exported from, which the torch backends and `refine` need. pictures: how many will follow, if that
         is known: for a few small ones ONNX Runtime starts sooner and runs slower. threads: how many a backend on the CPU
         may use (default: the cores of this process, a container's quota respected). device: "cpu", "cuda" or "cuda:1"
-        (default: each backend's own).
+        (default: each backend's own). engines: a folder of TensorRT-RTX plans that may be run: they are executable code, so
+        it is never looked for elsewhere.
         Raises BundleError for a damaged or foreign bundle, CheckpointError for a broken checkpoint, UsageError for an
         unknown backend name, threads or device, BackendError for a backend that cannot run here.
         """
@@ -65,14 +66,18 @@ class Engine:
         if backend not in ("auto", *known):
             raise UsageError(f"unknown backend {backend!r}; expected auto or one of {', '.join(known)}")
         source = open_source(find_model(model), checkpoint)
-        source = replace(source, threads=threads, device=device).with_work(pictures, size or source.working_size)
+        plans = None if engines is None else Path(engines)
+        source = replace(source, threads=threads, device=device, engines=plans).with_work(
+            pictures, size or source.working_size
+        )
         from digseg_engine.runtime.choice import Task, choose, named
 
         if backend != "auto":
             return cls(source, named(known[backend], source))
         verdict, chosen = choose(source, Task(size or source.working_size, batch, prompts))
-        wrong = tuple(f"{row.backend}: {row.reason}" for row in verdict.rows if row.usable and not row.right)
-        return cls(source, chosen, wrong)
+        wanted = ("tensorrt-rtx",) if plans else ()  # whoever names plans is told why they do not run
+        wrong = [row for row in verdict.rows if not row.right and (row.usable or row.backend in wanted)]
+        return cls(source, chosen, tuple(f"{row.backend}: {row.reason}" for row in wrong))
 
     def __repr__(self) -> str:
         model = self.source.bundle.folder if self.source.bundle is not None else self.source.checkpoint

@@ -41,6 +41,7 @@ class Work:
     checkpoint: Path | None = None
     device: str | None = None
     threads: int | None = None
+    engines: Path | None = None
     imgsz: int | None = None
     tile: int | None = None
     overlap: float = 0.25
@@ -106,7 +107,8 @@ def _engine(work: Work, prompts: list[str], pictures: int) -> Engine:
         note("digseg", f"bundle {model} ({why}); {counted(pictures, 'picture')}, {counted(len(prompts), 'prompt')}")
     with telling(work.quiet):
         engine = Engine.load(model, work.backend, work.checkpoint, work.imgsz or work.tile, prompts=len(prompts),
-                             pictures=None if work.tile else pictures, threads=work.threads, device=work.device)  # fmt: skip
+                             pictures=None if work.tile else pictures, threads=work.threads, device=work.device,
+                             engines=work.engines)  # fmt: skip
     if work.verbose:
         note("digseg", f"backend {engine.backend.name}: {engine.backend.detail}")
     for remark in () if work.quiet else engine.fallbacks:  # the same for every picture

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from digseg_engine.bundle import Bundle, open_bundle
+from digseg_engine.bundle import MANIFEST, Bundle, open_bundle
 from digseg_engine.errors import BackendError, BundleError, UsageError
 from digseg_engine.runtime.profile import Profile
 
@@ -55,7 +55,8 @@ class Source:
 
     brief: little work follows; a backend that can should start sooner rather than run faster. threads: how many a
     backend on the CPU may use (None: as many as this process has cores); device: "cpu", "cuda" or "cuda:1" (None: the
-    backend's own choice). Raises UsageError for other threads or devices.
+    backend's own choice). engines: a folder of plans that the user named, for the backend that runs them. Raises UsageError
+    for other threads or devices.
     """
 
     bundle: Bundle | None
@@ -63,6 +64,7 @@ class Source:
     brief: bool = False
     threads: int | None = None
     device: str | None = None
+    engines: Path | None = None
 
     def __post_init__(self) -> None:
         count = self.threads
@@ -102,7 +104,8 @@ class Source:
         """What another process needs to open the same again."""
         folder = None if self.bundle is None else self.bundle.folder.absolute()
         trained = None if self.checkpoint is None else self.checkpoint.absolute()
-        return Portable(folder, trained, self.brief, self.threads, self.device, self.digest)
+        plans = None if self.engines is None else self.engines.absolute()
+        return Portable(folder, trained, self.brief, self.threads, self.device, self.digest, plans)
 
     @property
     def tokenizer(self) -> Path:
@@ -146,6 +149,16 @@ class Source:
                 parts.append(f"{path.relative_to(self.checkpoint)}:{about.st_size}:{about.st_mtime_ns}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
+    @property
+    def plans(self) -> str:
+        """Identifies the folder of plans in cache keys; "" without one."""
+        if self.engines is None:
+            return ""
+        try:
+            return hashlib.sha256((self.engines / MANIFEST).read_bytes()).hexdigest()
+        except OSError:  # whoever opens it says what is wrong
+            return str(self.engines)
+
     @cached_property
     def golden(self) -> Golden:
         if self.bundle is None:
@@ -180,11 +193,12 @@ class Portable:
     threads: int | None
     device: str | None
     digest: str
+    engines: Path | None = None
 
     def reopened(self) -> Source:
         """The source. Raises BundleError when its files are gone, damaged or other ones by now."""
         opened = None if self.bundle is None else open_bundle(self.bundle)
-        source = Source(opened, self.checkpoint, self.brief, self.threads, self.device)
+        source = Source(opened, self.checkpoint, self.brief, self.threads, self.device, self.engines)
         if source.digest != self.digest:
             raise BundleError(
                 f"{self.bundle or self.checkpoint} has changed since the engine was opened; load it again"

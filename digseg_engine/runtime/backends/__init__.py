@@ -5,6 +5,7 @@
 | `onnxruntime` | bundle | CPU provider (the float32 graphs of a reduced-precision bundle) |
 | `onnxruntime-cuda`, `onnxruntime-tensorrt` | bundle | the graphs as stored, on an NVIDIA GPU |
 | `tensorrt` | bundle | engines built on this machine, on an NVIDIA GPU |
+| `tensorrt-rtx` | bundle, folder of plans | plans built ahead of time, on an NVIDIA RTX GPU |
 | `torch`, `torch-compile` | checkpoint | float32, on the GPU with our Triton kernels when there is one, else on the CPU |
 | `torch-fp16` | checkpoint | the same in half precision, on a GPU only |
 """
@@ -133,6 +134,7 @@ def kinds() -> dict[str, BackendKind]:
         for name in ort_backend.PROVIDERS
     ]
     listed.append(BackendKind("tensorrt", _probe_tensorrt, _create_tensorrt))
+    listed.append(BackendKind("tensorrt-rtx", _probe_tensorrt_rtx, _create_tensorrt_rtx))
     listed += [
         BackendKind(
             name,
@@ -157,3 +159,15 @@ def _create_tensorrt(source: Source) -> Backend:
     from digseg_engine.runtime.backends.devices import gpu_index
 
     return tensorrt_native.TensorrtBackend(source.need_bundle("tensorrt"), index=gpu_index(source, "tensorrt"))
+
+
+def _probe_tensorrt_rtx() -> Usable:
+    from digseg_engine.runtime.backends import tensorrt_rtx
+
+    return tensorrt_rtx.probe()
+
+
+def _create_tensorrt_rtx(source: Source) -> Backend:
+    from digseg_engine.runtime.backends import tensorrt_rtx
+
+    return tensorrt_rtx.create(source)

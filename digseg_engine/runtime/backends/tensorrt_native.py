@@ -1,4 +1,5 @@
-"""TensorRT engines of a bundle, 10.3 to 11.x, with nothing but TensorRT's Python bindings and the CUDA driver.
+"""Engines of a bundle run by TensorRT 10.3 to 11.x, with nothing but its Python bindings and the CUDA driver. What is here
+serves TensorRT-RTX too (`tensorrt_rtx.py`).
 
 Not run by us yet. The names used here exist in the published bindings of 10.3, 10.16 and 11.1 (a test holds this). Results:
 None or False from TensorRT is turned into BackendError with the last lines of its log.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -26,6 +28,9 @@ from digseg_engine.runtime.backends.tensorrt_library import TENSORRT, load
 from digseg_engine.runtime.cuda_driver import Driver, zeros
 from digseg_engine.runtime.engine_store import EngineKey, engine_path, graph_hash, load_plan
 from digseg_engine.runtime.profile import Profile, make_profile
+
+Placed = tuple[int, tuple[int, ...]]  # address on the GPU, shape
+Place = Callable[[str, tuple[int, ...]], int]  # name and shape of an output -> its address
 
 _loggers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
@@ -95,26 +100,28 @@ def probe() -> Usable:
     return Usable("tensorrt", True, f"tensorrt {trt.__version__} on {device.name}, not run by us yet")
 
 
-class _Graph:
-    """One deserialised engine with its context, buffers and stream; used under a lock."""
+class Graph:
+    """One deserialised engine with its context, buffers and stream; used under a lock. context: makes an execution context."""
 
     def __init__(
-        self, trt: Any, runtime: Any, logger: Any, driver: Driver, path: Path, plan: bytes, spec: GraphSpec
-    ) -> None:
+        self, runtime: Any, logger: Any, driver: Driver, path: Path, plan: bytes, spec: GraphSpec,
+        context: Callable[[Any], Any] = lambda engine: engine.create_execution_context(),
+    ) -> None:  # fmt: skip
         self._logger, self._driver, self._spec = logger, driver, spec
         self._engine = runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise failure(f"{path} could not be deserialised", logger, "build it again on this machine")
-        self._context = self._engine.create_execution_context()
+            raise failure(f"{path} could not be deserialised", logger, "build it again")
+        self._context = context(self._engine)
         if self._context is None:
             raise failure(f"{path} got no execution context", logger, "free GPU memory, or use a smaller profile")
         names = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
         if wanted := {t.name for t in (*spec.inputs, *spec.outputs)} - names:
             raise BackendError(f"{path} lacks the tensors {', '.join(sorted(wanted))}; build it again")
-        self._stream, self._buffers = driver.stream(), {}  # type: int, dict[str, tuple[int, int]]
+        self.stream, self._buffers = driver.stream(), {}  # type: int, dict[str, tuple[int, int]]
+        self._alive: list[Array] = []
         self._lock = Lock()
 
-        weakref.finalize(self, _give_back, driver, self._stream, self._buffers)
+        weakref.finalize(self, _give_back, driver, self.stream, self._buffers)
 
     def _buffer(self, name: str, size: int) -> int:
         pointer, held = self._buffers.get(name, (0, 0))
@@ -128,30 +135,44 @@ class _Graph:
 
     def run(self, feeds: dict[str, Array], kinds: dict[str, str]) -> list[Array]:
         """feeds by name -> outputs in contract order; `kinds` is each output's host type."""
+        outputs: list[Array] = []
+
+        def place(name: str, shape: tuple[int, ...]) -> int:
+            outputs.append(zeros(shape, kinds[name]))
+            return self._buffer(name, outputs[-1].nbytes)
+
         with self._lock:
-            self._driver.make_current()
-            alive = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
-            for name, array in alive.items():
-                if not self._context.set_input_shape(name, tuple(array.shape)):
-                    raise failure(
-                        f"{self._spec.file} refuses {name} of shape {array.shape}", self._logger, "see the profile"
-                    )
-                pointer = self._buffer(name, array.nbytes)
-                self._driver.upload(pointer, array, self._stream)
-                self._context.set_tensor_address(name, pointer)
-            if missing := self._context.infer_shapes():
-                raise failure(f"{self._spec.file} still lacks {', '.join(missing)}", self._logger, "build it again")
-            outputs = []
-            for tensor in self._spec.outputs:
-                host = zeros(tuple(self._context.get_tensor_shape(tensor.name)), kinds[tensor.name])
-                self._context.set_tensor_address(tensor.name, self._buffer(tensor.name, host.nbytes))
-                outputs.append(host)
-            if not self._context.execute_async_v3(self._stream):
-                raise failure(f"{self._spec.file} failed to run", self._logger, "try --backend onnxruntime")
+            self._enqueue(feeds, {}, place)
             for tensor, host in zip(self._spec.outputs, outputs):
-                self._driver.download(host, self._buffers[tensor.name][0], self._stream)
-            self._driver.wait(self._stream)
+                self._driver.download(host, self._buffers[tensor.name][0], self.stream)
+            self._driver.wait(self.stream)
             return outputs
+
+    def enqueue(self, feeds: dict[str, Array], there: dict[str, Placed], place: Place) -> None:
+        """As `run`, with some inputs on the GPU already and outputs where `place` says; nothing waits for the host, so all
+        of it is in the order of `stream`."""
+        with self._lock:
+            self._enqueue(feeds, there, place)
+
+    def _enqueue(self, feeds: dict[str, Array], there: dict[str, Placed], place: Place) -> None:
+        self._driver.make_current()
+        held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        for name, array in held.items():
+            pointer = self._buffer(name, array.nbytes)
+            self._driver.upload(pointer, array, self.stream)
+            there = {**there, name: (pointer, tuple(array.shape))}
+        for name, (pointer, shape) in there.items():
+            if not self._context.set_input_shape(name, shape):
+                raise failure(f"{self._spec.file} refuses {name} of shape {shape}", self._logger, "see the profile")
+            self._context.set_tensor_address(name, pointer)
+        if missing := self._context.infer_shapes():
+            raise failure(f"{self._spec.file} still lacks {', '.join(missing)}", self._logger, "build it again")
+        for tensor in self._spec.outputs:
+            shape = tuple(self._context.get_tensor_shape(tensor.name))
+            self._context.set_tensor_address(tensor.name, place(tensor.name, shape))
+        if not self._context.execute_async_v3(self.stream):
+            raise failure(f"{self._spec.file} failed to run", self._logger, "try --backend onnxruntime")
+        self._alive = list(held.values())  # until the next call: its copies may still be on their way
 
 
 def _give_back(driver: Driver, stream: int, buffers: dict[str, tuple[int, int]]) -> None:
@@ -168,14 +189,15 @@ class TensorrtBackend:
     """Both graphs of a bundle as engines built on this machine, on GPU number `index`. Thread-safe: one lock per graph."""
 
     name = "tensorrt"
+    library = TENSORRT
     precision = "fp32"  # that of the bundle, whose golden sample already allows for it
     fixed_shapes = False
 
     def __init__(self, bundle: Bundle, trt: Any = None, driver: Driver | None = None, index: int = 0) -> None:
-        trt = trt or load(TENSORRT)
-        driver = driver or Driver(index)
-        self._logger = logger_of(trt)
-        self._runtime = trt.Runtime(self._logger)
+        self._trt = trt or load(self.library)
+        self._driver, self.index = driver or Driver(index), index
+        self._logger = logger_of(self._trt)
+        self._runtime = self._trt.Runtime(self._logger)
         self.profile = bundle_profile(bundle)
         precision = str(bundle.manifest["precision"]["name"])
         half = precision if precision in ("fp16", "bf16") else "float32"
@@ -183,28 +205,69 @@ class TensorrtBackend:
             t.name: half if t.dtype == "graph" else t.dtype for s in GRAPHS.values() for t in (*s.inputs, *s.outputs)
         }
         self._bits = {"fp16": np.float16, "bf16": np.uint16}.get(half, np.float32)
-        self._text, self._segmenter = (self._load(trt, driver, bundle, spec) for spec in (TEXT_ENCODER, SEGMENTER))
-        self.detail = f"tensorrt {trt.__version__}, {driver.describe().name}, {precision}"
+        self._text, self._segmenter = (self._open(bundle, spec) for spec in (TEXT_ENCODER, SEGMENTER))
+        self.detail = f"{self.name} {self._trt.__version__}, {self._driver.describe().name}, {precision}"
 
-    def _load(self, trt: Any, driver: Driver, bundle: Bundle, spec: GraphSpec) -> _Graph:
-        key = engine_key(bundle, spec, trt.__version__, driver)
+    def _open(self, bundle: Bundle, spec: GraphSpec) -> Graph:
+        path, plan = self._plan(bundle, spec)
+        with failing_as(self.name, f"while opening {path.name}"):
+            return Graph(
+                self._runtime, self._logger, self._driver, path, plan, spec, lambda engine: self._context(engine, spec)
+            )
+
+    def _plan(self, bundle: Bundle, spec: GraphSpec) -> tuple[Path, bytes]:
+        """A graph's plan: where it lies, and its bytes, whose hash was checked."""
+        key = engine_key(bundle, spec, self._trt.__version__, self._driver)
         path = engine_path(key, spec)
-        with failing_as("tensorrt", f"while opening {path.name}"):
-            return _Graph(trt, self._runtime, self._logger, driver, path, load_plan(path, key), spec)
+        return path, load_plan(path, key)
+
+    def _context(self, engine: Any, spec: GraphSpec) -> Any:
+        return engine.create_execution_context()
 
     def encode_text(self, token_ids: NDArray[np.int64], token_mask: NDArray[np.bool_]) -> tuple[Array, Array]:
         """token_ids [K, L], token_mask [K, L] -> text_keys, text_values; bf16 travels as its 16 bits."""
         self.profile.check({"L": token_ids.shape[1]})
-        with failing_as("tensorrt", f"on {len(token_ids)} prompts"):
+        with failing_as(self.name, f"on {len(token_ids)} prompts"):
             keys, values = self._text.run({"token_ids": token_ids, "token_mask": token_mask}, self._kinds)
         return keys, values
 
     def segment(self, image: Array, keys: Array, values: Array, token_mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         """image [B, 3, H, W] and folded text of K prompts -> logits [B, K, h', w']; refused outside the profile."""
-        b, _, h, w = image.shape
-        self.profile.check({"B": b, "K": keys.shape[0], "L": token_mask.shape[1], "H": h, "W": w})
-        feeds = {"image": image, "text_keys": keys.astype(self._bits, copy=False),
-                 "text_values": values.astype(self._bits, copy=False), "token_mask": token_mask}  # fmt: skip
-        with failing_as("tensorrt", f"on a picture of shape {list(image.shape)} with {len(keys)} prompts"):
+        feeds = {"image": image, **self._asked(image.shape, keys, values, token_mask)}
+        with failing_as(self.name, f"on a picture of shape {list(image.shape)} with {len(keys)} prompts"):
             (logits,) = self._segmenter.run(feeds, self._kinds)
         return logits
+
+    def segment_tensor(self, image: Any, keys: Array, values: Array, token_mask: NDArray[np.bool_]) -> Any:
+        """As `segment`, with the image and the logits as torch tensors on the GPU: neither is copied, nothing waits for the
+        host."""
+        import torch
+
+        where = image.device
+        if where.type != "cuda" or (where.index or 0) != self.index:
+            raise BackendError(f"{self.name} takes tensors on cuda:{self.index}, got one on {where}; move it, load the "
+                               "engine with that device, or pass an array")  # fmt: skip
+        feeds, image = self._asked(tuple(image.shape), keys, values, token_mask), image.contiguous()
+        answer: list[Any] = []
+
+        def place(name: str, shape: tuple[int, ...]) -> int:
+            answer.append(torch.empty(*shape, device=where))
+            return int(answer[-1].data_ptr())
+
+        with failing_as(self.name, f"on a picture of shape {list(image.shape)} with {len(keys)} prompts"):
+            here, ours = torch.cuda.current_stream(where), torch.cuda.ExternalStream(self._segmenter.stream, where)
+            ours.wait_stream(here)
+            self._segmenter.enqueue(feeds, {"image": (image.data_ptr(), tuple(image.shape))}, place)
+            here.wait_stream(ours)
+            for tensor in (image, *answer):
+                tensor.record_stream(ours)
+        return answer[0]
+
+    def _asked(
+        self, image: tuple[int, ...], keys: Array, values: Array, token_mask: NDArray[np.bool_]
+    ) -> dict[str, Array]:  # fmt: skip
+        """The text of a request for a picture of this shape. Raises InputError outside the profile."""
+        b, _, h, w = image
+        self.profile.check({"B": b, "K": keys.shape[0], "L": token_mask.shape[1], "H": h, "W": w})
+        return {"text_keys": keys.astype(self._bits, copy=False), "text_values": values.astype(self._bits, copy=False),
+                "token_mask": token_mask}  # fmt: skip
