@@ -23,6 +23,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {  # extra -> modules that must be importab
     "export": ("torch", "diffusers", "transformers", "skimage", "onnx", "onnxscript", "onnxruntime"),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt_rtx",),
+    "onnxruntime-tensorrt-rtx": ("onnxruntime", "onnxruntime_ep_nv_tensorrt_rtx"),
 }
 OTHERS = {"triton": "triton", "tifffile": "tifffile", "rich": "rich"}  # module -> what pip calls it
 

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "torch", "diffusers", "triton", "tensorrt", "tensorrt-rtx-cu13", "numpy",
+LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "torch", "diffusers", "triton", "tensorrt", "tensorrt-rtx-cu13",
+             "onnxruntime-ep-nv-tensorrt-rtx-cu13", "numpy",
              "digseg-engine")  # fmt: skip
 WATCHED = ("DIGSEG_DEVICE", "DIGSEG_TRITON", "DIGSEG_CUDA_GRAPHS", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 

@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | `onnxruntime` | bundle | CPU provider (the float32 graphs of a reduced-precision bundle) |
 | `onnxruntime-cuda`, `onnxruntime-tensorrt` | bundle | the graphs as stored, on an NVIDIA GPU |
+| `onnxruntime-tensorrt-rtx` | bundle | the graphs as stored, by NVIDIA's plug-in, on an RTX GPU |
 | `tensorrt` | bundle | engines built on this machine, on an NVIDIA GPU |
 | `tensorrt-rtx` | bundle, folder of plans | plans built ahead of time, on an NVIDIA RTX GPU |
 | `torch`, `torch-compile` | checkpoint | float32, on the GPU with our Triton kernels when there is one, else on the CPU |
@@ -133,6 +134,7 @@ def kinds() -> dict[str, BackendKind]:
         )
         for name in ort_backend.PROVIDERS
     ]
+    listed.append(BackendKind("onnxruntime-tensorrt-rtx", _probe_plugin, _create_plugin, slow_start=True))
     listed.append(BackendKind("tensorrt", _probe_tensorrt, _create_tensorrt))
     listed.append(BackendKind("tensorrt-rtx", _probe_tensorrt_rtx, _create_tensorrt_rtx))
     listed += [
@@ -171,3 +173,15 @@ def _create_tensorrt_rtx(source: Source) -> Backend:
     from digseg_engine.runtime.backends import tensorrt_rtx
 
     return tensorrt_rtx.create(source)
+
+
+def _probe_plugin() -> Usable:
+    from digseg_engine.runtime.backends import ort_plugin
+
+    return ort_plugin.probe()
+
+
+def _create_plugin(source: Source) -> Backend:
+    from digseg_engine.runtime.backends import ort_plugin
+
+    return ort_plugin.OrtPluginBackend(source)

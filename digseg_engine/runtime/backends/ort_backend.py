@@ -37,7 +37,9 @@ EXTRAS = {  # what brings each, and where
     "onnxruntime": ("cpu", ""),
     "onnxruntime-cuda": ("gpu", " (NVIDIA GPU; remove onnxruntime first)"),
     "onnxruntime-tensorrt": ("gpu,tensorrt", " (NVIDIA GPU; remove onnxruntime first)"),
+    "onnxruntime-tensorrt-rtx": ("onnxruntime-tensorrt-rtx", " (NVIDIA RTX GPU)"),
 }
+PLUGINS = {"onnxruntime-tensorrt-rtx": "NvTensorRTRTXExecutionProvider"}  # registered at run time, see `ort_plugin.py`
 Provider = tuple[str, dict[str, str]]
 PLACES = "session.record_ep_graph_assignment_info"  # remember which node runs on which provider (1.24 and newer)
 # Arithmetic on shapes: GPU providers leave it to the CPU on purpose, where it belongs.
@@ -68,7 +70,7 @@ def probe(name: str = "onnxruntime") -> Usable:
     wanted = PROVIDERS[name]
     try:
         preload(onnxruntime, wanted)
-        session = create_session(onnxruntime, PROBE, _options(onnxruntime), wanted)
+        session = create_session(onnxruntime, PROBE, session_options(onnxruntime), wanted)
         session.run(None, {"x": np.zeros(_probe_shape(session), np.float32)})
     except Exception as error:
         return Usable(name, False, "", in_one_line(error).removesuffix(f"; {install(name)}"), install(name))
@@ -87,7 +89,7 @@ class OrtBackend:
         except ImportError as error:
             raise BackendError(f"backend {name} cannot run here: {error}; install it with {install(name)}") from error
         self.name = name
-        self._runtime, self._provider = onnxruntime, PROVIDERS[name]
+        self._runtime, self._provider = onnxruntime, {**PROVIDERS, **PLUGINS}[name]
         if self._provider == PROVIDER:
             no_gpu(source, name)
         preload(onnxruntime, self._provider)
@@ -105,7 +107,7 @@ class OrtBackend:
         self._text_dtype = np.float16 if halves else np.float32
 
     def _session(self, bundle: Bundle, spec: GraphSpec) -> Any:
-        options = _options(self._runtime, self._threads)
+        options = session_options(self._runtime, self._threads)
         if self._brief:  # creates a session in a third of the time; a run takes a quarter longer
             options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         return create_session(self._runtime, self._graph(bundle, spec), options, self._provider, self.providers(spec))
@@ -182,13 +184,18 @@ def create_session(
             f"onnxruntime cannot load {name} with {provider}: {in_one_line(error)}; export the bundle again, or update "
             "onnxruntime"
         ) from error
+    check_places(session, name, provider)
+    return session
+
+
+def check_places(session: Any, name: str, provider: str) -> None:
+    """Raises BackendError when a session runs on another provider, or leaves more than arithmetic on shapes to the CPU."""
     if session.get_providers()[0] != provider:
         raise BackendError(f"{name} runs on {session.get_providers()[0]}, expected {provider}; its libraries could not be "
                            "loaded, see `digseg doctor`")  # fmt: skip
     if strays := left_to_cpu(session) if provider != PROVIDER else []:
         raise BackendError(f"{name}: {provider} leaves {len(strays)} nodes to the CPU ({', '.join(strays[:3])}); nothing "
                            "goes on there in silence: update onnxruntime, or choose --backend onnxruntime")  # fmt: skip
-    return session
 
 
 def left_to_cpu(session: Any) -> list[str]:
@@ -203,7 +210,8 @@ def left_to_cpu(session: Any) -> list[str]:
             for node in part.get_nodes() if node.op_type not in SHAPE_WORK]  # fmt: skip
 
 
-def _options(runtime: Any, threads: int | None = None) -> Any:
+def session_options(runtime: Any, threads: int | None = None) -> Any:
+    """Options of a session as every provider of ours has them."""
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.enable_mem_pattern = False  # steadier memory when shapes vary
