@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -93,6 +94,37 @@ def _foreign(place: Path, mark: Mark) -> str | None:
     if not place.is_dir():
         return "it is not a folder"
     return mark.foreign(place) if any(place.iterdir()) else None
+
+
+def check_output(folder: Path) -> None:
+    """Raises UsageError, before any work is done, when files cannot be written into `folder`, or it cannot be made."""
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            folder.lstat()  # raises for a name that is too long, or a loop of links
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"output {folder} is a file; expected a folder; choose another with -o")
+        parent = folder.absolute()
+        while not parent.exists() and parent != parent.parent:
+            parent = parent.parent
+        if not parent.is_dir():
+            raise UsageError(f"cannot write to {parent}, which is a file; choose another output with -o")
+        os.rmdir(tempfile.mkdtemp(prefix=".digseg-", dir=parent))  # permissions alone do not tell, of root least of all
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot write to {folder}: {why}; choose another output with -o") from error
+
+
+def check_output_file(path: Path) -> None:
+    """Raises UsageError, before any work is done, when a file cannot be written at `path`."""
+    check_output(path.parent)
+    try:
+        with suppress(FileNotFoundError):
+            path.lstat()
+        taken = path.is_dir()
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}; choose another name") from error
+    if taken:
+        raise UsageError(f"{path} is a folder; expected the name of a file")
 
 
 def others(folder: Path, listed: Iterable[str]) -> list[str]:

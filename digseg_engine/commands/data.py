@@ -16,11 +16,11 @@ def run(folder: Path, layout: str | None, split: str, output: Path, pictures: in
     from digseg_engine.data.datasets import open_dataset
     from digseg_engine.data.survey import class_table, contact_sheet, split_line, survey
     from digseg_engine.files import replacing
-    from digseg_engine.runtime.inputs import check_output
+    from digseg_engine.folders import check_output_file
 
-    if output.suffix.lower() != ".png" or output.is_dir():
+    if output.suffix.lower() != ".png":
         raise UsageError(f"output {output} must be a .png file; choose another with -o")
-    check_output(output.parent)
+    check_output_file(output)
     dataset = open_dataset(folder, layout, split, strict=False)
     console = Console()
     with Progress(transient=True) as bar:

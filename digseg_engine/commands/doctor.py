@@ -10,7 +10,9 @@ from digseg_engine.commands.declare import Command, Option
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
+    from digseg_engine.runtime.backends import Usable
     from digseg_engine.runtime.choice import Verdict
 
 
@@ -19,16 +21,18 @@ def run(
     engines: Path | None,
 ) -> int:  # fmt: skip
     from rich.console import Console
+    from rich.text import Text
 
     from digseg_engine.console import telling
+    from digseg_engine.folders import check_output_file
     from digseg_engine.named import find_model
     from digseg_engine.runtime.doctor import choice_table, describe_bundle, inspect_machine, write_tables
 
+    if report is not None:
+        check_output_file(report)
     console = Console()
-    rows = [
-        [r.name, "yes" if r.usable else "no", r.detail if r.usable else r.reason, r.install] for r in inspect_machine()
-    ]
-    console.print(_table("usable on this machine", ("part", "usable", "what was found", "to get it"), rows))
+    for part in _machine(inspect_machine()):
+        console.print(part, soft_wrap=isinstance(part, Text))  # lines to be copied are not broken
     if bundle is None:
         return 0
     bundle = find_model(bundle)
@@ -65,6 +69,25 @@ COMMAND = Command(
     ),
     examples=("digseg doctor", "digseg doctor --bundle digseg-tiny-fp16 --prompts 1 --prompts 20 --json choice.json"),
 )  # fmt: skip
+
+
+def _machine(found: list[Usable]) -> list[Table | Text]:
+    """A table of what was found, parts of the same answer in one row, and below it how to get what is not there."""
+    from rich.text import Text
+
+    rows: dict[tuple[str, str], list[str]] = {}
+    cures: dict[str, list[str]] = {}
+    for one in found:
+        said = one.detail if one.usable else one.reason
+        if not one.usable and one.install and one.install in said:  # said below
+            said = said.partition(one.install)[0].rpartition(";")[0] or said
+        rows.setdefault(("yes" if one.usable else "no", said), []).append(one.name)
+        if one.install and not one.usable:
+            cures.setdefault(one.install, []).append(one.name)
+    cells = [["\n".join(names), usable, said] for (usable, said), names in rows.items()]
+    table = _table("usable on this machine", ("part", "usable", "what was found"), cells)
+    lines = [Text(f"  {', '.join(names)}: {cure}") for cure, names in cures.items()]
+    return [table, *([Text("to get the rest:")] if lines else []), *lines]
 
 
 def _choice(verdict: Verdict) -> Group:

@@ -7,6 +7,7 @@ from pathlib import Path
 from digseg_engine.commands.declare import Command, Option
 from digseg_engine.commands.train import check_data
 from digseg_engine.errors import UsageError
+from digseg_engine.folders import check_output_file
 
 
 def run(
@@ -16,6 +17,8 @@ def run(
     check_data(data)
     if model is not None and not model.is_dir():
         raise UsageError(f"--model {model} is not a folder; expected a checkpoint or a bundle")
+    if report is not None:
+        check_output_file(report)
     from digseg_engine.evaluation.score import score_model
 
     score_model(model, data, count, size, reference_steps, report, layout, split, device)

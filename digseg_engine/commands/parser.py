@@ -104,8 +104,19 @@ def _examples(command: Command) -> str | None:
     return "examples:\n" + "\n".join(f"  {line}" for line in command.examples) if command.examples else None
 
 
+MEANT = {  # words that are no command of `digseg`, and what does what they say
+    "export": "digseg-export", "convert": "digseg-export", "onnx": "digseg-export", "version": "digseg --version",
+    "predict": "digseg segment", "run": "digseg segment", "infer": "digseg segment", "test": "digseg eval",
+    "evaluate": "digseg eval", "val": "digseg eval", "validate": "digseg eval", "finetune": "digseg train --init MODEL",
+    "check": "digseg data FOLDER, for labelled pictures, or digseg doctor, for the machine",
+    "info": "digseg doctor", "benchmark": "digseg doctor --bundle FOLDER", "bench": "digseg doctor --bundle FOLDER",
+}  # fmt: skip
+
+
 def unknown_command(word: str, known: Iterable[str]) -> DigsegError:
     names = list(known)
+    if meant := MEANT.get(word.lower().replace("_", "-")):
+        return UsageError(f"no command {word!r}; use {meant}")
     if word.startswith("-"):
         return UsageError(f"no option {word} before a command; options follow the command, as in digseg segment --help")
     return UsageError(f"no command {word!r}{_did_you_mean(word, names)}; expected one of {', '.join(names)}")

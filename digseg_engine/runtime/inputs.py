@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from digseg_engine.errors import InputError, UsageError
+from digseg_engine.errors import InputError
+from digseg_engine.folders import check_output
 from digseg_engine.runtime.saving import is_ours
+
+__all__ = ["Found", "check_output", "find_pictures", "read_prompts", "several_in_one"]
 
 
 @dataclass(frozen=True)
@@ -116,14 +118,3 @@ def read_prompts(given: list[str], file: Path | None) -> list[str]:
 def several_in_one(prompts: Iterable[str]) -> list[str]:
     """Prompts with a comma, which other programs take for several and this one for one."""
     return [prompt for prompt in prompts if "," in prompt]
-
-
-def check_output(folder: Path) -> None:
-    """Raises UsageError when `folder` is a file or cannot be written, before any work is done."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"output {folder} is a file; expected a folder; choose another with -o")
-    parent = folder.absolute()
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
-    if not os.access(parent, os.W_OK) or not parent.is_dir():
-        raise UsageError(f"cannot write to {parent}; choose another output folder with -o")

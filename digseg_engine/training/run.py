@@ -14,6 +14,7 @@ from torch import nn
 
 from digseg_engine.errors import OutputError, UsageError
 from digseg_engine.files import replacing, write_json
+from digseg_engine.folders import check_output
 from digseg_engine.model.pretrained import Checkpoint, check_target, save_checkpoint
 from digseg_engine.training.interruption import TrainingInterruptedError
 from digseg_engine.training.log import event_writer
@@ -116,6 +117,7 @@ class Run:
     def __post_init__(self) -> None:
         # The first one made decides for the whole program: without `cpu` it takes N processes without GPUs for N programs.
         processes = PartialState(cpu=not torch.cuda.is_available())
+        check_output(self.out)
         if not self.resume and self.out.is_dir() and any(self.out.iterdir()) and not self._only_begun():
             raise UsageError(f"{self.out} is not empty; expected a new folder, or --resume to continue the run in it")
         if self.override and not self.resume:

@@ -143,6 +143,13 @@ def test_bare_digseg_and_help_are_no_errors(room):
     for words in ([], ["help"], ["-h"], ["--help"], ["help", "segment"], ["segment", "-h"]):
         done = run_command("digseg", *words, cwd=room)
         assert done.returncode == 0 and "usage: digseg" in done.stdout and not done.stderr
+    for word, meant in {
+        "export": "use digseg-export",
+        "version": "use digseg --version",
+        "predict": "digseg segment",
+    }.items():
+        done = run_command("digseg", word, cwd=room)
+        assert done.returncode == 2 and meant in done.stderr and len(done.stderr.splitlines()) == 1
     done = run_command("digseg", "segmnt", cwd=room)
     assert done.returncode == 2 and "did you mean segment?" in done.stderr
 

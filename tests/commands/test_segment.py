@@ -128,6 +128,19 @@ def test_doctor_shows_what_runs(room, bundle):
     assert done.returncode == 2 and "no effect without --bundle" in done.stderr
 
 
+def test_doctor_fits_eighty_columns(room):
+    done = run_command("digseg", "doctor", cwd=room, env={"COLUMNS": "80"})
+    assert done.returncode == 0, done.stderr
+    table, _, cures = done.stdout.partition("to get the rest:")
+    rows = [line for line in table.splitlines() if line.startswith("│")]
+    assert rows and all(len(line) <= 80 for line in table.splitlines())
+    words = " ".join(line.split("│")[3] for line in rows).split()
+    assert "CPUExecutionProvider" in words  # no word is cut in two
+    parts = [line.split("│")[1].strip() for line in rows]
+    assert len(set(filter(None, parts))) == len([part for part in parts if part])
+    assert '[tensorrt]"' in cures and len(cures.splitlines()) == len(set(cures.splitlines()))
+
+
 def test_scenes_and_version(room):
     done = run_command("digseg", "scenes", "--size", "64", "--domain", "crops", "-o", "made", cwd=room)
     assert done.returncode == 0 and Image.open(room / "made" / "crops-0.png").size == (64, 64)

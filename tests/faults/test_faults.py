@@ -78,9 +78,10 @@ def run(command, room, **env):
     return run_program(command, cwd=room, env={name: value for name, value in environment.items() if value is not None})
 
 
-def ended_well(done, room: Path, codes=(1, 2)) -> list[str]:
-    """The command failed as it should; returns its lines of complaint."""
-    assert done.returncode in codes, (done.stdout, done.stderr)
+def ended_well(done, room: Path, code: int) -> list[str]:
+    """The command failed as it should: 2 for an output that cannot be used, 1 for one that fails on the way; returns its
+    lines of complaint."""
+    assert done.returncode == code, (done.stdout, done.stderr)
     assert "Traceback" not in done.stderr + done.stdout
     errors = [line for line in done.stderr.splitlines() if ": error: " in line]
     assert errors and "unexpected" not in " ".join(errors), done.stderr
@@ -100,20 +101,26 @@ def whole_files_only(room: Path) -> None:
 
 @pytest.mark.parametrize("name", PICKED)
 def test_a_file_where_the_output_folder_goes(room, words, name):
-    errors = ended_well(run(words(name, "blocked/deep"), room), room)
+    errors = ended_well(run(words(name, "blocked/deep"), room), room, 2)
     assert "blocked" in errors[-1] and (room / "blocked").read_text().startswith("a file")
 
 
 @pytest.mark.parametrize("name", PICKED)
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that nobody can write to")
 def test_a_place_where_nothing_can_be_written(room, words, name):
-    errors = ended_well(run(words(name, "/proc/digseg"), room), room)
+    errors = ended_well(run(words(name, "/proc/digseg"), room), room, 2)
     assert "/proc" in errors[-1]
 
 
 @pytest.mark.parametrize("name", PICKED)
+def test_a_file_in_the_place_of_the_output(room, words, name):
+    errors = ended_well(run(words(name, "blocked"), room), room, 2)
+    assert "blocked" in errors[-1] and (room / "blocked").read_text().startswith("a file")
+
+
+@pytest.mark.parametrize("name", PICKED)
 def test_a_name_that_is_too_long(room, words, name):
-    errors = ended_well(run(words(name, "n" * 300), room), room)
+    errors = ended_well(run(words(name, "n" * 300), room), room, 2)
     assert "nnnn" in errors[-1]
 
 
@@ -123,7 +130,7 @@ def test_a_disk_that_is_full(room, words, name):
     """No file may grow: every write fails as on a full disk."""
     (room / "out").mkdir()
     done = run(["bash", "-c", LIMITED.format(blocks=0), "bash", *words(name, "out")], room)
-    ended_well(done, room)
+    ended_well(done, room, 1)
     assert not [path for path in (room / "out").rglob("*") if path.is_file() and path.stat().st_size]
 
 
