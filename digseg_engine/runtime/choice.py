@@ -143,22 +143,26 @@ def measure(source: Source, task: Task, time_the_only_one: bool = True) -> Verdi
 
     time_the_only_one=False leaves out the timing where there is nothing to choose from.
     """
-    task, asked, source = task.rounded, source, replace(source, brief=False)
+    task, original, source = task.rounded, source, replace(source, brief=False)
     _ = source.golden  # what is wrong with the model itself is no backend's fault, and said as it is
-    found = {kind.name: Usable(kind.name, False, "", LEFT_OUT) if asked.brief and kind.slow_start else look(kind, source)
-             for kind in kinds().values()}  # fmt: skip
-    usable = [name for name, usable in found.items() if usable.usable]
+    looks = {
+        kind.name: Usable(kind.name, False, "", LEFT_OUT) if original.brief and kind.slow_start else look(kind, source)
+        for kind in kinds().values()
+    }
+    usable = [name for name, result in looks.items() if result.usable]
     timed = time_the_only_one or len(usable) > 1
     rows = []
     for kind in kinds().values():
         if kind.name in usable and len(usable) > 1:
             _log.info("choosing a backend, %d of %d: %s%s; the choice is remembered", usable.index(kind.name) + 1, len(usable),
                       kind.name, ", which compiles for tens of seconds" if kind.slow_start else "")  # fmt: skip
-        rows.append(assess(kind, found[kind.name], source, task, timed))
+        rows.append(assess(kind, looks[kind.name], source, task, timed))
     verdict = Verdict(task, tuple(_crown(rows)))
     if any(row.chosen for row in verdict.rows):
-        verdicts.write(verdict_key(asked, task), {"rows": [asdict(row) for row in verdict.rows], "task": asdict(task)})
-    elif asked.brief:  # only what starts slowly may be right
+        verdicts.write(
+            verdict_key(original, task), {"rows": [asdict(row) for row in verdict.rows], "task": asdict(task)}
+        )
+    elif original.brief:  # only what starts slowly may be right
         return measure(source, task, time_the_only_one)
     return verdict
 
@@ -261,10 +265,10 @@ def verdict_key(source: Source, task: Task) -> str:
     return _key(source, {"task": asdict(task), "brief": source.brief, "backends": backends})
 
 
-def _key(source: Source, asked: dict[str, object]) -> str:
+def _key(source: Source, question: dict[str, object]) -> str:
     shapes = None if source.profile is None else source.profile.to_json()
     about = {"weights": source.digest, "shapes": shapes, "device": device_key(), "versions": library_versions(),
-             "threads": source.threads, "on": source.device, "plans": source.plans, **asked}  # fmt: skip
+             "threads": source.threads, "on": source.device, "plans": source.plans, **question}  # fmt: skip
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

@@ -81,12 +81,12 @@ class ChunkedRunner:
         pictures = min(max(1, pairs // prompts), ranges["B"].max if ranges else pairs)
         rows = []
         for i in range(0, len(image), pictures):
-            cut = slice(i, i + pictures)
+            batch = slice(i, i + pictures)
             with failing_as(
                 self.backend.name, f"on {pictures} x {prompts} masks of {image.shape[3]}x{image.shape[2]} pixels"
             ):
                 parts = [
-                    self._padded(image[cut], keys[k : k + prompts], values[k : k + prompts], mask[k : k + prompts])
+                    self._padded(image[batch], keys[k : k + prompts], values[k : k + prompts], mask[k : k + prompts])
                     for k in range(0, len(keys), prompts)
                 ]
             rows.append(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))

@@ -77,7 +77,7 @@ def choice_table(
 
 def write_tables(path: Path, model: Path, verdicts: list[Verdict]) -> None:
     """The tables as JSON, with all that they depend on. Raises OutputError for a path that cannot be written."""
-    tables = [{"task": asdict(one.task), "rows": [asdict(row) for row in one.rows]} for one in verdicts]
+    tables = [{"task": asdict(verdict.task), "rows": [asdict(row) for row in verdict.rows]} for verdict in verdicts]
     body = {"model": model.name, "machine": device_key(), "versions": library_versions(), "tables": tables}
     write_json(path, body)
 

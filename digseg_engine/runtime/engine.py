@@ -100,8 +100,8 @@ class Engine:
         """Let the backend go, with its weights, sessions and cached prompts; every later use raises UsageError. Other threads
         must have finished. Closing again does nothing."""
         backend = self.__dict__.pop("backend", None)
-        for held in ("runner", "prompts"):
-            self.__dict__.pop(held, None)
+        for cached in ("runner", "prompts"):
+            self.__dict__.pop(cached, None)
         self._refiner = None
         if callable(end := getattr(backend, "close", None)):
             end()
@@ -130,11 +130,11 @@ class Engine:
         mask, what the label map shows where masks meet, and whether the full-size masks stay in memory; see `labels.Rules`.
         Raises InputError for a picture or prompt it cannot use, UsageError for a size or steps out of range.
         """
-        asked = Options(size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks))
+        options = Options(size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks))
         clock = Clock(1)
         picture = take(image)
         clock.lap("decode")
-        return segment_pictures(self, [picture], prompts, asked, clock)[0]
+        return segment_pictures(self, [picture], prompts, options, clock)[0]
 
     def segment_batch(
         self, images: Sequence[object], prompts: Sequence[str], size: int | None = None, refine: int = 0, steps: int = 4,
@@ -147,17 +147,17 @@ class Engine:
         that cannot be used, or `return` a DigsegError in the place of its result.
         """
         check_on_error(on_error)
-        asked = Options(size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks))
+        options = Options(size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks))
         self._prepare(prompts)
         clock = Clock(len(images))
-        taken = take_all(images)
+        inputs = take_all(images)
         clock.lap("decode")
-        found = self._each(taken, prompts, asked, clock)
+        results = self._each(inputs, prompts, options, clock)
         if on_error == "raise":
-            for result in found:
+            for result in results:
                 if isinstance(result, DigsegError):
                     raise result
-        return found
+        return results
 
     def stream(
         self, images: Iterable[object], prompts: Sequence[str], size: int | None = None, batch: int = 1, refine: int = 0,
@@ -175,9 +175,9 @@ class Engine:
         check_on_error(on_error)
         if batch < 1:
             raise UsageError(f"a batch must hold at least 1 picture, got {batch}")
-        asked = Options(size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks))
+        options = Options(size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks))
         self._prepare(prompts)
-        return self._streamed(images, list(prompts), asked, batch, on_error)
+        return self._streamed(images, list(prompts), options, batch, on_error)
 
     def _prepare(self, prompts: Sequence[str]) -> None:
         """Check and encode prompts ahead: what is wrong with one is no picture's fault."""
@@ -185,34 +185,34 @@ class Engine:
             self.prompts.one(prompt)
 
     def _streamed(
-        self, images: Iterable[object], prompts: Sequence[str], asked: Options, batch: int, on_error: str
+        self, images: Iterable[object], prompts: Sequence[str], options: Options, batch: int, on_error: str
     ) -> Iterator[Any]:
         with closing(batches(images, batch)) as coming:
-            for taken in coming:
-                clock = Clock(len(taken))
+            for inputs in coming:
+                clock = Clock(len(inputs))
                 clock.lap("decode")  # done beside the model's work
-                for result in self._each(taken, prompts, asked, clock):
+                for result in self._each(inputs, prompts, options, clock):
                     if isinstance(result, DigsegError) and on_error == "raise":
                         raise result
                     yield result
 
     def _each(
-        self, taken: list[Taken], prompts: Sequence[str], asked: Options, clock: Clock
+        self, inputs: list[Taken], prompts: Sequence[str], options: Options, clock: Clock
     ) -> list[Segmentation | DigsegError]:
         """A result or an error for every picture. Where a batch fails, each of its pictures is asked about alone."""
-        good = [picture for picture in taken if isinstance(picture, Picture)]
-        found: list[Segmentation | DigsegError]
+        good = [picture for picture in inputs if isinstance(picture, Picture)]
+        results: list[Segmentation | DigsegError]
         try:
-            found = [*segment_pictures(self, good, prompts, asked, clock)]
+            results = [*segment_pictures(self, good, prompts, options, clock)]
         except (InputError, BackendError) as error:
             if len(good) > 1:
-                found = [answer for picture in good for answer in self._each([picture], prompts, asked, Clock(1))]
+                results = [answer for picture in good for answer in self._each([picture], prompts, options, Clock(1))]
             else:
-                found = [error for _ in good]
+                results = [error for _ in good]
                 if not good:
                     raise
-        answers = iter(found)
-        return [next(answers) if isinstance(picture, Picture) else picture for picture in taken]
+        answers = iter(results)
+        return [next(answers) if isinstance(picture, Picture) else picture for picture in inputs]
 
     def segment_tiles(
         self, image: object, prompts: Sequence[str], output: Path | str, stem: str = "tiled", tile: int = 512,

@@ -23,7 +23,7 @@ def font_for(text: str, size: int) -> Any:
     """The font, at `size` pixels, that has the most letters of `text`."""
     letters = frozenset(text) - set(" ")
     own = _own(size)
-    if not letters or all(ord(c) < 127 for c in letters) or not missing(letters, own):
+    if not letters or all(ord(letter) < 127 for letter in letters) or not missing(letters, own):
         return own
     path = _best(letters)
     return own if path is None else ImageFont.truetype(path, size)
@@ -32,7 +32,7 @@ def font_for(text: str, size: int) -> Any:
 def readable(text: str, font: Any) -> str:
     """The text with every letter that the font lacks as its code point: \\u9053."""
     lacking = missing(frozenset(text), font)
-    return "".join(_code_point(c) if c in lacking else c for c in text)
+    return "".join(_code_point(letter) if letter in lacking else letter for letter in text)
 
 
 def _code_point(letter: str) -> str:
@@ -42,7 +42,8 @@ def _code_point(letter: str) -> str:
 def missing(letters: frozenset[str], font: Any) -> set[str]:
     """The letters that a font draws as the box for missing ones."""
     nothing = _drawn(font, MISSING)
-    return {c for c in letters if ord(c) > 126 and _drawn(font, c) == nothing} | {c for c in letters if ord(c) < 32}
+    controls = {letter for letter in letters if ord(letter) < 32}
+    return controls | {letter for letter in letters if ord(letter) > 126 and _drawn(font, letter) == nothing}
 
 
 def _drawn(font: Any, letter: str) -> tuple[Any, bytes]:
@@ -99,5 +100,5 @@ def _folders() -> list[Path]:
 
 def _fonts_in(folders: list[Path]) -> Iterator[str]:
     for folder in folders:
-        for room, _, names in os.walk(folder):
-            yield from (os.path.join(room, name) for name in names if name.lower().endswith(SUFFIXES))
+        for where, _, names in os.walk(folder):
+            yield from (os.path.join(where, name) for name in names if name.lower().endswith(SUFFIXES))

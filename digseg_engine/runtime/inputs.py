@@ -46,7 +46,7 @@ def find_pictures(arguments: list[str], recursive: bool = False) -> Found:
                                  f"{', '.join(SUFFIXES)}{hint}")  # fmt: skip
         elif glob.has_magic(argument) and not path.exists():
             matched = sorted(Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file())
-            inside = [one for one in matched if not _own_result(one)]
+            inside = [path for path in matched if not _own_result(path)]
             left_out["results of this program"] += len(matched) - len(inside)
             if not inside:
                 raise InputError(

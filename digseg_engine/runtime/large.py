@@ -138,8 +138,8 @@ class Turned:
         y = self.stored.shape[0] - y - h if down else y
         x = self.stored.shape[1] - x - w if across else x
         window = self.stored.read(y, x, h, w)[:: -1 if down else 1, :: -1 if across else 1]
-        shown = window.transpose(1, 0, 2) if self.swapped else window
-        return extended(np.ascontiguousarray(shown), height, width)
+        upright = window.transpose(1, 0, 2) if self.swapped else window
+        return extended(np.ascontiguousarray(upright), height, width)
 
     def close(self) -> None:
         self.stored.close()

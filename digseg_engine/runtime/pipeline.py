@@ -54,20 +54,20 @@ class Clock:
 
 
 def segment_pictures(
-    engine: Engine, pictures: list[Picture], prompts: Sequence[str], asked: Options, clock: Clock
+    engine: Engine, pictures: list[Picture], prompts: Sequence[str], options: Options, clock: Clock
 ) -> list[Segmentation]:
     """The pipeline. The same prompts about B pictures, each [H, W, 3] of its own size."""
-    quality = asked.quality
+    quality = options.quality
     # 1 check the request
     texts = check_prompts(prompts)
-    _check_size(engine, asked.size)
+    _check_size(engine, options.size)
     if quality.refine < 0:
         raise UsageError(f"the number of prompts to refine must be 0 or more, got {quality.refine}")
     reference = engine.reference() if quality.refine else None
     if reference is not None and not quality.force:
         reference.allow(quality.steps)
     # 2 fit the pictures
-    canvases = [_fit(engine, picture, asked.size) for picture in pictures]  # B x pixels [1, 3, Hc, Wc]
+    canvases = [_fit(engine, picture, options.size) for picture in pictures]  # B x pixels [1, 3, Hc, Wc]
     clock.lap("fit")
     # 3 prompts, encoded once each
     text = engine.prompts.fold(texts)  # [K, S, H, d, L], [K, S, H, L, Co], [K, L]
@@ -82,19 +82,21 @@ def segment_pictures(
         better = [
             _refine(engine, reference, canvas, texts, answer, quality) for canvas, answer in zip(canvases, logits)
         ]
-        planes, refined = [final for final, _ in better], [which for _, which in better]
+        planes, refined = [final for final, _ in better], [chosen for _, chosen in better]
         clock.lap("refine")
     # 6 back to each picture's own pixels: masks [K, H, W], scores [K], label map [H, W]
     frames = [canvas.frame for canvas in canvases]
-    found = [
-        label(plane, partial(unfit_plane, frame), frame.original, asked.rules) for plane, frame in zip(planes, frames)
+    labelled = [
+        label(plane, partial(unfit_plane, frame), frame.original, options.rules) for plane, frame in zip(planes, frames)
     ]  # B x Labelled
     clock.lap("label")
-    about = [_about(engine, frame, asked.rules, notes) for frame in frames]
-    parts = zip(pictures, found, logits, planes, frames, about, refined)
+    about = [_about(engine, frame, options.rules, notes) for frame in frames]
+    parts = zip(pictures, labelled, logits, planes, frames, about, refined)
     return [
-        Segmentation(tuple(texts), picture, answer, raw, tuple(final), frame, made, dict(clock.seconds), which)
-        for picture, answer, raw, final, frame, made, which in parts
+        Segmentation(
+            tuple(texts), picture, answer, raw, tuple(final), frame, about_picture, dict(clock.seconds), chosen
+        )
+        for picture, answer, raw, final, frame, about_picture, chosen in parts
     ]
 
 
@@ -155,11 +157,11 @@ def _refine(
     """Planes with the most confident ones replaced by the reference's, and which those are."""
     mean = np.array([float(one[one > 0].mean()) if (one > 0).any() else -np.inf for one in logits])
     order = [int(k) for k in np.argsort(-mean, kind="stable") if np.isfinite(mean[k])]
-    which = sorted(order[: quality.refine])
+    chosen = sorted(order[: quality.refine])
     planes = list(logits)
-    if which:
-        ids, mask = engine.prompts.tokenizer.encode([texts[k] for k in which])
-        better = reference(canvas.pixels, ids, mask, logits[which], quality.steps, quality.seed)
-        for k, plane in zip(which, better):
+    if chosen:
+        ids, mask = engine.prompts.tokenizer.encode([texts[k] for k in chosen])
+        better = reference(canvas.pixels, ids, mask, logits[chosen], quality.steps, quality.seed)
+        for k, plane in zip(chosen, better):
             planes[k] = plane
-    return planes, tuple(which)
+    return planes, tuple(chosen)

@@ -129,12 +129,12 @@ def make_profile(
                 "H": Range(size, size, size), "W": Range(size, size, size)}  # fmt: skip
     ranges = {}
     for axis, default in defaults.items():
-        given = [sizes[axis] for sizes in (low, usual, high) if axis in sizes]
-        if given and len(given) < 3:  # an end that was not given is the nearest one that was
-            first = usual.get(axis, given[0])
-            ranges[axis] = Range(low.get(axis, min(given)), first, high.get(axis, max(given)))
+        sizes_given = [sizes[axis] for sizes in (low, usual, high) if axis in sizes]
+        if sizes_given and len(sizes_given) < 3:  # an end that was not given is the nearest one that was
+            first = usual.get(axis, sizes_given[0])
+            ranges[axis] = Range(low.get(axis, min(sizes_given)), first, high.get(axis, max(sizes_given)))
         else:
-            ranges[axis] = Range(low[axis], usual[axis], high[axis]) if given else default
+            ranges[axis] = Range(low[axis], usual[axis], high[axis]) if sizes_given else default
         check_range(axis, ranges[axis], stride)
     return Profile(ranges)
 

@@ -55,9 +55,9 @@ def record(
     from digseg_engine import __version__
 
     masks = [
-        {"prompt": one.prompt, "label": k + 1, "found": one.found, "area": round(one.area, 6), "pixels": one.pixels,
-         "score": round(one.score, 4), "box": one.box}
-        for k, one in enumerate(answers)
+        {"prompt": answer.prompt, "label": k + 1, "found": answer.found, "area": round(answer.area, 6), "pixels": answer.pixels,
+         "score": round(answer.score, 4), "box": answer.box}
+        for k, answer in enumerate(answers)
     ]  # fmt: skip
     return {
         "format": FORMAT, "version": __version__, "picture": picture, "width": shape[1], "height": shape[0],

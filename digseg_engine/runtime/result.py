@@ -101,8 +101,8 @@ class Segmentation:
     @property
     def masks(self) -> NDArray[np.bool_]:
         """[K, H, W] bool; made anew at every use when they were not kept (`mask` makes one)."""
-        kept = self.answer.masks
-        return np.stack([self.mask(k) for k in range(len(self.prompts))]) if kept is None else kept
+        stored = self.answer.masks
+        return np.stack([self.mask(k) for k in range(len(self.prompts))]) if stored is None else stored
 
     def mask(self, k: int) -> NDArray[np.bool_]:
         """The mask of prompt number k, [H, W] bool."""

@@ -62,9 +62,9 @@ def _characters(value: int) -> str:
     while True:
         bits = value & 31
         value >>= 5
-        more = value != (-1 if bits & 16 else 0)
-        text += chr(48 + (bits | 32 if more else bits))
-        if not more:
+        continues = value != (-1 if bits & 16 else 0)
+        text += chr(48 + (bits | 32 if continues else bits))
+        if not continues:
             return text
 
 

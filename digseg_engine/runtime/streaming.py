@@ -33,13 +33,13 @@ def take_all(images: Iterable[object], first: int = 0) -> list[Taken]:
     """Every picture, or why it cannot be used; they are called `picture first`, `picture first + 1` and so on.
     Raises UsageError for a path in place of a list of them."""
     check_several(images)
-    taken: list[Taken] = []
+    pictures: list[Taken] = []
     for number, image in enumerate(images, first):
         try:
-            taken.append(take(image, f"picture {number}"))
+            pictures.append(take(image, f"picture {number}"))
         except DigsegError as error:
-            taken.append(error)
-    return taken
+            pictures.append(error)
+    return pictures
 
 
 def check_several(images: object) -> None:
@@ -59,12 +59,12 @@ def batches(images: Iterable[object], size: int) -> Generator[list[Taken], None,
 
     An exception of the source is raised here, after everything that came before it.
     """
-    asked, done = Semaphore(1), False
+    requests, done = Semaphore(1), False
     handed: SimpleQueue[list[Taken] | BaseException | None] = SimpleQueue()
 
     def read() -> None:
         source, number = iter(images), 0
-        while asked.acquire() and not done:
+        while requests.acquire() and not done:
             found: list[Taken] = []
             try:
                 for image in islice(source, size):
@@ -87,8 +87,8 @@ def batches(images: Iterable[object], size: int) -> Generator[list[Taken], None,
                 return
             if isinstance(item, BaseException):
                 raise item
-            asked.release()
+            requests.release()
             yield item
     finally:  # also when the caller goes away: the thread ends as soon as the source lets it
         done = True
-        asked.release()
+        requests.release()

@@ -108,14 +108,14 @@ class StripWriter:
         small, marks = rgb[down :: self._step, right :: self._step], labels[down :: self._step, right :: self._step]
         if not marks.size:
             return
-        shown = np.array(small)
-        grey = np.asarray(Image.fromarray(shown).convert("L"))
+        tinted = np.array(small)
+        grey = np.asarray(Image.fromarray(tinted).convert("L"))
         for colour in set(((marks[marks > 0].astype(np.int64) - 1) % len(PALETTE)).tolist()):
             shades = np.array([tint(PALETTE[colour], level) for level in range(256)], np.uint8)
             inside = (marks > 0) & ((marks.astype(np.int64) - 1) % len(PALETTE) == colour)
-            shown[inside] = shades[grey[inside]]
+            tinted[inside] = shades[grey[inside]]
         y, x = (top + down) // self._step, (left + right) // self._step
-        self._overview[y : y + shown.shape[0], x : x + shown.shape[1]] = shown
+        self._overview[y : y + tinted.shape[0], x : x + tinted.shape[1]] = tinted
 
     @property
     def areas(self) -> tuple[float, ...]:
@@ -123,14 +123,14 @@ class StripWriter:
 
     @property
     def scores(self) -> tuple[float, ...]:
-        return tuple(float(c / n) if n else 0.0 for c, n in zip(self._certainty, self.pixels))
+        return tuple(float(certainty / n) if n else 0.0 for certainty, n in zip(self._certainty, self.pixels))
 
 
-def joined(known: list[int] | None, more: list[int] | None, top: int, left: int) -> list[int] | None:
+def joined(known: list[int] | None, other: list[int] | None, top: int, left: int) -> list[int] | None:
     """The box around one in the picture and one in the piece at (top, left)."""
-    if more is None:
+    if other is None:
         return known
-    moved = [more[0] + left, more[1] + top, more[2] + left, more[3] + top]
+    moved = [other[0] + left, other[1] + top, other[2] + left, other[3] + top]
     if known is None:
         return moved
     return [min(known[0], moved[0]), min(known[1], moved[1]), max(known[2], moved[2]), max(known[3], moved[3])]

@@ -136,8 +136,8 @@ def segment_tiles(
         for prompt, area, pixels, score, box in zip(prompts, writer.areas, writer.pixels, writer.scores, writer.boxes)
     )
     notes = about.notes + getattr(windows, "notes", ()) + walk.notes
-    shown = [writer.files[kind] for kind in ("overview", "masks") if kind in writer.files]
-    files = (writer.files["labels"], writer.record, *shown)
+    optional = [writer.files[kind] for kind in ("overview", "masks") if kind in writer.files]
+    files = (writer.files["labels"], writer.record, *optional)
     done = TiledSegmentation(prompts, windows.shape, walk.tiles, answers, files, replace(about, notes=notes), tiling, seconds,
                              picture)  # fmt: skip
     write_record(writer.record, done.as_dict(), writer.files, [])

@@ -26,8 +26,8 @@ _log = logging.getLogger("digseg_engine")
 
 def folder() -> Path | None:
     """$DIGSEG_CACHE, else `digseg` in the platform's cache folder of this user; None for a user without a home."""
-    if given := os.environ.get("DIGSEG_CACHE"):
-        return Path(given)
+    if chosen := os.environ.get("DIGSEG_CACHE"):
+        return Path(chosen)
     try:
         home = Path.home()
     except RuntimeError:

@@ -42,7 +42,7 @@ class Cure:
 
     @property
     def islands(self) -> dict[str, str]:
-        return {c.name: f"bisect: {c.evidence}" for c in self.culprits}
+        return {culprit.name: f"bisect: {culprit.evidence}" for culprit in self.culprits}
 
 
 def find_cure(
@@ -56,8 +56,8 @@ def find_cure(
     culprits: list[Culprit] = []
 
     def error_with(count: int) -> float:
-        rest = {node.name: "not tried" for node in nodes[count:]}
-        trial = replace(policy, nodes={**rest, **policy.nodes, **{c.name: "culprit" for c in culprits}})
+        untried = {node.name: "not tried" for node in nodes[count:]}
+        trial = replace(policy, nodes={**untried, **policy.nodes, **{culprit.name: "culprit" for culprit in culprits}})
         return _error(wanted, session(emulate(model, trial, io), weights_folder=weights_folder).run(None, feed))
 
     while len(culprits) < MAX_ISLANDS:

@@ -42,13 +42,13 @@ def calibration(checkpoint: Checkpoint, folder: Path | None) -> tuple[list[Calib
         words = f"{count} training scene{'s' * (count > 1)} of each of {', '.join(domains)}, with their prompts"
         return [_domain(checkpoint, domain, count) for domain in domains], words
     own = own_pictures(folder, prompts=PROMPTS_PER_BATCH, held_out=False)
-    return [_batch(checkpoint, [shown.read()], list(shown.prompts)) for shown in own.shown], own.origin
+    return [_batch(checkpoint, [example.read()], list(example.prompts)) for example in own.examples], own.origin
 
 
 def _domain(checkpoint: Checkpoint, domain: str, count: int) -> Calibration:
     scenes = [scene(70_000 + i, domain, working_size(checkpoint), "train") for i in range(count)]
-    present = list(dict.fromkeys(name for one in scenes for name in one.names()))
-    return _batch(checkpoint, [one.image for one in scenes], [*present[: PROMPTS_PER_BATCH - 1], "zebra"])
+    present = list(dict.fromkeys(name for picture in scenes for name in picture.names()))
+    return _batch(checkpoint, [picture.image for picture in scenes], [*present[: PROMPTS_PER_BATCH - 1], "zebra"])
 
 
 def _batch(checkpoint: Checkpoint, pictures: list[NDArray[np.uint8]], prompts: list[str]) -> Calibration:

@@ -80,8 +80,8 @@ class Conversion:
             elif precision in ("int8", "fp8"):
                 progress(f"{precision} of {spec.file}")
                 keep = policies[spec.file].nodes
-                made = quantise(models[spec.file], precision, ranges, feeds, keep)
-                quantised[spec.file] = (made.model, made.report)
+                result = quantise(models[spec.file], precision, ranges, feeds, keep)
+                quantised[spec.file] = (result.model, result.report)
         return cls(precision, policies, quantised, words, weights_folder=weights_folder)
 
     def with_islands(self, file: str, islands: dict[str, str]) -> Conversion:
@@ -93,26 +93,26 @@ class Conversion:
         """The policy as written into the bundle: every island and every layer left out, with its reason."""
         return {"name": self.precision, "calibrated_on": self.calibrated_on, "graphs": self.written}
 
-    def write(self, room: Path, traced: Traced) -> Iterator[Form]:
-        """Save both graphs (and what a CPU runs instead) into `room`; returns every way to verify them, made one by one."""
+    def write(self, folder: Path, traced: Traced) -> Iterator[Form]:
+        """Save both graphs (and what a CPU runs instead) into `folder`; returns every way to verify them, made one by one."""
         for spec in SPECS:
-            self.written[spec.file] = self._write(room, spec, traced.models[spec.file])
-        return self._forms(room, traced)
+            self.written[spec.file] = self._write(folder, spec, traced.models[spec.file])
+        return self._forms(folder, traced)
 
-    def _forms(self, room: Path, traced: Traced) -> Iterator[Form]:
-        text, segmenter = (str(room / spec.file) for spec in SPECS)
+    def _forms(self, folder: Path, traced: Traced) -> Iterator[Form]:
+        text, segmenter = (str(folder / spec.file) for spec in SPECS)
         names = (TEXT_ENCODER.file, SEGMENTER.file)
         wide_text, wide_segmenter = (cpu_graph_name(spec) for spec in SPECS)
         if self.precision not in TYPES:
             yield Graphs(text, segmenter, names, self.weights_folder)
             if self.precision == "fp32":
-                yield Graphs(text, str(room / wide_segmenter), (names[0], wide_segmenter), self.weights_folder)
+                yield Graphs(text, str(folder / wide_segmenter), (names[0], wide_segmenter), self.weights_folder)
             return
         if not self.weights_folder:
             yield Torch(traced.parts, self.precision)
         yield Graphs(*self.rounded(traced), (f"{names[0]} rounded", f"{names[1]} rounded"), self.weights_folder)
         yield Graphs(
-            str(room / wide_text), str(room / wide_segmenter), (wide_text, wide_segmenter), self.weights_folder
+            str(folder / wide_text), str(folder / wide_segmenter), (wide_text, wide_segmenter), self.weights_folder
         )
         # ONNX Runtime's CPU provider has no bf16 kernels: that graph itself is checked for form, not run. Of a large fp16
         # graph it would hold every constant in float32 at once.
@@ -124,7 +124,7 @@ class Conversion:
         text, segmenter = (emulate(traced.models[s.file], self.policies[s.file], _borders(s)) for s in SPECS)
         return text, segmenter
 
-    def _write(self, room: Path, spec: GraphSpec, model: onnx.ModelProto) -> dict[str, Any]:
+    def _write(self, folder: Path, spec: GraphSpec, model: onnx.ModelProto) -> dict[str, Any]:
         """Save a graph with one external weights file, and what a CPU runs instead over the same file."""
         if spec.file in self.quantised:
             converted, words = self.quantised[spec.file]
@@ -136,10 +136,10 @@ class Conversion:
             if converted is model:
                 converted = onnx.ModelProto()
                 converted.CopyFrom(model)
-        save(converted, room / spec.file, keep=self.weights_folder is not None)
-        on_cpu = self._cpu_graph(spec, model, onnx.load(str(room / spec.file), load_external_data=False))
+        save(converted, folder / spec.file, keep=self.weights_folder is not None)
+        on_cpu = self._cpu_graph(spec, model, onnx.load(str(folder / spec.file), load_external_data=False))
         if on_cpu is not None:
-            onnx.save_model(on_cpu, str(room / cpu_graph_name(spec)))
+            onnx.save_model(on_cpu, str(folder / cpu_graph_name(spec)))
         return words
 
     def _cpu_graph(self, spec: GraphSpec, model: onnx.ModelProto, stored: onnx.ModelProto) -> onnx.ModelProto | None:

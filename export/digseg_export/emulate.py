@@ -63,20 +63,20 @@ class _Emulate(Rewrite):
             return self._constant(name, kind)
         if kind == FLOAT or self.where[name] == kind:
             return name
-        if (name, kind) not in self.made:
-            self.made[name, kind] = f"{name}.low"
+        if (name, kind) not in self.cast_names:
+            self.cast_names[name, kind] = f"{name}.low"
             self._round(name, f"{name}.low")
             self.casts += 1
-        return self.made[name, kind]
+        return self.cast_names[name, kind]
 
     def _constant(self, name: str, kind: int) -> str:
         if name in self.stored_reduced:
             return super()._constant(name, FLOAT)  # stored rounded
-        made = super()._constant(name, kind)
-        if kind != FLOAT and self.extra[made].data_type != FLOAT:
-            rounded = numpy_helper.to_array(self.extra[made]).astype(np.float32)
-            self.extra[made] = numpy_helper.from_array(rounded, made)
-        return made
+        lowered = super()._constant(name, kind)
+        if kind != FLOAT and self.extra[lowered].data_type != FLOAT:
+            rounded = numpy_helper.to_array(self.extra[lowered]).astype(np.float32)
+            self.extra[lowered] = numpy_helper.from_array(rounded, lowered)
+        return lowered
 
     def _outputs(self) -> None:
         return

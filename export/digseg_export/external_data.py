@@ -56,10 +56,10 @@ def write_external_data(model: onnx.ModelProto, module: nn.Module, data: Path, p
     casts = []
     with data.open("wb") as file:
         for name, source, order in wanted:
-            made = f"{name}.{precision}" if kind != FLOAT else name
-            constants.append(_write(file, data.name, made, waiting[source], order, kind))
+            stored_name = f"{name}.{precision}" if kind != FLOAT else name
+            constants.append(_write(file, data.name, stored_name, waiting[source], order, kind))
             if kind != FLOAT:
-                casts.append(helper.make_node("Cast", [made], [name], name=f"widen/{name}", to=FLOAT))
+                casts.append(helper.make_node("Cast", [stored_name], [name], name=f"widen/{name}", to=FLOAT))
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend([*casts, *nodes])
     model.graph.initializer.extend(constants)

@@ -120,25 +120,25 @@ def export_few_step(
     Raises UsageError for a precision that does not apply and VerificationError when a graph differs from PyTorch.
     """
     check_few_step(model, precision, output)
-    limits, timer, folder = limits or LIMITS[precision], StepTimer(progress), model or BUNDLED
+    limits, timer, source = limits or LIMITS[precision], StepTimer(progress), model or BUNDLED
     timer.start("load checkpoint")
-    checkpoint = load_checkpoint(folder)
+    checkpoint = load_checkpoint(source)
     parts, checks = modules(checkpoint), []
-    with writing(output, MARK) as room:
+    with writing(output, MARK) as folder:
         inputs = graph_inputs(checkpoint, parts)
         graphs = {}
         for part, spec in GRAPHS.items():
             timer.start(f"trace {part}")
             traced = export_graph(parts[part], spec, small(inputs[part]), {"tensors": axes(spec, checkpoint)})
             strip(traced)
-            graphs[part] = write_graph(room, spec, traced, precision)
+            graphs[part] = write_graph(folder, spec, traced, precision)
         timer.start("verify")
-        checks = list(verify_few_step(room, checkpoint, parts, inputs, graphs, limits))
+        checks = list(verify_few_step(folder, checkpoint, parts, inputs, graphs, limits))
         timer.start("write configurations")
         for spec in GRAPHS.values():
-            check_graph(room / spec.file)
-        write_configurations(room, checkpoint, folder, checks, limits)
-        sizes = {str(p.relative_to(room)): p.stat().st_size for p in sorted(room.rglob("*")) if p.is_file()}
+            check_graph(folder / spec.file)
+        write_configurations(folder, checkpoint, source, checks, limits)
+        sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     timer.stop()
     return FewStep(output, checks, limits, sizes, timer.seconds)
 
@@ -184,8 +184,8 @@ def graph_inputs(checkpoint: Checkpoint, parts: dict[str, Function]) -> dict[str
     noise = torch.randn(n, *z.shape[1:], generator=torch.Generator().manual_seed(0))
     clean = checkpoint.reference.sample(z, states, mask, checkpoint.schedule, STEPS, noise)
     middle = torch.tensor(checkpoint.config.train_timesteps // 2)
-    both = torch.cat([z.expand(n, -1, -1, -1), checkpoint.schedule.add_noise(clean, noise, middle.expand(n))], 1)
-    return {"text encoder": (ids,), "image encoder": (image,), "denoiser": (both, middle, states, mask),
+    latents = torch.cat([z.expand(n, -1, -1, -1), checkpoint.schedule.add_noise(clean, noise, middle.expand(n))], 1)
+    return {"text encoder": (ids,), "image encoder": (image,), "denoiser": (latents, middle, states, mask),
             "mask decoder": (clean / checkpoint.vae.config.scaling_factor,)}  # fmt: skip
 
 
@@ -205,24 +205,24 @@ def axes(spec: GraphSpec, checkpoint: Checkpoint) -> tuple[dict[int, Any], ...]:
     return tuple({i: free[a] for i, a in enumerate(t.axes) if a in free} for t in spec.inputs)
 
 
-def write_graph(room: Path, spec: GraphSpec, traced: onnx.ModelProto, precision: str) -> list[tuple[str, Any]]:
+def write_graph(folder: Path, spec: GraphSpec, traced: onnx.ModelProto, precision: str) -> list[tuple[str, Any]]:
     """Save one graph in the precision; returns every way to run it: (name, file or model)."""
     borders = {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
     policy = Policy(precision, nodes=last_layer(traced))
-    made, _ = to_precision(traced, policy, borders)
-    path = room / spec.file
+    converted, _ = to_precision(traced, policy, borders)
+    path = folder / spec.file
     path.parent.mkdir()
     rounded = [(f"{spec.file} rounded", emulate(traced, policy, borders))] if precision in TYPES else []
-    if made is traced:
-        made = onnx.ModelProto()
-        made.CopyFrom(traced)
-    save(made, path)
+    if converted is traced:
+        converted = onnx.ModelProto()
+        converted.CopyFrom(traced)
+    save(converted, path)
     return [*rounded, (spec.file, str(path))]
 
 
 @torch.no_grad()
 def verify_few_step(
-    room: Path, checkpoint: Checkpoint, parts: dict[str, Function], inputs: dict[str, tuple[Tensor, ...]],
+    folder: Path, checkpoint: Checkpoint, parts: dict[str, Function], inputs: dict[str, tuple[Tensor, ...]],
     graphs: dict[str, list[tuple[str, Any]]], limits: Limits,
 ) -> Iterator[Check]:  # fmt: skip
     """Every graph alone on PyTorch's inputs, then the saved graphs end to end over `STEPS` steps."""
@@ -252,13 +252,20 @@ def answer(checkpoint: Checkpoint, parts: Any, inputs: Any, ids: Tensor, mask: T
     states, z = parts["text encoder"](ids), parts["image encoder"](inputs["image encoder"][0]) * scale
     noise = torch.randn(len(ids), *z.shape[1:], generator=torch.Generator().manual_seed(0))
     m = sample(
-        lambda both, t: parts["denoiser"](both, t[0], states, mask), z, checkpoint.schedule, STEPS, noise, len(ids)
+        lambda latents, t: parts["denoiser"](latents, t[0], states, mask),
+        z,
+        checkpoint.schedule,
+        STEPS,
+        noise,
+        len(ids),
     )
     value = parts["mask decoder"](m / scale).mean(1).clamp(-0.999, 0.999)
     return np.asarray((2 * torch.atanh(value))[None])
 
 
-def write_configurations(room: Path, checkpoint: Checkpoint, source: Path, checks: list[Check], limits: Limits) -> None:
+def write_configurations(
+    folder: Path, checkpoint: Checkpoint, source: Path, checks: list[Check], limits: Limits
+) -> None:
     """The configs that optimum and diffusers read; `model_index.json` is the last file."""
     for part, config in (
         ("text_encoder", "text_encoder"),
@@ -269,21 +276,21 @@ def write_configurations(room: Path, checkpoint: Checkpoint, source: Path, check
         body = json.loads((source / config / "config.json").read_text())
         if part.startswith("vae"):
             body["scaling_factor"] = checkpoint.vae.config.scaling_factor
-        (room / part / "config.json").write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
-    (room / "tokenizer").mkdir()
-    (room / "tokenizer" / "tokenizer.json").write_bytes((source / "tokenizer" / "tokenizer.json").read_bytes())
+        (folder / part / "config.json").write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_bytes((source / "tokenizer" / "tokenizer.json").read_bytes())
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 77}
-    (room / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     zero = checkpoint.config.prediction == "v_prediction"
     DDIMScheduler(
         num_train_timesteps=checkpoint.config.train_timesteps, beta_start=0.00085, beta_end=0.012,
         beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
         prediction_type="v_prediction", rescale_betas_zero_snr=zero,
-    ).save_pretrained(room / "scheduler")  # fmt: skip
-    checkpoint.config.save(room)
-    files = sorted(path.relative_to(room).as_posix() for path in room.rglob("*") if path.is_file())
+    ).save_pretrained(folder / "scheduler")  # fmt: skip
+    checkpoint.config.save(folder)
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     report = {"format": FORMAT, "files": files, "limits": vars(limits), "checks": [vars(check) for check in checks]}
-    write_json(room / REPORT, report)
+    write_json(folder / REPORT, report)
     index = {
         "_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__,
         "scheduler": ["diffusers", "DDIMScheduler"], "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
@@ -292,4 +299,4 @@ def write_configurations(room: Path, checkpoint: Checkpoint, source: Path, check
         "safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None],
         "requires_safety_checker": False,
     }  # fmt: skip
-    write_json(room / MARKER, index)
+    write_json(folder / MARKER, index)

@@ -50,17 +50,17 @@ def count_types(report: str) -> Counter[str]:
 def borders(report: str) -> list[str]:
     """Names of the engine's inputs and outputs, from either schema."""
     body = json.loads(report)
-    found = body.get("I/O Tensors") or body.get("Bindings") or []
-    return [entry["Name"] if isinstance(entry, dict) else str(entry) for entry in found]
+    listed = body.get("I/O Tensors") or body.get("Bindings") or []
+    return [entry["Name"] if isinstance(entry, dict) else str(entry) for entry in listed]
 
 
 def check_precision_of(report: str, precision: str) -> Counter[str]:
     """The counts, when the asked precision is among them. Raises VerificationError for an engine in something else."""
     counts = count_types(report)
     if not any(counts[name] for name in ANSWER[precision]):
-        found = ", ".join(f"{n} {name}" for name, n in counts.most_common())
+        listed = ", ".join(f"{n} {name}" for name, n in counts.most_common())
         raise VerificationError(
-            f"the engine has no {precision} layer (found {found}); expected the graph's precision; nothing was kept; "
+            f"the engine has no {precision} layer (found {listed}); expected the graph's precision; nothing was kept; "
             "build it from the bundle's own graph, without other tools in between"
         )
     return counts

@@ -27,7 +27,7 @@ STRANGERS = ("zebra", "lighthouse", "teapot")  # asked about every picture besid
 
 
 @dataclass(frozen=True)
-class Shown:
+class PromptedPicture:
     """One picture and the prompts about it, those of what is labelled in it first."""
 
     path: Path
@@ -42,7 +42,7 @@ class Shown:
 class OwnPictures:
     """`origin` says in words where they come from, for the manifest."""
 
-    shown: tuple[Shown, ...]
+    examples: tuple[PromptedPicture, ...]
     origin: str
 
 
@@ -82,8 +82,10 @@ def _plain(folder: Path, count: int, prompts: int) -> OwnPictures:
         raise InputError(f"{folder} has {len(files)} pictures and {len(words)} prompts; expected at least one of each "
                          "(prompts.txt: one prompt a line)")  # fmt: skip
     chosen = evenly(files, count)
-    shown = [Shown(path, fill([*words[i % len(words) :], *words], prompts)) for i, path in enumerate(chosen)]
-    return OwnPictures(tuple(shown), f"{len(chosen)} pictures and {len(words)} prompts of {folder.name}")
+    examples = [
+        PromptedPicture(path, fill([*words[i % len(words) :], *words], prompts)) for i, path in enumerate(chosen)
+    ]
+    return OwnPictures(tuple(examples), f"{len(chosen)} pictures and {len(words)} prompts of {folder.name}")
 
 
 def _labelled(folder: Path, count: int, prompts: int, held_out: bool) -> OwnPictures:
@@ -91,13 +93,15 @@ def _labelled(folder: Path, count: int, prompts: int, held_out: bool) -> OwnPict
     split = next((name for name in HELD_OUT if name in splits), "all") if held_out else "train"
     dataset = open_dataset(folder, split=split)
     texts = [query.text for query in dataset.table.queries]
-    shown = []
+    examples = []
     for i in evenly(range(len(dataset)), count):
         ids, areas = np.unique(dataset.read_ids(i), return_counts=True)
         present = [int(k) for k in ids[np.argsort(-areas)] if k >= 0]
         others = [k for k in range(len(texts)) if k not in present]
-        shown.append(Shown(dataset.records[i].image, fill([texts[k] for k in (*present, *others)], prompts)))
-    return OwnPictures(tuple(shown), f"{len(shown)} pictures of {folder.name} ({split}), asked for its classes")
+        examples.append(
+            PromptedPicture(dataset.records[i].image, fill([texts[k] for k in (*present, *others)], prompts))
+        )
+    return OwnPictures(tuple(examples), f"{len(examples)} pictures of {folder.name} ({split}), asked for its classes")
 
 
 def fill(words: Sequence[str], count: int) -> tuple[str, ...]:

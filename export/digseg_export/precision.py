@@ -111,7 +111,7 @@ class Rewrite:
         self.widened: dict[str, NodeProto] = {}  # of those stored reduced, those needed in float32
         self.floats |= {name for name, t in self.constants.items() if t.data_type == FLOAT}
         self.where: dict[str, int] = {}
-        self.made: dict[tuple[str, int], str] = {}
+        self.cast_names: dict[tuple[str, int], str] = {}
         self.nodes: list[NodeProto] = []
         self.extra: dict[str, TensorProto] = {}
         self.islands: Counter[str] = Counter()
@@ -185,12 +185,12 @@ class Rewrite:
             return self._constant(name, kind)
         if self.where[name] == kind:
             return name
-        if (name, kind) not in self.made:
-            made = f"{name}.{TensorProto.DataType.Name(kind).lower()}"
-            self.nodes.append(helper.make_node("Cast", [name], [made], name=f"cast/{made}", to=kind))
-            self.made[name, kind] = made
+        if (name, kind) not in self.cast_names:
+            cast_name = f"{name}.{TensorProto.DataType.Name(kind).lower()}"
+            self.nodes.append(helper.make_node("Cast", [name], [cast_name], name=f"cast/{cast_name}", to=kind))
+            self.cast_names[name, kind] = cast_name
             self.casts += 1
-        return self.made[name, kind]
+        return self.cast_names[name, kind]
 
     def _constant(self, name: str, kind: int) -> str:
         if name in self.stored_reduced:
@@ -201,10 +201,10 @@ class Rewrite:
         if kind == FLOAT:
             self.extra[name] = self.constants[name]
             return name
-        made = f"{name}.{self.policy.precision}"
-        if made not in self.extra:
-            self.extra[made] = lower(self.constants[name], made, kind)
-        return made
+        lowered = f"{name}.{self.policy.precision}"
+        if lowered not in self.extra:
+            self.extra[lowered] = lower(self.constants[name], lowered, kind)
+        return lowered
 
     def _outputs(self) -> None:
         """Give every float output the type the contract asks for, keeping its name."""
@@ -257,15 +257,15 @@ def widen(model: onnx.ModelProto, stored: onnx.ModelProto, precision: str) -> on
     """
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
-    kept = {tensor.name: tensor for tensor in stored.graph.initializer}
+    by_name = {tensor.name: tensor for tensor in stored.graph.initializer}
     casts, constants = [], []
     for tensor in wide.graph.initializer:
         low = f"{tensor.name}.{precision}"
-        if low in kept:
-            constants.append(kept[low])
+        if low in by_name:
+            constants.append(by_name[low])
             casts.append(helper.make_node("Cast", [low], [tensor.name], name=f"widen/{tensor.name}", to=FLOAT))
         else:
-            constants.append(kept.get(tensor.name, tensor))
+            constants.append(by_name.get(tensor.name, tensor))
     nodes = list(wide.graph.node)
     del wide.graph.node[:], wide.graph.initializer[:]
     wide.graph.node.extend([*casts, *nodes])

@@ -36,10 +36,10 @@ class Answer:
     reason: str = ""
 
 
-def prove(room: Path, golden: Sample, corners: Corners, progress: Callable[[str], None]) -> list[Answer]:
+def prove(folder: Path, golden: Sample, corners: Corners, progress: Callable[[str], None]) -> list[Answer]:
     """Open the written bundle and let every backend that can run here answer. Raises VerificationError for a wrong one,
     for one that answers the golden sample but fails at another corner, and when none answers at all."""
-    source = open_source(room)
+    source = open_source(folder)
     _same(source.golden, golden)
     answers: list[Answer] = []
     for kind in kinds().values():
@@ -101,19 +101,21 @@ def _answer(name: str, at: str, error: float, iou: float, golden: Golden) -> Ans
     return Answer(name, at, error, iou)
 
 
-def prove_large(room: Path, golden: Sample) -> list[Answer]:
+def prove_large(folder: Path, golden: Sample) -> list[Answer]:
     """Of a large model only the golden sample, on graphs that map their weights: a session as a user makes it would hold
     all of them in float32 (see `docs/export.md`)."""
-    source = open_source(room)
+    source = open_source(folder)
     _same(source.golden, golden)
-    held = source.golden
-    read = replace(golden, image=held.image, token_ids=held.token_ids, token_mask=held.token_mask, logits=held.logits)
-    names = [on_cpu if (room / on_cpu).is_file() else spec.file
+    stored = source.golden
+    read = replace(
+        golden, image=stored.image, token_ids=stored.token_ids, token_mask=stored.token_mask, logits=stored.logits
+    )
+    names = [on_cpu if (folder / on_cpu).is_file() else spec.file
              for spec in (TEXT_ENCODER, SEGMENTER) for on_cpu in [cpu_graph_name(spec)]]  # fmt: skip
-    graphs = Graphs(str(room / names[0]), str(room / names[1]), (names[0], names[1]), room)
-    check = compare("written bundle", names[1], [(held.logits, graphs.segment(read, *graphs.encode(read)))])
+    graphs = Graphs(str(folder / names[0]), str(folder / names[1]), (names[0], names[1]), folder)
+    check = compare("written bundle", names[1], [(stored.logits, graphs.segment(read, *graphs.encode(read)))])
     iou = 1.0 if check.iou is None else check.iou
-    return [_answer("onnxruntime, weights mapped", GOLDEN, check.relative, iou, held)]
+    return [_answer("onnxruntime, weights mapped", GOLDEN, check.relative, iou, stored)]
 
 
 def _line(error: BaseException) -> str:

@@ -126,8 +126,8 @@ def trace(checkpoint: Checkpoint, timer: StepTimer) -> Traced:
     with parallel_trace(lambda: export_text_encoder(parts, inputs)) as text_encoder:
         segmenter = export_segmenter(parts, inputs, checkpoint.stride)
         text = text_encoder()
-    for made in (text, segmenter):
-        strip(made)
+    for graph in (text, segmenter):
+        strip(graph)
     return Traced(parts, {TEXT_ENCODER.file: text, SEGMENTER.file: segmenter})
 
 
@@ -137,61 +137,61 @@ def publish(
 ) -> Exported:  # fmt: skip
     """Traced graphs -> precision -> checks -> bundle at `target`, all or nothing."""
     profile = options.shapes(checkpoint) if options.shapes else None
-    with writing(target) as room:
-        stored = _store(checkpoint, traced, room, precision, timer)
+    with writing(target) as folder:
+        stored = _store(checkpoint, traced, folder, precision, timer)
         timer.start("calibrate")
         conversion = Conversion.measure(checkpoint, traced.models, precision, options, timer.detail, stored)
         own = own_pictures(options.verify_data, OWN_PICTURES, PROMPTS) if options.verify_data else None
         timer.start("answer pictures of your own in PyTorch" if own else "answer test scenes in PyTorch")
         data = samples(checkpoint, own)
-        conversion, checks = _convert_and_verify(room, traced, conversion, data, limits, timer, options)
+        conversion, checks = _convert_and_verify(folder, traced, conversion, data, limits, timer, options)
         golden = data[0]
         if profile:
             timer.start("fix shapes")
             golden = shaped_sample(checkpoint, profile)
-            checks += _fix_and_verify(room, profile, golden, limits, timer)
+            checks += _fix_and_verify(folder, profile, golden, limits, timer)
         timer.start("check graphs")
-        graphs = {path.name: check_graph(path) for path in sorted(room.glob("*.onnx"))}
+        graphs = {path.name: check_graph(path) for path in sorted(folder.glob("*.onnx"))}
         timer.start("write bundle")
-        write_bytes(room / "tokenizer.json", tokenizer)
-        _write_golden(room, golden, whole=profile is not None)
+        write_bytes(folder / "tokenizer.json", tokenizer)
+        _write_golden(folder, golden, whole=profile is not None)
         for name, body in (options.extra(checkpoint, profile) if options.extra else {}).items():
-            write_bytes(room / name, body)
+            write_bytes(folder / name, body)
         policy = {"format": "digseg.precision/1", **conversion.report()}
-        write_json(room / "precision.json", policy, sort_keys=True)
-        finish(room, manifest_of(checkpoint, conversion.report(), graphs, report(checks, limits, data, own), profile))
+        write_json(folder / "precision.json", policy, sort_keys=True)
+        finish(folder, manifest_of(checkpoint, conversion.report(), graphs, report(checks, limits, data, own), profile))
         timer.start("open the written bundle and ask it")
-        answers = _prove(room, checkpoint, golden, profile, timer)
-        sizes = {path.name: path.stat().st_size for path in sorted(room.iterdir())}
+        answers = _prove(folder, checkpoint, golden, profile, timer)
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     timer.stop()
     return Exported(target, precision, checks, limits, sizes, timer.seconds, conversion.report(), answers)
 
 
 def _prove(
-    room: Path, checkpoint: Checkpoint, golden: Sample, profile: Profile | None, timer: StepTimer
+    folder: Path, checkpoint: Checkpoint, golden: Sample, profile: Profile | None, timer: StepTimer
 ) -> list[Answer]:
     """The finished folder answers as its user will ask it: the golden sample and every other corner of the profile."""
     if isinstance(checkpoint, Offloaded):
-        return prove_large(room, golden)
+        return prove_large(folder, golden)
     ends = {"min": "the smallest shape", "max": "the largest shape"} if profile else {}
     if profile and all(span.static for span in profile.ranges.values()):
         ends = {}
     corners = {words: shaped_sample(checkpoint, profile, end) for end, words in ends.items() if profile}
-    return prove(room, golden, corners, timer.detail)
+    return prove(folder, golden, corners, timer.detail)
 
 
-def _store(checkpoint: Checkpoint, traced: Traced, room: Path, precision: str, timer: StepTimer) -> Path | None:
+def _store(checkpoint: Checkpoint, traced: Traced, folder: Path, precision: str, timer: StepTimer) -> Path | None:
     """Write the weights of a large model into the bundle to be; returns the folder of its weights, None for all others."""
     if not isinstance(checkpoint, Offloaded):
         return None
     timer.start("store weights")
     for spec, module in ((TEXT_ENCODER, traced.parts.text_encoder), (SEGMENTER, traced.parts.segmenter)):
-        write_external_data(traced.models[spec.file], module, (room / spec.file).with_suffix(".data"), precision)
-    return room
+        write_external_data(traced.models[spec.file], module, (folder / spec.file).with_suffix(".data"), precision)
+    return folder
 
 
 def _convert_and_verify(
-    room: Path,
+    folder: Path,
     traced: Traced,
     conversion: Conversion,
     data: list[Sample],
@@ -202,7 +202,7 @@ def _convert_and_verify(
     """Write the graphs and judge them; over the limits, bisect, and with --auto-islands apply the cure and try again."""
     while True:
         timer.start(f"convert to {conversion.precision}")
-        forms = conversion.write(room, traced)
+        forms = conversion.write(folder, traced)
         timer.start("verify")
         try:
             return conversion, verify(forms, data, limits, timer.detail)
@@ -223,19 +223,19 @@ def _convert_and_verify(
             conversion = conversion.with_islands(file, cure.islands)
 
 
-def _fix_and_verify(room: Path, profile: Profile, golden: Sample, limits: Limits, timer: StepTimer) -> list[Check]:
+def _fix_and_verify(folder: Path, profile: Profile, golden: Sample, limits: Limits, timer: StepTimer) -> list[Check]:
     """Fix the static axes in the segmenter's files and verify what a CPU can run of them at the profile's shape."""
     on_cpu = (cpu_graph_name(TEXT_ENCODER), cpu_graph_name(SEGMENTER))
     for name in (SEGMENTER.file, on_cpu[1]):
-        if (room / name).is_file():
-            fix_shapes(room / name, profile)
+        if (folder / name).is_file():
+            fix_shapes(folder / name, profile)
     plain = (TEXT_ENCODER.file, SEGMENTER.file)
-    names = [other if (room / other).is_file() else name for other, name in zip(on_cpu, plain)]
+    names = [other if (folder / other).is_file() else name for other, name in zip(on_cpu, plain)]
     label = (names[0], f"{names[1]} at its profile")
-    return verify([Graphs(str(room / names[0]), str(room / names[1]), label)], [golden], limits, timer.detail)
+    return verify([Graphs(str(folder / names[0]), str(folder / names[1]), label)], [golden], limits, timer.detail)
 
 
-def _write_golden(room: Path, sample: Sample, whole: bool = False) -> None:
+def _write_golden(folder: Path, sample: Sample, whole: bool = False) -> None:
     """PyTorch's logits for one picture and three prompts (whole: all of the sample), so that any runtime can check itself."""
     pictures, prompts = sample.logits.shape[:2] if whole else (1, 3)
     arrays = {
@@ -244,4 +244,4 @@ def _write_golden(room: Path, sample: Sample, whole: bool = False) -> None:
         "token_mask": sample.token_mask[:prompts],
         "logits": sample.logits[:pictures, :prompts].astype(np.float32),
     }
-    write_arrays(room / GOLDEN, arrays, {"prompts": json.dumps(sample.prompts[:prompts])})
+    write_arrays(folder / GOLDEN, arrays, {"prompts": json.dumps(sample.prompts[:prompts])})

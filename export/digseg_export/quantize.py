@@ -59,15 +59,21 @@ def quantise(
     full = insert(model, precision, ranges, possible)
     errors = layer_errors(model, full, possible, feeds)
     order = sorted(possible, key=lambda name: -errors[name])
-    count, error, made = _fewest_left_out(
+    count, error, graph = _fewest_left_out(
         len(order), lambda n: insert(model, precision, ranges, sorted(set(possible) - set(order[:n]))),
         lambda trial: relative_error(wanted, trial, feeds), limit,
     )  # fmt: skip
     reason = "loses {:.1%} of its own output in {}; left out to hold the graph's limit".format
-    left = {**keep, **{name: reason(errors[name], precision) for name in order[:count]}}
-    store_half(made)
-    report = {"name": precision, "quantised": len(possible) - count, "left_out": left, "error": error, "limit": limit}
-    return Quantised(made, report)
+    left_out = {**keep, **{name: reason(errors[name], precision) for name in order[:count]}}
+    store_half(graph)
+    report = {
+        "name": precision,
+        "quantised": len(possible) - count,
+        "left_out": left_out,
+        "error": error,
+        "limit": limit,
+    }
+    return Quantised(graph, report)
 
 
 def _fewest_left_out(
@@ -75,21 +81,21 @@ def _fewest_left_out(
 ) -> tuple[int, float, onnx.ModelProto]:
     """(count, error, graph) for about the smallest count within the limit: doubling, then halving the last step."""
     low, count = -1, 0
-    made = build(0)
-    error = error_of(made)
+    graph = build(0)
+    error = error_of(graph)
     while not error <= limit and count < total:  # `not <=` takes NaN as over the limit
         low, count = count, min(max(2, 2 * count), total)
-        made = build(count)
-        error = error_of(made)
+        graph = build(count)
+        error = error_of(graph)
     while count - low > max(1, total // 20):
         middle = (low + count) // 2
         trial = build(middle)
-        found = error_of(trial)
-        if found <= limit:
-            count, error, made = middle, found, trial
+        trial_error = error_of(trial)
+        if trial_error <= limit:
+            count, error, graph = middle, trial_error, trial
         else:
             low = middle
-    return count, error, made
+    return count, error, graph
 
 
 def insert(model: onnx.ModelProto, precision: str, ranges: dict[str, float], names: list[str]) -> onnx.ModelProto:
@@ -98,8 +104,8 @@ def insert(model: onnx.ModelProto, precision: str, ranges: dict[str, float], nam
     copy.CopyFrom(model)
     if not names:
         return copy
-    made = _place(copy, ranges, names)
-    return made if precision == "int8" else _to_fp8(model, made)
+    quantised = _place(copy, ranges, names)
+    return quantised if precision == "int8" else _to_fp8(model, quantised)
 
 
 def _place(model: onnx.ModelProto, ranges: dict[str, float], names: list[str]) -> onnx.ModelProto:
@@ -120,10 +126,10 @@ def _place(model: onnx.ModelProto, ranges: dict[str, float], names: list[str]) -
         tool.quantize_model()
     finally:
         logging.root.setLevel(level)
-    made: onnx.ModelProto = tool.model.model
-    made.producer_name, made.producer_version = model.producer_name, model.producer_version
-    _only_layers(made, set(names))
-    return made
+    quantised: onnx.ModelProto = tool.model.model
+    quantised.producer_name, quantised.producer_version = model.producer_name, model.producer_version
+    _only_layers(quantised, set(names))
+    return quantised
 
 
 def _only_layers(model: onnx.ModelProto, names: set[str]) -> None:
@@ -132,12 +138,12 @@ def _only_layers(model: onnx.ModelProto, names: set[str]) -> None:
     for node in model.graph.node:
         if node.name not in names and node.op_type not in QUANTISERS:
             node.input[:] = [name.removesuffix(end) for name in node.input]
-    made = {name for node in model.graph.node for name in node.output}
+    computed = {name for node in model.graph.node for name in node.output}
     waiting, ready, ordered = list(model.graph.node), set[str](), []
     while waiting:  # stable: a node is taken as early as its inputs allow
         later = []
         for node in waiting:
-            if all(name in ready or name not in made for name in node.input):
+            if all(name in ready or name not in computed for name in node.input):
                 ordered.append(node)
                 ready.update(node.output)
             else:
@@ -147,28 +153,28 @@ def _only_layers(model: onnx.ModelProto, names: set[str]) -> None:
     model.graph.node.extend(ordered)
 
 
-def _to_fp8(original: onnx.ModelProto, made: onnx.ModelProto) -> onnx.ModelProto:
+def _to_fp8(original: onnx.ModelProto, quantised: onnx.ModelProto) -> onnx.ModelProto:
     """Turn int8 Q/DQ into E4M3: scales from 127 to 448, zero points and weights in the new type."""
     weights = {t.name: t for t in original.graph.initializer}
-    held = {t.name: t for t in made.graph.initializer}
+    constants = {t.name: t for t in quantised.graph.initializer}
     scales: set[str] = set()
-    for node in made.graph.node:
+    for node in quantised.graph.node:
         if node.op_type not in QUANTISERS:
             continue
         source, scale, zero = node.input
         if scale not in scales:
             scales.add(scale)
-            values = numpy_helper.to_array(held[scale]) * np.float32(INT8_MAX / FP8_MAX)
-            held[scale].CopyFrom(numpy_helper.from_array(values, scale))
-        if held[zero].data_type == TensorProto.INT8:
-            held[zero].CopyFrom(_fp8(np.zeros(list(held[zero].dims), np.float32), zero))
-        if source in held and held[source].data_type == TensorProto.INT8:
+            values = numpy_helper.to_array(constants[scale]) * np.float32(INT8_MAX / FP8_MAX)
+            constants[scale].CopyFrom(numpy_helper.from_array(values, scale))
+        if constants[zero].data_type == TensorProto.INT8:
+            constants[zero].CopyFrom(_fp8(np.zeros(list(constants[zero].dims), np.float32), zero))
+        if source in constants and constants[source].data_type == TensorProto.INT8:
             axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
             float_values = numpy_helper.to_array(weights[source.removesuffix("_quantized")])
             shape = [-1 if i == axis else 1 for i in range(float_values.ndim)]
-            steps = numpy_helper.to_array(held[scale]).reshape(shape)
-            held[source].CopyFrom(_fp8(np.clip(float_values / steps, -FP8_MAX, FP8_MAX), source))
-    return made
+            steps = numpy_helper.to_array(constants[scale]).reshape(shape)
+            constants[source].CopyFrom(_fp8(np.clip(float_values / steps, -FP8_MAX, FP8_MAX), source))
+    return quantised
 
 
 def _fp8(values: NDArray[Any], name: str) -> TensorProto:

@@ -90,17 +90,17 @@ def samples(checkpoint: Checkpoint, own: OwnPictures | None = None) -> list[Samp
     few = isinstance(checkpoint, Offloaded)
     if own is not None:
         size = working_size(checkpoint)
-        return [_answer(checkpoint, shown.path.name, fit(shown.read(), size, checkpoint.stride).pixels, shown.prompts)
-                for shown in own.shown[: 1 if few else OWN_PICTURES]]  # fmt: skip
+        return [_answer(checkpoint, example.path.name, fit(example.read(), size, checkpoint.stride).pixels, example.prompts)
+                for example in own.examples[: 1 if few else OWN_PICTURES]]  # fmt: skip
     return [_sample(checkpoint, domain, 1 if few else SCENES_PER_DOMAIN) for domain in DOMAINS[: 1 if few else None]]
 
 
 def _sample(checkpoint: Checkpoint, domain: str, count: int) -> Sample:
     size = working_size(checkpoint)
     scenes = [scene(90_000 + i, domain, size, "test") for i in range(count)]
-    present = list(dict.fromkeys(name for one in scenes for name in one.names()))
+    present = list(dict.fromkeys(name for picture in scenes for name in picture.names()))
     prompts = (*tuple((present + [name for name in CLASSES["aerial"] if name not in present])[: PROMPTS - 1]), "zebra")
-    image = np.concatenate([fit(one.image, size, checkpoint.stride).pixels for one in scenes])
+    image = np.concatenate([fit(picture.image, size, checkpoint.stride).pixels for picture in scenes])
     return _answer(checkpoint, domain, image, prompts)
 
 
@@ -110,9 +110,9 @@ def shaped_sample(checkpoint: Checkpoint, profile: Profile, end: str = "opt") ->
     is its golden sample."""
     count, prompts, rows, columns, tokens = (getattr(profile.ranges[axis], end) for axis in "BKHWL")
     scenes = [scene(90_000 + i, DOMAINS[i % len(DOMAINS)], min(max(rows, columns), 2048), "test") for i in range(count)]
-    cut = [np.pad(one.image, ((0, rows), (0, columns), (0, 0)), "wrap")[:rows, :columns] for one in scenes]
-    image = np.stack([pixels.transpose(2, 0, 1) / 127.5 - 1 for pixels in cut]).astype(np.float32)
-    names = [*dict.fromkeys(name for one in scenes for name in one.names()), "zebra"]
+    tiles = [np.pad(picture.image, ((0, rows), (0, columns), (0, 0)), "wrap")[:rows, :columns] for picture in scenes]
+    image = np.stack([pixels.transpose(2, 0, 1) / 127.5 - 1 for pixels in tiles]).astype(np.float32)
+    names = [*dict.fromkeys(name for picture in scenes for name in picture.names()), "zebra"]
     return _answer(checkpoint, scenes[0].domain, np.ascontiguousarray(image),
                    tuple(names[i % len(names)] for i in range(prompts)), tokens)  # fmt: skip
 
@@ -163,9 +163,9 @@ class Graphs:
         self.models, self.weights_folder, self.names = (text, segmenter), weights_folder, names
         self.held = None if weights_folder else [session(model) for model in self.models]
 
-    def _session(self, which: int) -> Any:
+    def _session(self, index: int) -> Any:
         """The graph's session; of a large model it is made for the call, so that one data file is mapped at a time."""
-        return self.held[which] if self.held else session(self.models[which], weights_folder=self.weights_folder)
+        return self.held[index] if self.held else session(self.models[index], weights_folder=self.weights_folder)
 
     def encode(self, s: Sample) -> tuple[Array, Array]:
         keys, values = self._session(0).run(None, {"token_ids": s.token_ids, "token_mask": s.token_mask})
@@ -268,7 +268,7 @@ def hold_to_limits(check: Check, limits: Limits) -> None:
 
 def evidence(checks: list[Check]) -> str:
     """On how many masks the agreement rests, and whether that is enough, in words."""
-    pairs, empty = max(((c.pairs, c.empty) for c in checks if c.stage == "end to end"), default=(0, 0))
+    pairs, empty = max(((check.pairs, check.empty) for check in checks if check.stage == "end to end"), default=(0, 0))
     words = f"{pairs} of {pairs + empty} (picture, prompt) pairs show something"
     if pairs >= ENOUGH:
         return words

@@ -41,18 +41,18 @@ def labelled(tmp_path):
 
 def test_of_a_labelled_folder_the_held_out_pictures_are_asked_what_is_in_them_first(labelled):
     own = own_pictures(labelled)
-    assert [shown.path.name for shown in own.shown] == ["3.png"]
-    assert own.shown[0].prompts[0] == "stem" and set(own.shown[0].prompts[2:]) <= set(STRANGERS)
-    assert len(own.shown[0].prompts) == 5 and "val" in own.origin
-    assert len(own_pictures(labelled, held_out=False).shown) == 3
+    assert [shown.path.name for shown in own.examples] == ["3.png"]
+    assert own.examples[0].prompts[0] == "stem" and set(own.examples[0].prompts[2:]) <= set(STRANGERS)
+    assert len(own.examples[0].prompts) == 5 and "val" in own.origin
+    assert len(own_pictures(labelled, held_out=False).examples) == 3
 
 
 def test_plain_pictures_with_prompts_are_taken_evenly(labelled):
     pictures = labelled / "images"
     (pictures / "prompts.txt").write_text("leaf\n\nstem\n")
     own = own_pictures(pictures, count=2)
-    assert [shown.path.name for shown in own.shown] == ["0.png", "2.png"]
-    assert own.shown[0].prompts[:2] == ("leaf", "stem") and own.shown[0].prompts[-1] in STRANGERS
+    assert [shown.path.name for shown in own.examples] == ["0.png", "2.png"]
+    assert own.examples[0].prompts[:2] == ("leaf", "stem") and own.examples[0].prompts[-1] in STRANGERS
     assert evenly(range(10), 3) == [0, 3, 6]
 
 
@@ -79,7 +79,7 @@ def test_the_record_of_a_checkpoint_names_its_training_data_while_they_are_there
 def test_samples_and_calibration_are_the_users_pictures(nano, labelled):
     own = own_pictures(labelled, held_out=False)
     found = samples(nano, own)
-    assert [sample.prompts for sample in found] == [shown.prompts for shown in own.shown]
+    assert [sample.prompts for sample in found] == [shown.prompts for shown in own.examples]
     assert {sample.image.shape[1:] for sample in found} == {(3, 48, 64)} or found[0].image.shape[
         -1
     ] == nano.config.image_size

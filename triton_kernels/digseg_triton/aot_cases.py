@@ -145,7 +145,7 @@ def cases(arch: int, full: bool = False) -> list[Case]:
         _cross_attention(arch, "fp32", 64),
         _latent_concat(arch, channels_last=False, step=False),
     ]
-    rest = [
+    others = [
         _text_injection(arch, "sd21", "bf16", sd21),
         _text_injection(arch, "sd21", "fp32", sd21),
         _text_injection(arch, "tiny split", "fp16", tiny_split),
@@ -161,4 +161,4 @@ def cases(arch: int, full: bool = False) -> list[Case]:
         _latent_concat(arch, channels_last=True, step=False),
         _latent_concat(arch, channels_last=False, step=True),
     ]
-    return core + (wider if full or arch in WIDER else []) + (rest if full else [])
+    return core + (wider if full or arch in WIDER else []) + (others if full else [])

@@ -100,11 +100,11 @@ def sampler_step(
     """
     if out is None and mask_out is None:
         dtype = out_dtype if out_dtype is not None else mask_latent.dtype
-        following, both = torch.ops.digseg.sampler_step(
+        following, latents = torch.ops.digseg.sampler_step(
             image_latent, mask_latent, velocity, noise, prompts, mask_coefficient, v_coefficient, scale, noise_scale,
             dtype, channels_last,
         )  # fmt: skip
-        return following, both
+        return following, latents
     if out is None or mask_out is None or mask_out is mask_latent:
         raise ValueError("sampler_step: `out` and `mask_out` must both be given, `mask_out` not being `mask_latent`")
     check_out(out, out_dtype, channels_last)

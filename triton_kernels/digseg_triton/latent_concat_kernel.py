@@ -65,10 +65,10 @@ def latent_concat_kernel(
         image = tl.load(image_ptr + index, mask=inside, other=0.0).to(dtype)
         mask = _mask_half(mask_ptr, velocity_ptr, noise_ptr, next_ptr, index, inside, a, b, scale, noise_scale,
                           STEP, SCALED, NOISE).to(dtype)  # fmt: skip
-        both = tl.permute(tl.join(image, mask), (0, 2, 1))  # [BLOCK, 2, 4]
-        both = tl.reshape(both, [BLOCK, 8])
+        pair = tl.permute(tl.join(image, mask), (0, 2, 1))  # [BLOCK, 2, 4]
+        pair = tl.reshape(pair, [BLOCK, 8])
         where = pixel[:, None] * 8 + tl.arange(0, 8)[None, :]
-        tl.store(out_ptr + where, both, mask=(pixel < pixels)[:, None] & (tl.arange(0, 8) < 8)[None, :])
+        tl.store(out_ptr + where, pair, mask=(pixel < pixels)[:, None] & (tl.arange(0, 8) < 8)[None, :])
     else:
         index = tl.program_id(0) * (BLOCK * 4) + tl.arange(0, BLOCK * 4)
         inside = index < half

@@ -138,8 +138,8 @@ def run(
     if velocity is None or mask_out is None:
         out.copy_(twins.latent_concat(image_latent, mask_latent, noise, prompts, scale, noise_scale, *layout))
         return
-    following, both = twins.sampler_step(
+    following, latents = twins.sampler_step(
         image_latent, mask_latent, velocity, noise, prompts, *coefficients, scale, noise_scale, *layout
     )
     mask_out.copy_(following)
-    out.copy_(both)
+    out.copy_(latents)

@@ -28,7 +28,7 @@ def recompute(twin: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..
             outputs = twin(*arguments)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         wanted = [arguments[i] for i, need in enumerate(needed) if need]
-        found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
-        return tuple(next(found) if need else None for need in needed)
+        gradients = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
+        return tuple(next(gradients) if need else None for need in needed)
 
     return backward, setup_context

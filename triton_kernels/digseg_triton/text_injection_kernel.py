@@ -136,22 +136,22 @@ def text_injection_kernel(
     base = tl.load(base_ptr + tile, mask=tile_mask, other=0.0)
     WIDTH: tl.constexpr = C if D == C else GROUP * D  # channels a group of heads reads
 
-    kept = ()
+    resident = ()
     if RESIDENT:
         for start in tl.static_range(0, C, WIDTH):
-            kept = kept + (_features(features_ptr, n, rows, start, C, WIDTH, CHUNK),)  # type: ignore[assignment]  # noqa: RUF005
+            resident = resident + (_features(features_ptr, n, rows, start, C, WIDTH, CHUNK),)  # type: ignore[assignment]  # noqa: RUF005
 
     first = tl.program_id(1) * span
     for prompt in range(first, tl.minimum(first + span, prompts)):
         acc = base.to(tl.float32)
         if RESIDENT and D < C:
             for i in tl.static_range(H // GROUP):
-                acc = _attend(acc, kept[i], features_ptr, n, rows, keys_ptr, values_ptr, mask_ptr, prompt, i * GROUP,
+                acc = _attend(acc, resident[i], features_ptr, n, rows, keys_ptr, values_ptr, mask_ptr, prompt, i * GROUP,
                               C, CO, H, D, L, CHUNK, COP, GROUP, MAIN, TAIL, PRECISION)  # fmt: skip
         else:
             for head in range(0, H, GROUP):
                 if RESIDENT:
-                    features = kept[0]  # type: ignore[misc]
+                    features = resident[0]  # type: ignore[misc]
                 elif D < C:
                     features = _features(features_ptr, n, rows, head * D, C, WIDTH, CHUNK)
                 else:

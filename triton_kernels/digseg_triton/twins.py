@@ -57,8 +57,8 @@ def latent_concat(
     if noise is not None:
         mask = mask.float() + noise.float() * noise_scale
     image = image_latent.repeat_interleave(prompts, 0)  # [B*K, 4, h, w]
-    both = torch.cat([image.to(out_dtype), mask.to(out_dtype)], 1)
-    return both.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    latents = torch.cat([image.to(out_dtype), mask.to(out_dtype)], 1)
+    return latents.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def sampler_step(
@@ -77,8 +77,8 @@ def sampler_step(
     """DDIM step, then `latent_concat` of its result: -> ([B*K,4,h,w], [B*K,8,h,w])."""
     following = mask_coefficient * mask_latent.float() + v_coefficient * velocity.float()
     following = following.to(mask_latent.dtype)
-    both = latent_concat(image_latent, following, noise, prompts, scale, noise_scale, out_dtype, channels_last)
-    return following, both
+    latents = latent_concat(image_latent, following, noise, prompts, scale, noise_scale, out_dtype, channels_last)
+    return following, latents
 
 
 def mask_argmax(logits: Tensor, height: int, width: int, threshold: float) -> tuple[Tensor, Tensor]:
@@ -87,8 +87,8 @@ def mask_argmax(logits: Tensor, height: int, width: int, threshold: float) -> tu
     best = torch.full((batch, height, width), -torch.inf, dtype=torch.float32, device=logits.device)
     label = torch.zeros((batch, height, width), dtype=torch.int32, device=logits.device)
     for prompt in range(prompts):
-        one = logits[:, prompt : prompt + 1].float()
-        value = F.interpolate(one, (height, width), mode="bilinear", align_corners=False)[:, 0]  # [B, H, W]
+        plane = logits[:, prompt : prompt + 1].float()
+        value = F.interpolate(plane, (height, width), mode="bilinear", align_corners=False)[:, 0]  # [B, H, W]
         better = value > best
         best = torch.where(better, value, best)
         label = torch.where(better, prompt + 1, label)

@@ -43,8 +43,8 @@ class CudaGraph:
         with self._cuda.device(self._where):
             here = self._cuda.current_stream(self._where)
             here.wait_event(self._free)  # another stream's replay may still read the inputs
-            for held, given in zip(self._inputs, inputs):
-                held.copy_(given, non_blocking=True)
+            for buffer, value in zip(self._inputs, inputs):
+                buffer.copy_(value, non_blocking=True)
             self._graph.replay()
             answer = self._output.clone()
             self._free.record(here)

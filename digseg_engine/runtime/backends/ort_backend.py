@@ -171,7 +171,7 @@ def create_session(
     name = str(model) if isinstance(model, Path) else "a one-node graph"
     offered = runtime.get_available_providers()
     if provider not in offered:
-        fix = next(install(backend) for backend, one in PROVIDERS.items() if one == provider)
+        fix = next(install(backend) for backend, known in PROVIDERS.items() if known == provider)
         raise BackendError(f"onnxruntime here has no {provider} (it has {', '.join(offered)}); {fix}")
     if provider != PROVIDER:
         options.add_session_config_entry(PLACES, "1")

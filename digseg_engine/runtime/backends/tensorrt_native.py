@@ -124,8 +124,8 @@ class Graph:
         weakref.finalize(self, _give_back, driver, self.stream, self._buffers)
 
     def _buffer(self, name: str, size: int) -> int:
-        pointer, held = self._buffers.get(name, (0, 0))
-        if held < size:
+        pointer, allocated = self._buffers.get(name, (0, 0))
+        if allocated < size:
             if pointer:
                 del self._buffers[name]
                 self._driver.free(pointer)

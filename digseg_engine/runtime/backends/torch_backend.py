@@ -60,17 +60,17 @@ def _double(x: Any) -> Any:
     return x + x
 
 
-def device(asked: str | None = None) -> Any:
+def device(requested: str | None = None) -> Any:
     """The device asked for, else $DIGSEG_DEVICE, else the first CUDA device, else the CPU. Raises BackendError when it is
     not there."""
     import torch
 
-    name = asked or os.environ.get(DEVICE_VARIABLE) or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    name = requested or os.environ.get(DEVICE_VARIABLE) or ("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(name)
         torch.empty(1, device=where)
     except (RuntimeError, AssertionError) as error:
-        wanted = f"the device {name!r}" if asked else f"${DEVICE_VARIABLE} asks for {name!r}, which"
+        wanted = f"the device {name!r}" if requested else f"${DEVICE_VARIABLE} asks for {name!r}, which"
         raise BackendError(f"{wanted} cannot be used: {error}; leave it out for automatic choice") from error
     return torch.device("cuda", where.index or 0) if where.type == "cuda" else where
 
