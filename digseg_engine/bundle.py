@@ -217,8 +217,8 @@ def check_target(target: Path) -> bool:
     return folders.check_target(target, MARK)
 
 
-def finish(room: Path, manifest: dict[str, Any]) -> None:
+def finish(folder: Path, manifest: dict[str, Any]) -> None:
     """Add sizes and hashes of all files to the manifest and write it."""
-    paths = sorted(path for path in room.iterdir() if path.name != MANIFEST)
+    paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     listed = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in paths}
-    write_json(room / MANIFEST, {**manifest, "files": listed}, sort_keys=True)
+    write_json(folder / MANIFEST, {**manifest, "files": listed}, sort_keys=True)

@@ -45,19 +45,19 @@ def writing(target: Path, mark: Mark) -> Iterator[Path]:
     """
     check_target(target, mark)
     target = target.resolve()  # behind a link the folder itself is replaced, the link stays
-    room = target.with_name(f".{target.name[:100]}.tmp-{uuid.uuid4().hex[:8]}")
+    draft = target.with_name(f".{target.name[:100]}.tmp-{uuid.uuid4().hex[:8]}")
     try:
-        room.mkdir(parents=True)
+        draft.mkdir(parents=True)
     except OSError as error:
         raise UsageError(f"cannot write to {target.parent}: {error.strerror}; choose another output with -o") from error
     try:
-        yield room
-        if not (room / mark.last).is_file():
+        yield draft
+        if not (draft / mark.last).is_file():
             raise BundleError(f"{target} was not finished: no {mark.last} was written; this is a programming error")
-        settle(room)
-        _put(room, target, mark)
+        settle(draft)
+        _put(draft, target, mark)
     finally:
-        shutil.rmtree(room, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def check_target(target: Path, mark: Mark) -> bool:
@@ -132,24 +132,24 @@ def others(folder: Path, listed: Iterable[str]) -> list[str]:
     return sorted({path.name for path in folder.iterdir()} - set(listed))
 
 
-def settle(room: Path) -> None:
+def settle(draft: Path) -> None:
     """Give every file the umask's mode (libraries make some of them 0600) and wait until all of them are on the disk."""
-    mode = room.stat().st_mode & 0o666
-    for path in room.rglob("*"):
+    mode = draft.stat().st_mode & 0o666
+    for path in draft.rglob("*"):
         if path.is_file():
             path.chmod(mode)
             flush(path)
     if os.name == "posix":
-        flush(room)
+        flush(draft)
 
 
-def _put(room: Path, target: Path, mark: Mark) -> None:
+def _put(draft: Path, target: Path, mark: Mark) -> None:
     """Swap `room` into place. Others may write the same target now: they wait, or make way and try again."""
     with _turn(target.parent):
         for left in reversed(range(TRIES)):
             check_target(target, mark)
             try:
-                return _swap(room, target)
+                return _swap(draft, target)
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and left:
                     continue  # another writer came in between
@@ -157,13 +157,13 @@ def _put(room: Path, target: Path, mark: Mark) -> None:
                                   "before; choose another output with -o") from error  # fmt: skip
 
 
-def _swap(room: Path, target: Path) -> None:
+def _swap(draft: Path, target: Path) -> None:
     """Move the older folder aside and the new one in; whatever ends this, one of them is at `target`."""
     old = target.with_name(f".{target.name[:100]}.tmp-old-{uuid.uuid4().hex[:8]}")
     try:
         with suppress(FileNotFoundError):
             target.rename(old)
-        room.rename(target)
+        draft.rename(target)
     finally:
         if old.exists() and not target.exists():
             with suppress(OSError):

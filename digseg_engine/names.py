@@ -36,8 +36,10 @@ def mask_names(prompts: Sequence[str]) -> list[str]:
 def slug_of(prompt: str) -> str:
     """Lower-case letters, marks and digits of any script, hyphens between; "prompt" when nothing is left."""
     text = unicodedata.normalize("NFC", prompt).lower()
-    kept = "".join(c if unicodedata.category(c)[0] in KEPT or c == "_" else " " for c in text)
-    return cut("-".join(kept.split())[:48], SLUG_BYTES).strip("-") or "prompt"
+    letters = "".join(
+        character if unicodedata.category(character)[0] in KEPT or character == "_" else " " for character in text
+    )
+    return cut("-".join(letters.split())[:48], SLUG_BYTES).strip("-") or "prompt"
 
 
 def cut(text: str, most: int) -> str:

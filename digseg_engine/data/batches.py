@@ -90,12 +90,11 @@ class CachedEncoder:
         place = crops.pictures * self.variants + crops.variants
         todo = np.flatnonzero(self.done[place] == 0)
         if len(todo):
-            for (
-                i
-            ) in todo:  # one at a time: in company the last bits differ, and with them the rounding to half precision
-                own = slice(i, i + 1)
-                one = Crops(crops.pictures[own], crops.variants[own], crops.images[own], crops.ids[own])
-                self.latents[place[i]] = self.encode(one)[0].cpu().numpy()
+            # One at a time: in company the last bits differ, and with them the rounding to half precision.
+            for i in todo:
+                row = slice(i, i + 1)
+                crop = Crops(crops.pictures[row], crops.variants[row], crops.images[row], crops.ids[row])
+                self.latents[place[i]] = self.encode(crop)[0].cpu().numpy()
             self.latents.flush()
             self.done[place[todo]] = 1
         return torch.from_numpy(self.latents[place].astype(np.float32))
@@ -128,9 +127,9 @@ def folder_batches(
     return FolderBatches(dataset, load, encode, seed)
 
 
-def _state(dataset: Dataset, *more: object) -> str:
+def _state(dataset: Dataset, *settings: object) -> str:
     """Short hash of the pictures' names, sizes and times, and of whatever else decides the latents."""
-    digest = hashlib.sha256(repr(more).encode())
+    digest = hashlib.sha256(repr(settings).encode())
     for record in dataset.records:
         stat = record.image.stat()
         digest.update(f"{record.image}/{stat.st_size}/{stat.st_mtime_ns}".encode())

@@ -56,9 +56,9 @@ def assumes_white(table: ClassTable) -> bool:
 
 def white_ignored(table: ClassTable, total: Counts) -> str | None:
     """The error for masks of 0 and 255 alone where 255 is ignored by default; total: `label_counts` of all masks."""
-    marks = [*(one.ids for one in table.classes), table.background]
-    shown = np.flatnonzero(total[:-1])
-    if not assumes_white(table) or not total[-1] or len(shown) != 1 or 0 not in marks[int(shown[0])]:
+    marks = [*(label_class.ids for label_class in table.classes), table.background]
+    present_values = np.flatnonzero(total[:-1])
+    if not assumes_white(table) or not total[-1] or len(present_values) != 1 or 0 not in marks[int(present_values[0])]:
         return None
     share = 100 * total[-1] / total.sum()
     last = table.names[-1]
@@ -122,12 +122,15 @@ def _absent_classes(table: ClassTable, splits: Mapping[str, tuple[Counts, list[s
 
     notes = []
     if not all(anywhere):
-        gone = [one for one, here in zip(table.classes, anywhere) if not here]
+        gone = [label_class for label_class, occurs in zip(table.classes, anywhere) if not occurs]
         marks = f" (id {', '.join(map(str, gone[0].ids))})" if gone[0].ids and table.masks == "labels" else ""
-        notes.append(f"{_list([one.name for one in gone])}{marks} never occurs: give it the value that the masks use, or "
+        names = [label_class.name for label_class in gone]
+        notes.append(f"{_list(names)}{marks} never occurs: give it the value that the masks use, or "
                      f"take it out of {table.source}")  # fmt: skip
-    for split, here in found.items():
-        missing = [name for name, some, own in zip(table.names, anywhere, here) if some and not own]
+    for split, in_split in found.items():
+        missing = [
+            name for name, occurs, occurs_here in zip(table.names, anywhere, in_split) if occurs and not occurs_here
+        ]
         if missing and split.lower() in HELD_OUT:
             notes.append(f"{_list(missing)} occurs in no picture of split {split!r}: no figure there will speak of it; move "
                          "some of its pictures there")  # fmt: skip

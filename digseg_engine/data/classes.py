@@ -73,31 +73,31 @@ class ClassTable:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        return tuple(one.name for one in self.classes)
+        return tuple(label_class.name for label_class in self.classes)
 
     @cached_property
     def by_name(self) -> dict[str, LabelClass]:
-        return {one.name: one for one in self.classes}
+        return {label_class.name: label_class for label_class in self.classes}
 
     @cached_property
     def by_id(self) -> NDArray[np.int16]:
         """Class of every mask value 0..65535, or IGNORE, BACKGROUND, UNKNOWN."""
         table = np.full(MAX_ID + 1, UNKNOWN, np.int16)
         table[list(self.background)], table[list(self.ignore)] = BACKGROUND, IGNORE
-        for k, one in enumerate(self.classes):
-            table[list(one.ids)] = k
+        for k, label_class in enumerate(self.classes):
+            table[list(label_class.ids)] = k
         return table
 
     @cached_property
     def by_colour(self) -> dict[int, int]:
         """Class of every known colour."""
         table = dict.fromkeys(self.background_colours, BACKGROUND) | dict.fromkeys(self.ignore_colours, IGNORE)
-        return table | {colour: k for k, one in enumerate(self.classes) for colour in one.colours}
+        return table | {colour: k for k, label_class in enumerate(self.classes) for colour in label_class.colours}
 
     @cached_property
     def queries(self) -> tuple[Query, ...]:
         """The plain prompt of every class, in order."""
-        return tuple(Query(one.wordings[0], one.name) for one in self.classes)
+        return tuple(Query(label_class.wordings[0], label_class.name) for label_class in self.classes)
 
     def phrase(self, rng: np.random.Generator, name: str) -> Query:
         """A random wording of a class or an absent thing: in two of five the plain prompt, else any synonym in any template."""
@@ -125,7 +125,7 @@ def parse_classes(body: Any, source: str) -> ClassTable:
     if not isinstance(body, dict) or not isinstance(body.get("classes"), list) or not body["classes"]:
         raise InputError(f'{source}: expected an object with a list "classes", such as {EXAMPLE}')
     _known(body, TABLE_KEYS, source, "the file")
-    classes = [_class(one, source, i) for i, one in enumerate(body["classes"])]
+    classes = [_class(label_class, source, i) for i, label_class in enumerate(body["classes"])]
     masks = body.get("masks", "labels")
     if masks not in ("labels", "threshold") or (masks == "threshold" and len(classes) != 1):
         raise InputError(f'{source}: "masks" must be "labels", or "threshold" with exactly one class, got {masks!r} '
@@ -133,10 +133,13 @@ def parse_classes(body: Any, source: str) -> ClassTable:
     orientation = body.get("orientation", "")
     if orientation not in ("", "shown", "stored"):
         raise InputError(f'{source}: "orientation" must be "shown" or "stored", got {json.dumps(orientation)[:60]}')
-    own_ids = any(one.ids for one in classes)
+    own_ids = any(label_class.ids for label_class in classes)
     if not own_ids:
-        classes = [LabelClass(c.name, (i,), c.colours, c.prompt, c.synonyms) for i, c in enumerate(classes)]
-    taken = {i for one in classes for i in one.ids}
+        classes = [
+            LabelClass(label_class.name, (i,), label_class.colours, label_class.prompt, label_class.synonyms)
+            for i, label_class in enumerate(classes)
+        ]
+    taken = {i for label_class in classes for i in label_class.ids}
     table = ClassTable(
         source, tuple(classes),
         _ids(body["ignore"], source, '"ignore"') if "ignore" in body else tuple({255} - taken),
@@ -174,9 +177,9 @@ def _known(body: dict[str, Any], keys: tuple[str, ...], source: str, where: str)
 
 def _ids(value: Any, source: str, what: str) -> tuple[int, ...]:
     values = value if isinstance(value, list) else [value]
-    for one in values:
-        if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one <= MAX_ID:
-            raise InputError(f"{source}: {what} must be whole numbers from 0 to {MAX_ID}, got {json.dumps(one)}")
+    for number in values:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MAX_ID:
+            raise InputError(f"{source}: {what} must be whole numbers from 0 to {MAX_ID}, got {json.dumps(number)}")
     return tuple(values)
 
 
@@ -185,17 +188,19 @@ def _colours(value: Any, source: str, what: str) -> tuple[int, ...]:
     values = [value] if isinstance(value, list) and value and not isinstance(value[0], list) else value
     if not isinstance(values, list):
         values = [value]
-    for one in values:
-        good = isinstance(one, list) and len(one) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in one)
+    for colour in values:
+        good = (
+            isinstance(colour, list) and len(colour) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in colour)
+        )
         if not good:
-            raise InputError(f"{source}: {what} must be [red, green, blue] from 0 to 255, got {json.dumps(one)}")
+            raise InputError(f"{source}: {what} must be [red, green, blue] from 0 to 255, got {json.dumps(colour)}")
     return tuple(r << 16 | g << 8 | b for r, g, b in values)
 
 
 def _texts(value: Any, source: str, what: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
+    if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
         raise InputError(f"{source}: {what} must be a list of texts, got {json.dumps(value)[:60]}")
-    return tuple(composed(one) for one in value)
+    return tuple(composed(text) for text in value)
 
 
 def composed(text: str) -> str:
@@ -208,9 +213,9 @@ def _check(table: ClassTable) -> None:
     source = table.source
     marks: dict[str, list[Any]] = {
         "name": [*table.names, *table.absent],
-        "id": [*(i for one in table.classes for i in one.ids), *table.ignore, *table.background],
+        "id": [*(i for label_class in table.classes for i in label_class.ids), *table.ignore, *table.background],
         "colour": [
-            *(c for one in table.classes for c in one.colours),
+            *(colour for label_class in table.classes for colour in label_class.colours),
             *table.ignore_colours,
             *table.background_colours,
         ],
@@ -221,16 +226,16 @@ def _check(table: ClassTable) -> None:
             shown = colour_text(twice[0]) if what == "colour" else repr(twice[0])
             raise InputError(f"{source}: {what} {shown} is used twice; every {what} must mean one thing")
     _check_wordings(table)
-    without = [one.name for one in table.classes if not one.ids]
+    without = [label_class.name for label_class in table.classes if not label_class.ids]
     if without:
         raise InputError(
             f'{source}: class {without[0]!r} has no "id" though others have; give ids to all classes or to none'
         )
-    if table.by_colour and (plain := [one.name for one in table.classes if not one.colours]):
+    if table.by_colour and (plain := [label_class.name for label_class in table.classes if not label_class.colours]):
         raise InputError(
             f'{source}: class {plain[0]!r} has no "colour" though colours are in use; give colours to all or to none'
         )
-    bad = [one for one in table.templates if one.count("{}") != 1 or one.replace("{}", "").count("{")]
+    bad = [text for text in table.templates if text.count("{}") != 1 or text.replace("{}", "").count("{")]
     if bad or not table.templates:
         raise InputError(f"{source}: every template must hold one {{}} for the name, got {bad[0] if bad else 'none'!r}")
 
@@ -238,12 +243,14 @@ def _check(table: ClassTable) -> None:
 def _check_wordings(table: ClassTable) -> None:
     """Raises InputError for a wording that means two classes, or a class and something absent, letter case apart."""
     meaning = {name.casefold(): name for name in table.absent}
-    for one in table.classes:
-        for wording in (*one.wordings, one.name):
-            other = meaning.setdefault(wording.casefold(), one.name)
-            if other != one.name:
-                raise InputError(f"{table.source}: {wording!r} is a wording of {one.name!r} and of {other!r}; every name, "
-                                 "prompt and synonym must mean one class; take it from one of them")  # fmt: skip
+    for label_class in table.classes:
+        for wording in (*label_class.wordings, label_class.name):
+            other = meaning.setdefault(wording.casefold(), label_class.name)
+            if other != label_class.name:
+                raise InputError(
+                    f"{table.source}: {wording!r} is a wording of {label_class.name!r} and of {other!r}; every name, prompt "
+                    "and synonym must mean one class; take it from one of them"
+                )
 
 
 def colour_text(colour: int) -> str:

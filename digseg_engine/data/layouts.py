@@ -164,8 +164,8 @@ def _numbered(table: ClassTable, path: Path) -> ClassTable:
     missing = [name for name in table.names if name not in ids]
     if missing:
         raise InputError(f"{path} does not list the label {missing[0]!r}; expected the original file of the data set")
-    classes = tuple(replace(one, ids=(ids[one.name],)) for one in table.classes)
-    taken = {one.ids[0] for one in classes}
+    classes = tuple(replace(label_class, ids=(ids[label_class.name],)) for label_class in table.classes)
+    taken = {label_class.ids[0] for label_class in classes}
     return replace(table, classes=classes, ignore=tuple({0, *ids.values()} - taken), source=str(path))
 
 

@@ -70,7 +70,9 @@ def _by_id(values: NDArray[np.integer[Any]], table: ClassTable, path: Path) -> I
 
 def _refuse_ids(strange: NDArray[np.integer[Any]], pixels: int, table: ClassTable, path: Path) -> None:
     found = np.unique(strange)
-    known = sorted({i for one in table.classes for i in one.ids} | set(table.ignore) | set(table.background))
+    known = sorted(
+        {i for label_class in table.classes for i in label_class.ids} | set(table.ignore) | set(table.background)
+    )
     raise InputError(f"{path}: unknown id {', '.join(map(str, found[:5]))}{', ...' if len(found) > 5 else ''} "
                      f"({100 * len(strange) / pixels:.1f} % of the pixels); expected {_ranges(known)} as in {table.source}; "
                      f'add the class, or "background": {found[0]} if it is none of them, or "ignore": {found[0]}')  # fmt: skip

@@ -147,7 +147,7 @@ def contact_sheet(dataset: Dataset, numbers: list[int]) -> Image.Image:
     cells = [_cell(dataset[i], dataset.table) for i in numbers]
     rows = [cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)]
     width = MARGIN + sum(cell.width + MARGIN for cell in max(rows, key=len))
-    sheet = Image.new("RGB", (width, MARGIN + sum(max(c.height for c in row) + MARGIN for row in rows)), "white")
+    sheet = Image.new("RGB", (width, MARGIN + sum(max(cell.height for cell in row) + MARGIN for row in rows)), "white")
     top = MARGIN
     for row in rows:
         for n, cell in enumerate(row):

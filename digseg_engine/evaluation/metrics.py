@@ -155,14 +155,14 @@ class Score:
 
     def rows(self) -> list[dict[str, object]]:
         """One line per name: counts and figures, None where a name never occurs."""
-        c, lines = self.counts, []
+        counts, lines = self.counts, []
         for k, name in enumerate(self.names):
-            t, p, i = (int(c[key][k]) for key in ("truth", "predicted", "intersection"))
+            t, p, i = (int(counts[key][k]) for key in ("truth", "predicted", "intersection"))
             lines.append({
-                "name": name, "pictures": int(c["pictures"][k]), "truth_pixels": t, "predicted_pixels": p,
+                "name": name, "pictures": int(counts["pictures"][k]), "truth_pixels": t, "predicted_pixels": p,
                 "iou": round(i / (t + p - i), 5) if t else None,
-                "dice": round(float(self.dice_sum[k] / c["pictures"][k]), 5) if t else None,
-                "boundary_iou": round(float(c["edge_intersection"][k] / max(1, c["edge_union"][k])), 5) if t else None,
+                "dice": round(float(self.dice_sum[k] / counts["pictures"][k]), 5) if t else None,
+                "boundary_iou": round(float(counts["edge_intersection"][k] / max(1, counts["edge_union"][k])), 5) if t else None,
                 "precision": round(i / p, 5) if p else None, "recall": round(i / t, 5) if t else None,
             })  # fmt: skip
         return lines

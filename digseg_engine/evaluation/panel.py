@@ -29,23 +29,23 @@ def panel(sets: list[Samples], scores: Mapping[str, Scores], predict: Predict) -
         score, top = scores[samples.name].together, GAP + row * height
         draw.text((GAP, top), f"{samples.name}: picture, truth, prediction", "black", FONT)
         for column, (label, i) in enumerate(score.best_median_worst().items()):
-            one = samples[i]
-            predicted = decide(predict(one.image, [query.text for query in samples.queries]), samples.rule)
-            shown = np.flatnonzero(one.truth.any((1, 2)) | predicted.any((1, 2)))
-            views = [one.image, *(tinted(one.image, masks, shown) for masks in (one.truth, predicted))]
-            left, title = GAP + column * (GROUP + 2 * GAP), f"{label}: {one.name}, IoU {score.per_picture[i]:.3f}"
+            sample = samples[i]
+            predicted = decide(predict(sample.image, [query.text for query in samples.queries]), samples.rule)
+            visible = np.flatnonzero(sample.truth.any((1, 2)) | predicted.any((1, 2)))
+            views = [sample.image, *(tinted(sample.image, masks, visible) for masks in (sample.truth, predicted))]
+            left, title = GAP + column * (GROUP + 2 * GAP), f"{label}: {sample.name}, IoU {score.per_picture[i]:.3f}"
             draw.text((left, top + LINE), title, "black", FONT)
             for n, view in enumerate(views):
                 sheet.paste(_fitted(view), (left + n * (CELL + 2), top + 2 * LINE))
-            _legend(draw, left, top + 2 * LINE + CELL + 2, [score.names[int(k)] for k in shown])
+            _legend(draw, left, top + 2 * LINE + CELL + 2, [score.names[int(k)] for k in visible])
     return sheet.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
 
 
-def tinted(image: NDArray[np.uint8], masks: NDArray[np.bool_], shown: NDArray[np.int64]) -> NDArray[np.uint8]:
+def tinted(image: NDArray[np.uint8], masks: NDArray[np.bool_], visible: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Masks [K, H, W] laid over the picture, the n-th shown one in the n-th colour."""
     canvas = image.astype(np.float32) * 0.55
-    for n in np.argsort(-masks[shown].sum((1, 2)), kind="stable"):  # small masks last, so that a large one hides none
-        k = shown[n]
+    for n in np.argsort(-masks[visible].sum((1, 2)), kind="stable"):  # small masks last, so that a large one hides none
+        k = visible[n]
         canvas[masks[k]] = 0.35 * image[masks[k]] + 0.65 * np.array(PALETTE[n % len(PALETTE)], np.float32)
     return canvas.astype(np.uint8)
 
@@ -63,8 +63,9 @@ def _legend(draw: ImageDraw.ImageDraw, left: int, top: int, names: list[str]) ->
     x, line = left, 0
     for n, name in enumerate(names):
         width = 12 + int(draw.textlength(name, FONT)) + 8
-        room = GROUP - (40 if line + 1 == LEGEND and n + 1 < len(names) else 0)  # the last line keeps a place for "+ 9"
-        if x > left and x + width > left + room:
+        keeps_place = line + 1 == LEGEND and n + 1 < len(names)  # the last line, for "+ 9"
+        free_width = GROUP - (40 if keeps_place else 0)
+        if x > left and x + width > left + free_width:
             x, line = left, line + 1
         if line == LEGEND:
             draw.text((left + GROUP - 30, top + (LEGEND - 1) * LINE), f"+ {len(names) - n}", "black", FONT)

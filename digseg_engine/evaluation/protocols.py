@@ -74,9 +74,9 @@ class TestScenes:
         return self.count
 
     def __getitem__(self, i: int) -> Sample:
-        one = scene(TEST_SEED + i, self.domain, self.size, "test")
-        truth = np.stack([one.mask(query.name) for query in self.queries])
-        return Sample(f"{self.domain}-{i:04d}", one.image, truth)
+        picture = scene(TEST_SEED + i, self.domain, self.size, "test")
+        truth = np.stack([picture.mask(query.name) for query in self.queries])
+        return Sample(f"{self.domain}-{i:04d}", picture.image, truth)
 
 
 class LabelledPictures:
@@ -133,7 +133,7 @@ def scene_queries(domain: str, reworded: bool = False) -> list[Query]:
     if not reworded:
         return [Query(pair, pair) for pair in ALL_PAIRS]
     split = [pair.split(" ") for pair in ALL_PAIRS]
-    return [Query(REWORDED.format(colour=c, shape=s), f"{c} {s}") for c, s in split]
+    return [Query(REWORDED.format(colour=colour, shape=s), f"{colour} {s}") for colour, s in split]
 
 
 def open_samples(

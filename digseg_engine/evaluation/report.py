@@ -22,8 +22,10 @@ def write_report(
     """Write `path` (.json), the same name with .csv and .png; returns the three paths."""
     path = path.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    body = {**about, "iou": {name: both.together.iou() for name, both in scores.items()}}
-    confusion = {name: both.together.confusion.tolist() for name, both in scores.items() if both.together.exclusive}
+    body = {**about, "iou": {name: outcome.together.iou() for name, outcome in scores.items()}}
+    confusion = {
+        name: outcome.together.confusion.tolist() for name, outcome in scores.items() if outcome.together.exclusive
+    }
     if confusion:
         body["confusion"] = {"rows": "truth", "columns": "prediction", "last": "none of the names", **confusion}
     write_json(path, _finite(body))
@@ -39,8 +41,8 @@ def _write_table(file: TextIO, scores: Mapping[str, Scores]) -> None:
     """One line per test set and name."""
     rows = [
         {"set": name, **row, "iou_alone": alone["iou"]}
-        for name, both in scores.items()
-        for row, alone in zip(both.together.rows(), both.alone.rows())
+        for name, outcome in scores.items()
+        for row, alone in zip(outcome.together.rows(), outcome.alone.rows())
     ]
     writer = csv.DictWriter(file, fieldnames=list(rows[0]))
     writer.writeheader()

@@ -24,14 +24,14 @@ def evaluate(predict: Predict, samples: Samples, tick: Callable[[int], None] = l
     prompts, names = [query.text for query in samples.queries], [query.name for query in samples.queries]
     scores = Scores(Score(names, exclusive=samples.rule != "each"), Score(names, outlines=False))
     for i in range(len(samples)):
-        one = samples[i]
-        logits = predict(one.image, prompts)
+        sample = samples[i]
+        logits = predict(sample.image, prompts)
         if samples.rule == "each":
-            scores.together.add(decide(logits, "each"), one.truth, one.valid)
+            scores.together.add(decide(logits, "each"), sample.truth, sample.valid)
         else:
-            truth = labels_of(one.truth) if one.labels is None else one.labels
-            scores.together.add_labels(choose_labels(logits, samples.rule), truth, one.valid)
-        scores.alone.add(decide(logits, "each"), one.truth, one.valid)
+            truth = labels_of(sample.truth) if sample.labels is None else sample.labels
+            scores.together.add_labels(choose_labels(logits, samples.rule), truth, sample.valid)
+        scores.alone.add(decide(logits, "each"), sample.truth, sample.valid)
         tick(1)
     return scores
 
@@ -42,13 +42,13 @@ def figures(name: str, scores: Scores) -> dict[str, float]:
     for part, names in parts_of(name).items():
         found[part], found[f"{part}, each prompt alone"] = scores.together.miou(names), scores.alone.miou(names)
     s = scores.together
-    more = {
+    extra = {
         "mIoU counting absent names": s.miou_counting_absent(), "cIoU": s.ciou(), "Dice": s.dice(),
         "boundary IoU": s.boundary_iou(), "false area, each prompt alone": scores.alone.false_area(),
         "false alarms, each prompt alone": scores.alone.false_rate(),
         "pictures with a false alarm, each prompt alone": scores.alone.false_picture_rate(),
     }  # fmt: skip
-    return {**found, **{f"{name}, {key}": value for key, value in more.items()}}
+    return {**found, **{f"{name}, {key}": value for key, value in extra.items()}}
 
 
 def score_model(

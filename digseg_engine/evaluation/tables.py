@@ -32,8 +32,8 @@ def print_scores(scores: Mapping[str, Scores], title: str, seconds: float) -> No
     table = Table(title=title, title_justify="left")
     for column in ("test set", "mIoU", "alone", "cIoU", "Dice", "edge", "false", "alarms"):
         table.add_column(column, justify="left" if column == "test set" else "right", no_wrap=column != "test set")
-    for name, both in scores.items():
-        s, alone = both.together, both.alone
+    for name, outcome in scores.items():
+        s, alone = outcome.together, outcome.alone
         shared = [f"{value:.3f}" for value in (s.ciou(), s.dice(), s.boundary_iou())]
         shared += [f"{100 * alone.false_area():.2f} %", f"{100 * alone.false_rate():.1f} %"]
         for i, (part, names) in enumerate(parts_of(name).items()):
@@ -43,17 +43,17 @@ def print_scores(scores: Mapping[str, Scores], title: str, seconds: float) -> No
     console.print("mIoU: one label per pixel from all prompts; alone, false, alarms: every prompt's own mask.\n"
                   f"false: area marked for prompts that are not there; alarms: how often over {FALSE_PIXELS} pixels together.",
                   highlight=False)  # fmt: skip
-    for name, both in scores.items():
-        share = f"{100 * both.alone.false_picture_rate():.0f} % of its pictures"
+    for name, outcome in scores.items():
+        share = f"{100 * outcome.alone.false_picture_rate():.0f} % of its pictures"
         console.print(f"{name}: {share} have a false alarm of some prompt", highlight=False)
-    for name, both in scores.items():
-        console.print(class_table(name, both, ALL_SHOWN if len(scores) == 1 else WORST_SHOWN))
+    for name, outcome in scores.items():
+        console.print(class_table(name, outcome, ALL_SHOWN if len(scores) == 1 else WORST_SHOWN))
     console.print(f"{seconds:.1f} s", highlight=False)
 
 
-def class_table(name: str, both: Scores, most: int) -> Table:
+def class_table(name: str, outcome: Scores, most: int) -> Table:
     """Figures of the classes that occur, the worst first; at most `most` of them."""
-    rows = [(row, own) for row, own in zip(both.together.rows(), both.alone.rows()) if row["iou"] is not None]
+    rows = [(row, own) for row, own in zip(outcome.together.rows(), outcome.alone.rows()) if row["iou"] is not None]
     rows.sort(key=lambda pair: float(str(pair[0]["iou"])))
     caption = f"{len(rows) - most} better ones are in the report (--report)" if len(rows) > most else None
     table = Table(title=f"{name}: classes, the worst first", title_justify="left", caption=caption)

@@ -107,20 +107,20 @@ def deepen_stem(checkpoint: Checkpoint, blocks: int) -> None:
 
 
 def save_checkpoint(
-    checkpoint: Checkpoint, tokenizer_json: str, folder: Path, more: Callable[[Path], object] | None = None
+    checkpoint: Checkpoint, tokenizer_json: str, folder: Path, add_files: Callable[[Path], object] | None = None
 ) -> None:  # fmt: skip
     """Write every part in fp16. `folder` appears whole or not at all; an older checkpoint in its place is replaced.
 
-    more: given the folder while it is filled, adds files of its own. Raises UsageError when something else is at `folder`,
+    add_files: given the folder while it is filled, adds files of its own. Raises UsageError when something else is at `folder`,
     OutputError for what the file system refuses, such as a full disk.
     """
     quiet_libraries()
     try:
-        with folders.writing(folder, MARK) as room:
-            _fill(room, checkpoint, tokenizer_json)
-            if more is not None:
-                more(room)
-            checkpoint.config.save(room)
+        with folders.writing(folder, MARK) as draft:
+            _fill(draft, checkpoint, tokenizer_json)
+            if add_files is not None:
+                add_files(draft)
+            checkpoint.config.save(draft)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}; what was there is as "
                           "before; free the place or choose another") from error  # fmt: skip

@@ -69,15 +69,15 @@ def run_unet(
     hidden = unet.conv_in(sample) if detail is None else unet.conv_in(sample) + detail
     skips: tuple[Tensor, ...] = (hidden,)
     for block in unet.down_blocks:
-        hidden, kept = block(hidden_states=hidden, temb=embedding, **cross(block))
-        skips += kept
+        hidden, block_skips = block(hidden_states=hidden, temb=embedding, **cross(block))
+        skips += block_skips
     if unet.mid_block is not None:
         hidden = unet.mid_block(hidden, embedding, **cross(unet.mid_block))
     features = []
     for i, block in enumerate(unet.up_blocks):
         count = len(block.resnets)
-        skips, kept = skips[:-count], skips[-count:]
-        hidden = block(hidden_states=hidden, res_hidden_states_tuple=kept, temb=embedding, **cross(block))
+        skips, block_skips = skips[:-count], skips[-count:]
+        hidden = block(hidden_states=hidden, res_hidden_states_tuple=block_skips, temb=embedding, **cross(block))
         if inject is not None:
             hidden = inject(i, hidden)
         features.append(hidden)
@@ -133,4 +133,4 @@ class Reference(nn.Module):
         [B*K, 4, h, w] or None for the one-step mode -> [B*K, 4, h, w], row b*K + k."""
         b, k = len(z), len(text)
         rows, masks = text.repeat(b, 1, 1), token_mask.repeat(b, 1)
-        return sample(lambda both, t: self(both, t, rows, masks), z, schedule, steps, noise, k, self.kernel_slots)
+        return sample(lambda latents, t: self(latents, t, rows, masks), z, schedule, steps, noise, k, self.kernel_slots)

@@ -67,7 +67,7 @@ class Refiner:
         student = F.interpolate(logits[:, None], size=picture.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         m = self._noised(encode_mask(self.vae, student.sigmoid()), times[0], seed)  # [K, 4, h, w]
         m = denoise_from(
-            lambda both, t: self.reference(both, t, text, mask),
+            lambda latents, t: self.reference(latents, t, text, mask),
             z, m, self.schedule, times, len(m), self.reference.kernel_slots,
         )  # fmt: skip
         return decode_mask(self.vae, m)  # [K, H, W]

@@ -121,11 +121,11 @@ def denoise_from(
 ) -> Tensor:  # fmt: skip
     """Clean mask latents from m [B*K, 4, h, w] at times[0], over the falling timesteps `times`; else as `sample`."""
     z, m = z.contiguous(), m.contiguous()  # the kernels never copy in silence
-    both = slots["latent_concat"](z, m, prompts=prompts)  # [B*K, 8, h, w]
+    latents = slots["latent_concat"](z, m, prompts=prompts)  # [B*K, 8, h, w]
     for t, t_next in zip(times, [*times[1:], None]):
-        v = denoise(both, torch.full((len(m),), t, device=z.device))
+        v = denoise(latents, torch.full((len(m),), t, device=z.device))
         a, b = ddim_weights(schedule, t, t_next)
         if t_next is None:
             return a * m + b * v
-        m, both = slots["sampler_step"](z, m, v.contiguous(), prompts=prompts, mask_coefficient=a, v_coefficient=b)
+        m, latents = slots["sampler_step"](z, m, v.contiguous(), prompts=prompts, mask_coefficient=a, v_coefficient=b)
     return m

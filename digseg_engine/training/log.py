@@ -113,9 +113,9 @@ def draw_curve(log: Path, picture: Path, title: str) -> None:
     names = [name for name in rows[0] if name not in ("step", "seconds")]
     figure, axes = plt.subplots(figsize=(7, 4))
     for name in names:
-        told = [row for row in rows if row[name]]
-        steps = [int(row["step"]) for row in told]
-        values = torch.tensor([float(row[name]) for row in told]).clamp(min=1e-6)
+        logged = [row for row in rows if row[name]]
+        steps = [int(row["step"]) for row in logged]
+        values = torch.tensor([float(row[name]) for row in logged]).clamp(min=1e-6)
         (line,) = axes.plot(steps, values, alpha=0.2)
         window = max(1, len(values) // 40)
         smooth = torch.nn.functional.avg_pool1d(values[None], window, 1)[0] if len(values) > window else values

@@ -27,11 +27,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from digseg_engine.errors import TrainingError
 from digseg_engine.files import write_json
-from digseg_engine.training.clock import Clock
 from digseg_engine.training.interruption import Interruption, TrainingInterruptedError
 from digseg_engine.training.log import Log
 from digseg_engine.training.muon import Muon
 from digseg_engine.training.record import read_settings
+from digseg_engine.training.stage_timer import StageTimer
 from digseg_engine.training.state import discard_states, load_state, newest_state, save_state, step_of
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -126,7 +126,7 @@ class Work:
 def _run_steps(work: Work, forward: Any, loss: Loss, config: StageConfig, start: int) -> None:
     accelerator, optimizer, last = work.accelerator, work.optimizer, config.stop or config.steps
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    clock = Clock(work.name, start, last, config.save_minutes, accelerator.is_main_process)
+    timer = StageTimer(work.name, start, last, config.save_minutes, accelerator.is_main_process)
     with _bar(accelerator.is_main_process) as bar:
         task = bar.add_task(work.name, total=config.steps, completed=start, loss="")
         for step in range(start, last):
@@ -143,11 +143,11 @@ def _run_steps(work: Work, forward: Any, loss: Loss, config: StageConfig, start:
             if step % 10 == 0 or done == last:
                 work.log.add(step, rate)
             bar.update(task, advance=1, loss=" ".join(f"{k} {v:.4f}" for k, v in parts.items()))
-            clock.tell(done)
-            interrupted, due = _anywhere(accelerator, work.interruption.came, clock.due())
+            timer.tell(done)
+            interrupted, due = _anywhere(accelerator, work.interruption.came, timer.due())
             if interrupted or due or done % config.save_every == 0 or done == last:
                 work.save(done)
-                clock.saved()
+                timer.saved()
             if interrupted and done < last:
                 raise TrainingInterruptedError(f"{work.name} was interrupted and saved after step {done} of {config.steps}; "
                                           "continue with the same command and --resume",

@@ -41,12 +41,12 @@ def record_run(run: Path, stages: list[str], checkpoint: Path, start: Path | Non
             shutil.copyfile(run / stage / source, folder / f"{stage}.{suffix}")
         with (run / stage / "log.csv").open() as file:
             seconds[stage] = float(list(csv.DictReader(file))[-1]["seconds"])
-    made = {
+    record = {
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {"python": platform.python_version(), **{tool: version(tool) for tool in TOOLS}},
     }
-    write_json(folder / "made.json", made)
+    write_json(folder / "made.json", record)
     return folder
 
 

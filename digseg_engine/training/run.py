@@ -146,12 +146,12 @@ class Run:
         PartialState().wait_for_everyone()
 
     def _refuse(self, changed: Sequence[str], before: dict[str, Any], now: dict[str, Any]) -> None:
-        telling = [name for name in changed if name.rpartition(".")[2] not in FREE and name not in FREE_OF_RUN]
-        listed = "; ".join(f"{name}: {before.get(name)} before, {now.get(name)} now" for name in telling)
-        if telling and not self.override:
+        fixed_changes = [name for name in changed if name.rpartition(".")[2] not in FREE and name not in FREE_OF_RUN]
+        listed = "; ".join(f"{name}: {before.get(name)} before, {now.get(name)} now" for name in fixed_changes)
+        if fixed_changes and not self.override:
             raise UsageError(f"cannot resume {self.out} with other settings: {listed}; repeat the original command, add "
                              "--override to go on with the new ones, or start a new folder")  # fmt: skip
-        fixed = [n for n in telling if n in FIXED or (self.out / n.partition(".")[0] / WEIGHTS).is_file()]
+        fixed = [n for n in fixed_changes if n in FIXED or (self.out / n.partition(".")[0] / WEIGHTS).is_file()]
         if fixed:
             raise UsageError(f"cannot resume {self.out} with another {fixed[0]} ({before.get(fixed[0])} before, "
                              f"{now.get(fixed[0])} now), not even with --override: what is trained was trained with it; "
@@ -197,7 +197,7 @@ class Run:
         folder = self.out / "checkpoint"
         if PartialState().is_main_process:
             save_checkpoint(
-                checkpoint, tokenizer_json, folder, lambda room: record_run(self.out, self.done, room, start)
+                checkpoint, tokenizer_json, folder, lambda draft: record_run(self.out, self.done, draft, start)
             )
         PartialState().wait_for_everyone()
         return folder

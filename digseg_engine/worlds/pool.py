@@ -65,10 +65,10 @@ class Pool:
 
         None where everything is known.
         """
-        untold = UNTOLD[:, [INDEX[name] for name in names]]  # [len(NAMES), K]
-        if not untold.any():
+        unknown = UNTOLD[:, [INDEX[name] for name in names]]  # [len(NAMES), K]
+        if not unknown.any():
             return None
-        return self._paint(index, np.asarray(~(self.members[index][..., None] & untold).any(2)))
+        return self._paint(index, np.asarray(~(self.members[index][..., None] & unknown).any(2)))
 
     def _paint(self, index: NDArray[np.int64], table: NDArray[np.bool_]) -> Tensor:
         """What a table [n, R, K] says of every region, at every pixel: [n, K, S, S] float."""
@@ -90,10 +90,10 @@ class Drawn:
 def _paint_range(domain: str, size: int, split: str, seeds: range) -> tuple[NDArray[np.uint8], ...]:
     scenes = [scene(seed, domain, size, split) for seed in seeds]
     members = np.zeros((len(scenes), 1 + MAX_REGIONS, len(NAMES)), np.uint8)
-    for n, one in enumerate(scenes):
-        for i, names in enumerate(one.regions):
+    for n, painted in enumerate(scenes):
+        for i, names in enumerate(painted.regions):
             members[n, i + 1, [INDEX[name] for name in names]] = 1
-    return np.stack([one.image for one in scenes]), np.stack([one.ids for one in scenes]), members
+    return np.stack([painted.image for painted in scenes]), np.stack([painted.ids for painted in scenes]), members
 
 
 @cache

@@ -65,8 +65,8 @@ class Scene:
 
     def names(self) -> list[str]:
         """Canonical names that own at least one visible pixel, in order of first use."""
-        seen = np.unique(self.ids)
-        return list(dict.fromkeys(name for i in seen if i for name in self.regions[i - 1]))
+        present = np.unique(self.ids)
+        return list(dict.fromkeys(name for i in present if i for name in self.regions[i - 1]))
 
     def mask(self, name: str) -> NDArray[np.bool_]:
         """True where a region answers to the canonical `name`; all False when it is absent. [H, W]."""

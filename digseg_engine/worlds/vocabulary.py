@@ -67,7 +67,7 @@ def train_tokenizer(vocab_size: int, max_length: int = 77) -> Tokenizer:
         end_of_word_suffix="</w>",
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus() + [f"{c} " for c in sorted(alphabet)], trainer)
+    tokenizer.train_from_iterator(corpus() + [f"{character} " for character in sorted(alphabet)], trainer)
     tokenizer.decoder = decoders.ByteLevel()
     ends = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ends)

@@ -1,12 +1,12 @@
 """What long work says where its output is piped: before it begins, while it goes on, and never too late."""
 
 import pytest
+from digseg_engine.training.clock import Clock
 
 from digseg_engine import console
 from digseg_engine.console import Pace, telling
 from digseg_engine.evaluation.score import score_model
 from digseg_engine.training import clock
-from digseg_engine.training.clock import Clock
 from digseg_engine.worlds.pool import build_pool
 
 

@@ -63,8 +63,8 @@ class AlignmentLoss:
         logits = model(described, torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
         error = F.binary_cross_entropy_with_logits(logits, covered.float(), reduction="none")
         if batch.valid is not None:  # what nobody knows of a region teaches nothing
-            untold = torch.einsum("rkhw,rhw->rk", 1 - batch.valid[picture], regions) > 0
-            error = error.masked_fill(untold, 0.0)
+            unknown = torch.einsum("rkhw,rhw->rk", 1 - batch.valid[picture], regions) > 0
+            error = error.masked_fill(unknown, 0.0)
         loss = error.sum(1).mean()
         missed = (logits[covered] <= 0).float().mean()
         return loss, {"align": float(loss.detach()), "missed": float(missed)}

@@ -35,7 +35,7 @@ class FewStepLoss:
         t = torch.full((len(noise),), trailing_timesteps(steps, len(self.schedule))[at], device=device)
         with torch.no_grad():
             target = sample(
-                lambda both, when: self.teacher(both, when, pairs.text, pairs.token_mask),
+                lambda latents, when: self.teacher(latents, when, pairs.text, pairs.token_mask),
                 pairs.z, self.schedule, self.teacher_steps, noise,
             )  # fmt: skip
             noisy = torch.zeros_like(noise) if steps == 1 else self.schedule.add_noise(target, noise, t)

@@ -67,14 +67,18 @@ class DistillationLoss:
     def _imitation(self, batch: Batch, logits: Tensor, text: Tensor, mask: Tensor, step: int) -> Tensor:
         """BCE to the reference's soft masks on at most 16 (picture, prompt) pairs, weighted by how right the reference is."""
         random = generator(self.batches.seed, step)
-        seen = (batch.masks.flatten(0, 1).sum((-2, -1)) > 0).float() * 4 + 1
-        pair = torch.multinomial(seen.cpu(), min(16, len(seen)), generator=random)
+        weights = (batch.masks.flatten(0, 1).sum((-2, -1)) > 0).float() * 4 + 1
+        pair = torch.multinomial(weights.cpu(), min(16, len(weights)), generator=random)
         b, k = pair // len(batch.queries), pair % len(batch.queries)
         with torch.no_grad():
             z = batch.latents[b]
             noise = torch.randn(z.shape, generator=random).to(z.device)
             m = sample(
-                lambda both, t: self.reference(both, t, text[k], mask[k]), z, self.schedule, self.teacher_steps, noise
+                lambda latents, t: self.reference(latents, t, text[k], mask[k]),
+                z,
+                self.schedule,
+                self.teacher_steps,
+                noise,
             )
             soft = shrink(decode_mask(self.vae, m).sigmoid()[:, None], logits.shape[-2:])[:, 0]
             masks, valid = batch.of(b, k)

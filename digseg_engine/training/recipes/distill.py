@@ -26,7 +26,7 @@ from digseg_engine.training.objectives.few_step import FewStepLoss
 from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.recipes.finetune import FinetuneConfig, check_data, find_start, load_start, open_batches
-from digseg_engine.training.recipes.telling import print_schedule
+from digseg_engine.training.recipes.summary import print_schedule
 from digseg_engine.training.run import Run, freeze, move, stages_of
 from digseg_engine.words import counted
 from digseg_engine.worlds.scenes import is_scenes
@@ -60,53 +60,53 @@ def distill(
     config = config or DistillConfig()
     run = Run(out, resume, config.seed, override)
     start = find_start(source)
-    c, tokenizer_json, trained = load_start(start)
+    checkpoint, tokenizer_json, trained = load_start(start)
     if not trained:
         raise UsageError(
             f"{source} holds no trained reference to distil; train one first: digseg train --init {source}"
         )
     settings = FinetuneConfig(seed=config.seed, scenes=config.scenes, size=config.size, folder=config.folder)
-    check_data(c, data, settings)
+    check_data(checkpoint, data, settings)
     run.describe(config, source=source, data=data)
-    move(c)
-    print_schedule(out, stages_of(config), c, config.size or c.config.image_size)
-    freeze(c.vae, c.text_encoder)
-    batches = open_batches(c, data, settings, out)
-    teacher = copy.deepcopy(c.reference)
+    move(checkpoint)
+    print_schedule(out, stages_of(config), checkpoint, config.size or checkpoint.config.image_size)
+    freeze(checkpoint.vae, checkpoint.text_encoder)
+    batches = open_batches(checkpoint, data, settings, out)
+    teacher = copy.deepcopy(checkpoint.reference)
     freeze(teacher)
-    pairs = PairSource(batches, c.vae, c.text_encoder, c.tokenizer, config.few_step)
-    c.reference.requires_grad_(True)
-    few = FewStepLoss(pairs, teacher, c.schedule, config.teacher_steps, config.grid)
-    run.stage("few_step", c.reference, few, config.few_step)
-    freeze(c.reference)
-    c.student.requires_grad_(True)
-    parts = (c.vae, c.text_encoder, c.tokenizer, teacher, c.schedule)
+    pairs = PairSource(batches, checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer, config.few_step)
+    checkpoint.reference.requires_grad_(True)
+    few = FewStepLoss(pairs, teacher, checkpoint.schedule, config.teacher_steps, config.grid)
+    run.stage("few_step", checkpoint.reference, few, config.few_step)
+    freeze(checkpoint.reference)
+    checkpoint.student.requires_grad_(True)
+    parts = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer, teacher, checkpoint.schedule)
     imitate = DistillationLoss(batches, *parts, config.student, teacher_steps=config.teacher_steps)
-    run.stage("student", c.student, imitate, config.student)
-    folder = run.finish(c, tokenizer_json, start)
+    run.stage("student", checkpoint.student, imitate, config.student)
+    folder = run.finish(checkpoint, tokenizer_json, start)
     if PartialState().is_main_process:
-        report(c, teacher, config, folder, data)
+        report(checkpoint, teacher, config, folder, data)
     return folder
 
 
-def report_samples(c: Checkpoint, config: DistillConfig, data: str) -> list[Samples]:
+def report_samples(checkpoint: Checkpoint, config: DistillConfig, data: str) -> list[Samples]:
     """What the report is made on: test scenes, or the held-out split of the folder that was trained on."""
-    size = c.config.image_size
+    size = checkpoint.config.image_size
     if is_scenes(data):
         return [TestScenes(domain, config.report_scenes, size) for domain in ("microscopy", "aerial", "crops")]
     return open_samples(data, config.report_scenes, size, config.folder.layout)
 
 
-def report(c: Checkpoint, teacher: object, config: DistillConfig, folder: Path, data: str = "scenes") -> None:
+def report(checkpoint: Checkpoint, teacher: object, config: DistillConfig, folder: Path, data: str = "scenes") -> None:
     """Score and time the teacher, every short grid and the student; write `distill.json` and `distill.png`."""
-    sets = report_samples(c, config, data)
-    before = copy.copy(c)
+    sets = report_samples(checkpoint, config, data)
+    before = copy.copy(checkpoint)
     before.reference = teacher  # type: ignore[assignment]
     rows: list[tuple[str, int, Predict]] = [
         ("teacher", config.teacher_steps, reference_predictor(before, config.teacher_steps)),
         *(("teacher", n, reference_predictor(before, n)) for n in config.grid),
-        *(("distilled", n, reference_predictor(c, n)) for n in config.grid),
-        ("student", 1, student_predictor(c)),
+        *(("distilled", n, reference_predictor(checkpoint, n)) for n in config.grid),
+        ("student", 1, student_predictor(checkpoint)),
     ]
     results = []
     for name, steps, predict in rows:

@@ -31,7 +31,7 @@ from digseg_engine.training.objectives.dense import Tutored
 from digseg_engine.training.objectives.one_step import OneStepLoss
 from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
-from digseg_engine.training.recipes.telling import print_schedule, print_score, student_score
+from digseg_engine.training.recipes.summary import print_schedule, print_score, student_score
 from digseg_engine.training.run import Run, freeze, move, stages_of
 from digseg_engine.worlds.scenes import is_scenes
 from digseg_engine.worlds.sources import cache_latents, parse_domains, scene_batches, scene_pools
@@ -108,7 +108,7 @@ def finetune(
     config = config or FinetuneConfig()
     run = Run(out, resume, config.seed, override)
     start = find_start(source)
-    c, tokenizer_json, trained = load_start(start, slot, autoencoder)
+    checkpoint, tokenizer_json, trained = load_start(start, slot, autoencoder)
     if student_only and not trained:
         raise UsageError(
             f"--student-only needs a DiGSeg checkpoint to start from; {source} is a Stable Diffusion model"
@@ -117,50 +117,54 @@ def finetune(
         raise UsageError(
             f"dense labels exist for generated scenes only, got --data {data!r}; leave out --set dense=true"
         )
-    c.config = replace(c.config, image_size=config.size or c.config.image_size)
-    check_data(c, data, config)
+    checkpoint.config = replace(checkpoint.config, image_size=config.size or checkpoint.config.image_size)
+    check_data(checkpoint, data, config)
     torch.manual_seed(config.seed)
     if detail_blocks is not None:
-        deepen_stem(c, detail_blocks)
+        deepen_stem(checkpoint, detail_blocks)
     asked = {"init": source, "data": data, "slot": slot, "autoencoder": autoencoder}
     run.describe(config, **asked, student_only=student_only, detail_blocks=detail_blocks)
-    move(c)
-    before = None if not trained else student_score(c, data, config)
+    move(checkpoint)
+    before = None if not trained else student_score(checkpoint, data, config)
     stages = {name: stage for name, stage in stages_of(config).items() if name == "student" or not student_only}
-    print_schedule(out, stages, c, c.config.image_size)
-    freeze(c.vae, c.text_encoder)
-    batches = open_batches(c, data, config, out)
+    print_schedule(out, stages, checkpoint, checkpoint.config.image_size)
+    freeze(checkpoint.vae, checkpoint.text_encoder)
+    batches = open_batches(checkpoint, data, config, out)
     if not student_only:
-        _train_reference(run, c, batches, config)
+        _train_reference(run, checkpoint, batches, config)
     if not trained:
-        c.student.unet.load_state_dict(c.reference.unet.state_dict())
-        c.student.set_whitening(typical_tokens(c.text_encoder, c.tokenizer, batches.names, batches.phrase))
-    freeze(c.reference)
-    c.student.requires_grad_(True)
-    parts = (c.vae, c.text_encoder, c.tokenizer, c.reference, c.schedule)
-    learner = Tutored(c.student) if config.dense else c.student
+        checkpoint.student.unet.load_state_dict(checkpoint.reference.unet.state_dict())
+        checkpoint.student.set_whitening(
+            typical_tokens(checkpoint.text_encoder, checkpoint.tokenizer, batches.names, batches.phrase)
+        )
+    freeze(checkpoint.reference)
+    checkpoint.student.requires_grad_(True)
+    parts = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer, checkpoint.reference, checkpoint.schedule)
+    learner = Tutored(checkpoint.student) if config.dense else checkpoint.student
     loss = DistillationLoss(batches, *parts, config.student, every=config.imitate_every)
     run.stage("student", learner, loss, config.student)
-    folder = run.finish(c, tokenizer_json, start if trained else None)
-    print_score(before, student_score(c, data, config))
+    folder = run.finish(checkpoint, tokenizer_json, start if trained else None)
+    print_score(before, student_score(checkpoint, data, config))
     return folder
 
 
-def _train_reference(run: Run, c: Checkpoint, batches: Batches, config: FinetuneConfig) -> None:
-    c.reference.requires_grad_(True)
-    frozen = (c.vae, c.text_encoder, c.tokenizer)
+def _train_reference(run: Run, checkpoint: Checkpoint, batches: Batches, config: FinetuneConfig) -> None:
+    checkpoint.reference.requires_grad_(True)
+    frozen = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer)
     noisy = PairSource(batches, *frozen, config.reference)
-    run.stage("reference", c.reference, DenoisingLoss(noisy, c.schedule), config.reference)
+    run.stage("reference", checkpoint.reference, DenoisingLoss(noisy, checkpoint.schedule), config.reference)
     single = PairSource(batches, *frozen, config.one_step)
-    run.stage("one_step", c.reference, OneStepLoss(single, c.schedule), config.one_step)
+    run.stage("one_step", checkpoint.reference, OneStepLoss(single, checkpoint.schedule), config.one_step)
 
 
-def check_data(c: Checkpoint, data: str, config: FinetuneConfig | Any) -> None:
+def check_data(checkpoint: Checkpoint, data: str, config: FinetuneConfig | Any) -> None:
     """Refuse data and a size that cannot be used, before anything is written. Raises UsageError or InputError."""
-    size = config.size or c.config.image_size
-    if size % c.stride or size < 2 * c.stride:
-        raise UsageError(f"training size must be a multiple of {c.stride} for this model, at least {2 * c.stride}, "
-                         f"got {size}")  # fmt: skip
+    size = config.size or checkpoint.config.image_size
+    if size % checkpoint.stride or size < 2 * checkpoint.stride:
+        raise UsageError(
+            f"training size must be a multiple of {checkpoint.stride} for this model, at least {2 * checkpoint.stride}, got "
+            f"{size}"
+        )
     if is_scenes(data):
         parse_domains(data)
         return
@@ -171,11 +175,11 @@ def check_data(c: Checkpoint, data: str, config: FinetuneConfig | Any) -> None:
         note("digseg", f"warning: {said}")
 
 
-def open_batches(c: Checkpoint, data: str, config: FinetuneConfig, out: Path) -> Batches:
+def open_batches(checkpoint: Checkpoint, data: str, config: FinetuneConfig, out: Path) -> Batches:
     """Training batches from scenes, or from a directory of labelled pictures (see `check_data`)."""
-    size = config.size or c.config.image_size
+    size = config.size or checkpoint.config.image_size
     if is_scenes(data):
         pools = scene_pools(parse_domains(data), config.scenes, size, out / "pools")
-        cache_latents(c.vae, pools, out / "pools")
+        cache_latents(checkpoint.vae, pools, out / "pools")
         return scene_batches(pools, config.seed)
-    return folder_batches(c.vae, data, size, config.seed, config.folder, out / "latents")
+    return folder_batches(checkpoint.vae, data, size, config.seed, config.folder, out / "latents")

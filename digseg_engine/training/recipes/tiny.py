@@ -23,7 +23,7 @@ from digseg_engine.training.objectives.denoising import DenoisingLoss
 from digseg_engine.training.objectives.dense import Backbone, BackboneLoss, Tutored
 from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
-from digseg_engine.training.recipes.telling import print_schedule
+from digseg_engine.training.recipes.summary import print_schedule
 from digseg_engine.training.run import Run, freeze, move, stages_of
 from digseg_engine.worlds.sources import cache_latents, parse_domains, scene_batches, scene_pools, set_latent_scale
 from digseg_engine.worlds.vocabulary import train_tokenizer
@@ -61,30 +61,34 @@ def train(
     run.describe(config, config=name, data=data)
     torch.manual_seed(config.seed)
     raw = train_tokenizer(chosen.text["vocab_size"])
-    c = move(build(chosen, PromptTokenizer(raw)))
-    print_schedule(out, stages_of(config), c, config.size)
+    checkpoint = move(build(chosen, PromptTokenizer(raw)))
+    print_schedule(out, stages_of(config), checkpoint, config.size)
 
     # 1. Autoencoder, then frozen.
     pools = scene_pools(domains, config.scenes, config.size, out / "pools")
     batches = scene_batches(pools, config.seed)
-    run.stage("autoencoder", c.vae, AutoencoderLoss(batches, config.autoencoder), config.autoencoder)
-    set_latent_scale(c.vae, pools, out / "scale.json")
-    cache_latents(c.vae, pools, out / "pools")
+    run.stage("autoencoder", checkpoint.vae, AutoencoderLoss(batches, config.autoencoder), config.autoencoder)
+    set_latent_scale(checkpoint.vae, pools, out / "scale.json")
+    cache_latents(checkpoint.vae, pools, out / "pools")
     # 2. Backbone: what pretrained diffusion weights give a large model.
-    run.stage("backbone", Backbone(c.student), BackboneLoss(batches, config.backbone), config.backbone)
+    run.stage("backbone", Backbone(checkpoint.student), BackboneLoss(batches, config.backbone), config.backbone)
     # 3. Text encoder, aligned with the backbone's features, then frozen.
-    alignment = TextAlignment(c.text_encoder, c.student.config.width * len(c.student.strides))
-    aligning = AlignmentLoss(batches, c.student, c.tokenizer, config.text)
+    alignment = TextAlignment(
+        checkpoint.text_encoder, checkpoint.student.config.width * len(checkpoint.student.strides)
+    )
+    aligning = AlignmentLoss(batches, checkpoint.student, checkpoint.tokenizer, config.text)
     run.stage("text", alignment, aligning, config.text)
-    freeze(c.vae, c.text_encoder)
-    c.student.set_whitening(typical_tokens(c.text_encoder, c.tokenizer, batches.names, batches.phrase))
+    freeze(checkpoint.vae, checkpoint.text_encoder)
+    checkpoint.student.set_whitening(
+        typical_tokens(checkpoint.text_encoder, checkpoint.tokenizer, batches.names, batches.phrase)
+    )
     # 4. Reference.
-    c.reference.unet.load_state_dict(c.student.unet.state_dict())
-    source = PairSource(batches, c.vae, c.text_encoder, c.tokenizer, config.reference)
-    run.stage("reference", c.reference, DenoisingLoss(source, c.schedule), config.reference)
-    freeze(c.reference)
+    checkpoint.reference.unet.load_state_dict(checkpoint.student.unet.state_dict())
+    source = PairSource(batches, checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer, config.reference)
+    run.stage("reference", checkpoint.reference, DenoisingLoss(source, checkpoint.schedule), config.reference)
+    freeze(checkpoint.reference)
     # 5. Student.
-    parts = (c.vae, c.text_encoder, c.tokenizer, c.reference, c.schedule)
-    learner = Tutored(c.student) if config.dense else c.student
+    parts = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer, checkpoint.reference, checkpoint.schedule)
+    learner = Tutored(checkpoint.student) if config.dense else checkpoint.student
     run.stage("student", learner, DistillationLoss(batches, *parts, config.student), config.student)
-    return run.finish(c, raw.to_str(pretty=True))
+    return run.finish(checkpoint, raw.to_str(pretty=True))

@@ -23,23 +23,23 @@ from digseg_engine.worlds.scenes import is_scenes
 PICTURES = 20  # scored before and after, of each test set
 
 
-def print_schedule(out: Path, stages: Mapping[str, StageConfig], c: Checkpoint, size: int) -> None:
+def print_schedule(out: Path, stages: Mapping[str, StageConfig], checkpoint: Checkpoint, size: int) -> None:
     """Device, weights and, for every stage, what it will do."""
     if not PartialState().is_main_process:
         return
-    device = device_of(c.student)
+    device = device_of(checkpoint.student)
     threads = torch.get_num_threads()
     cpu = f"{threads} thread{'s' if threads > 1 else ''} of the CPU"
     where = cpu if device.type == "cpu" else torch.cuda.get_device_name()
     parts: dict[str, torch.nn.Module] = {
-        "student": c.student,
-        "autoencoder": c.vae,
-        "text": c.text_encoder,
-        "backbone": c.student,
+        "student": checkpoint.student,
+        "autoencoder": checkpoint.vae,
+        "text": checkpoint.text_encoder,
+        "backbone": checkpoint.student,
     }
     print(f"training into {out} on {where}, pictures of {size} px")
     for name, stage in stages.items():
-        count = sum(p.numel() for p in parts.get(name, c.reference).parameters()) / 1e6
+        count = sum(p.numel() for p in parts.get(name, checkpoint.reference).parameters()) / 1e6
         pictures = stage.batch * stage.accumulate * PartialState().num_processes
         print(f"  {name}: {stage.steps} steps of {pictures} pictures, {count:.1f} million weights, {stage.optimizer} at "
               f"{stage.learning_rate:g}", flush=True)  # fmt: skip
@@ -53,13 +53,13 @@ class Score:
     miou: float
 
 
-def student_score(c: Checkpoint, data: str, config: Any) -> Score | None:
+def student_score(checkpoint: Checkpoint, data: str, config: Any) -> Score | None:
     """The student on held-out pictures (of a folder without any: on the first ones it trains on, which is said).
 
     None in all processes but the first."""
     if not PartialState().is_main_process:
         return None
-    size, folder = c.config.image_size, config.folder
+    size, folder = checkpoint.config.image_size, config.folder
     if is_scenes(data):
         sets, kind = open_samples(data, PICTURES, size), "test scenes"
     else:
@@ -67,7 +67,7 @@ def student_score(c: Checkpoint, data: str, config: Any) -> Score | None:
         sets = open_samples(data, PICTURES, size, folder.layout, split)
         alone = split == folder.split or len(dataset_splits(Path(data), folder.layout)) == 1
         kind = "of the training pictures (there is no val or test split)" if alone else f"pictures of the {split} split"
-    predict = student_predictor(c)
+    predict = student_predictor(checkpoint)
     pace = Pace("scoring the student on pictures", sum(len(samples) for samples in sets))
     values = [evaluate(predict, samples, pace).together.miou() for samples in sets]
     return Score(f"{sum(len(samples) for samples in sets)} {kind}", sum(values) / len(values))

@@ -10,7 +10,7 @@ from digseg_engine.words import readable
 FIRST, SELDOM = 30.0, 600.0  # seconds between two lines: doubled after each, up to the second
 
 
-class Clock:
+class StageTimer:
     """Counts from the first step that this process trains."""
 
     def __init__(self, name: str, start: int, last: int, save_minutes: float, speaks: bool) -> None:
