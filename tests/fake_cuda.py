@@ -103,13 +103,13 @@ _OPERATORS = {
 
 def strict_slots(module: torch.nn.Module) -> list[str]:
     """Have every fused slot check its arguments as a launch does (fake kernels check shapes alone); names of the calls."""
-    from digseg_triton import cross_attention, latent_concat_launch, text_injection
+    from digseg_triton import cross_attention, latent_concat, text_injection
 
     checks = {
         "text_injection": text_injection._check,
         "cross_attention": lambda q, k, v, mask, scale: cross_attention._check(q, k, v, mask),
-        "latent_concat": lambda z, m, prompts: latent_concat_launch._check(z, m, {}, prompts),
-        "sampler_step": lambda z, m, v, prompts, **_: latent_concat_launch._check(z, m, {"velocity": v}, prompts),
+        "latent_concat": lambda z, m, prompts: latent_concat._check(z, m, {}, prompts),
+        "sampler_step": lambda z, m, v, prompts, **_: latent_concat._check(z, m, {"velocity": v}, prompts),
     }
     calls: list[str] = []
 

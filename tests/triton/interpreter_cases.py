@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from triton_support import Guarded, as_double, assert_close_as_eager, guarded, text_inputs
 
-from digseg_triton import cross_attention, latent_concat_launch, mask_argmax, text_injection, twins
+from digseg_triton import cross_attention, latent_concat, mask_argmax, text_injection, twins
 
 DTYPES = [torch.float32, torch.float16]
 TEXT_SHAPES = [  # B, K, N, C, Co, H, L
@@ -128,7 +128,7 @@ def run_latent_concat(image, mask, velocity, noise, k, coefficients, factors, dt
     following = Guarded(tuple(mask.shape), mask.dtype) if velocity is not None else None
     inputs = [None if value is None else guarded(value) for value in (image, mask, velocity, noise)]
     target = None if following is None else following.tensor
-    latent_concat_launch.launch(*inputs, k, coefficients, *factors, target, out)
+    latent_concat.launch(*inputs, k, coefficients, *factors, target, out)
     memory.check()
     return (None if following is None else following.check()), out
 
