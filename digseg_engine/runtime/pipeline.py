@@ -155,7 +155,7 @@ def _refine(
     engine: Engine, reference: Any, canvas: Canvas, texts: list[str], logits: Array, quality: Quality
 ) -> tuple[list[Array], tuple[int, ...]]:
     """Planes with the most confident ones replaced by the reference's, and which those are."""
-    mean = np.array([float(one[one > 0].mean()) if (one > 0).any() else -np.inf for one in logits])
+    mean = np.array([float(plane[plane > 0].mean()) if (plane > 0).any() else -np.inf for plane in logits])
     order = [int(k) for k in np.argsort(-mean, kind="stable") if np.isfinite(mean[k])]
     chosen = sorted(order[: quality.refine])
     planes = list(logits)

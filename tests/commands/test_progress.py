@@ -1,12 +1,12 @@
 """What long work says where its output is piped: before it begins, while it goes on, and never too late."""
 
 import pytest
-from digseg_engine.training.clock import Clock
 
 from digseg_engine import console
 from digseg_engine.console import Pace, telling
 from digseg_engine.evaluation.score import score_model
-from digseg_engine.training import clock
+from digseg_engine.training import stage_timer
+from digseg_engine.training.stage_timer import StageTimer
 from digseg_engine.worlds.pool import build_pool
 
 
@@ -23,8 +23,8 @@ def test_the_first_line_comes_before_the_work_and_the_next_with_the_time_left(mo
 
 
 def test_training_says_again_and_again_how_long_it_takes(monkeypatch, capsys):
-    monkeypatch.setattr(clock, "FIRST", 0.0)
-    told = Clock("student", 0, 9, 60, True)
+    monkeypatch.setattr(stage_timer, "FIRST", 0.0)
+    told = StageTimer("student", 0, 9, 60, True)
     for done in range(1, 10):
         told.tell(done)
     lines = capsys.readouterr().err.splitlines()
