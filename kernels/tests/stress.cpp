@@ -221,7 +221,7 @@ class Hostile {
     return std::isnan(value) ? INT64_MIN : value > 9e18 ? INT64_MAX : value < -9e18 ? INT64_MIN : static_cast<int64_t>(value);
   }
 
-  void count(digseg_status status) {
+  void note(digseg_status status) {
     const char* text = digseg_last_error();
     if (status == DIGSEG_OK) {
       ++accepted;
@@ -236,7 +236,7 @@ class Hostile {
   void segment(const digseg_image* image, const char* const* prompts, size_t count, const digseg_run_options* run) {
     digseg_result* result = nullptr;
     const digseg_status status = digseg_segment(engine_, image, prompts, count, run, &result);
-    count(status);
+    note(status);
     if ((status == DIGSEG_OK) != (result != nullptr)) stop("status and result disagree");
     digseg_result_free(result);
   }
@@ -302,10 +302,10 @@ class Hostile {
     digseg_engine* engine = nullptr;
     switch (pick(5)) {
       case 0: image.struct_size = pick(2) ? size : 8 + static_cast<size_t>(pick(32)); return segment(&image, prompts, 1, nullptr);
-      case 1: return count(digseg_view_init(&view, size));
-      case 2: options.struct_size = size; count(digseg_engine_create(bundle_, &options, &engine)); return digseg_engine_destroy(engine);
-      case 3: verification.struct_size = size; return count(digseg_engine_verify(engine_, &verification));
-      default: return count(digseg_image_init(&image, size == 7 ? 0 : size));
+      case 1: return note(digseg_view_init(&view, size));
+      case 2: options.struct_size = size; note(digseg_engine_create(bundle_, &options, &engine)); return digseg_engine_destroy(engine);
+      case 3: verification.struct_size = size; return note(digseg_engine_verify(engine_, &verification));
+      default: return note(digseg_image_init(&image, size == 7 ? 0 : size));
     }
   }
 
@@ -314,7 +314,7 @@ class Hostile {
     size_t count = 0;
     std::string bytes;
     for (int i = pick(200); i >= 0; --i) bytes += static_cast<char>(1 + pick(255));
-    count(digseg_engine_tokenize(engine_, pick(10) ? bytes.c_str() : nullptr, static_cast<size_t>(pick(100)), pick(10) ? ids : nullptr, static_cast<size_t>(pick(9)), pick(10) ? &count : nullptr));
+    note(digseg_engine_tokenize(engine_, pick(10) ? bytes.c_str() : nullptr, static_cast<size_t>(pick(100)), pick(10) ? ids : nullptr, static_cast<size_t>(pick(9)), pick(10) ? &count : nullptr));
   }
 
   void nulls() {
@@ -325,19 +325,19 @@ class Hostile {
     digseg_engine* engine = nullptr;
     expect_ok(digseg_view_init(&view, sizeof view), "view");
     switch (pick(9)) {
-      case 0: return count(digseg_segment(nullptr, &image, prompts, 1, nullptr, &result));
-      case 1: return count(digseg_segment(engine_, nullptr, prompts, 1, nullptr, &result));
-      case 2: return count(digseg_segment(engine_, &image, prompts, 1, nullptr, nullptr));
-      case 3: return count(digseg_result_view(nullptr, &view));
-      case 4: return count(digseg_engine_create(nullptr, nullptr, &engine));
-      case 5: return count(digseg_engine_create(bundle_, nullptr, nullptr));
-      case 6: return count(digseg_engine_create("/nowhere/at/all", nullptr, &engine));
-      case 7: digseg_engine_destroy(nullptr); digseg_result_free(nullptr); return count(digseg_options_init(nullptr, sizeof(digseg_options)));
+      case 0: return note(digseg_segment(nullptr, &image, prompts, 1, nullptr, &result));
+      case 1: return note(digseg_segment(engine_, nullptr, prompts, 1, nullptr, &result));
+      case 2: return note(digseg_segment(engine_, &image, prompts, 1, nullptr, nullptr));
+      case 3: return note(digseg_result_view(nullptr, &view));
+      case 4: return note(digseg_engine_create(nullptr, nullptr, &engine));
+      case 5: return note(digseg_engine_create(bundle_, nullptr, nullptr));
+      case 6: return note(digseg_engine_create("/nowhere/at/all", nullptr, &engine));
+      case 7: digseg_engine_destroy(nullptr); digseg_result_free(nullptr); return note(digseg_options_init(nullptr, sizeof(digseg_options)));
       default: {
         digseg_options options = settings();
         options.backend = pick(2) ? "no such backend" : "onnxruntime";
         options.onnxruntime_library = pick(2) ? "/nowhere/libonnxruntime.so" : "libm.so.6";
-        count(digseg_engine_create(bundle_, &options, &engine));
+        note(digseg_engine_create(bundle_, &options, &engine));
         if (engine != nullptr) stop("an engine from a library that is none");
       }
     }
@@ -351,7 +351,7 @@ class Hostile {
     const digseg_options options = settings();
     digseg_engine* engine = nullptr;
     const digseg_status status = digseg_engine_create(copy_.c_str(), &options, &engine);
-    count(status);
+    note(status);
     // A flipped bit of the manifest may fall on a note that nothing depends on; every other file is covered by its hash.
     if (status == DIGSEG_OK && name != "manifest.json") stop("damaged " + name + " was accepted");
     digseg_engine_destroy(engine);
