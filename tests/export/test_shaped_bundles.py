@@ -1,12 +1,19 @@
 """Every shape option in every precision: what is published answers a user at its smallest, usual and largest shape."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "native"))
+from native_fixtures import *  # noqa: F403
+from native_fixtures import slow
+from native_library import NativeEngine
+
+from digseg_engine import Engine
 from digseg_engine.bundle import open_bundle
 from digseg_engine.errors import VerificationError
 from digseg_engine.model.pretrained import load_checkpoint
@@ -56,12 +63,19 @@ def export(traced, target: Path, precision: str, options: dict) -> publishing.Ex
     )
 
 
-CASES = [pytest.param(shapes, precision, marks=() if (shapes, precision) == ("profile", "fp16") else pytest.mark.slow)
-         for shapes in SHAPES for precision in ("fp32", "fp16", "bf16", "int8")]  # fmt: skip
+def case(shapes: str, precision: str):
+    """Every option once and every precision once in each run; the other pairs with DIGSEG_TEST_SLOW=1."""
+    marks = [pytest.mark.slow] if (shapes, precision) != ("profile", "fp16") else []
+    if shapes != "profile" and precision != "fp16":
+        marks.append(slow)
+    return pytest.param(shapes, precision, marks=marks)
+
+
+CASES = [case(shapes, precision) for shapes in SHAPES for precision in ("fp32", "fp16", "bf16", "int8")]
 
 
 @pytest.mark.parametrize(("shapes", "precision"), CASES)
-def test_the_published_bundle_answers_at_every_corner(traced, tmp_path, shapes, precision):
+def test_the_published_bundle_answers_at_every_corner(traced, library, tmp_path, shapes, precision):
     done = export(traced, tmp_path / "b", precision, SHAPES[shapes])
     profile = Profile.from_json(open_bundle(tmp_path / "b").manifest["shapes"])
     source = open_source(tmp_path / "b")
@@ -77,6 +91,25 @@ def test_the_published_bundle_answers_at_every_corner(traced, tmp_path, shapes, 
     assert np.array_equal(held.image, usual.image) and np.array_equal(held.token_ids, usual.token_ids)
     assert {a.at for a in done.answers} == {proving.GOLDEN, "the smallest shape", "the largest shape"}
     assert {p.stat().st_mode & 0o777 for p in (tmp_path / "b").iterdir()} == {(tmp_path / "b").stat().st_mode & 0o666}
+    python_and_native_agree(library, tmp_path / "b", profile)
+
+
+def python_and_native_agree(library, bundle: Path, profile: Profile) -> None:
+    """Pictures and prompts of the smallest, usual and largest shape, and a single prompt: the same answers in Python and C."""
+    words = [f"{colour} {shape}" for colour in ("red", "blue", "green") for shape in ("ring", "star", "disc")]
+    with Engine.load(bundle, backend="onnxruntime") as python, NativeEngine(library, bundle) as native:
+        assert native.verify().passed
+        for end in ("min", "opt", "max"):
+            height, width, prompts = (getattr(profile.ranges[axis], end) for axis in "HWK")
+            picture = np.random.default_rng(height).integers(0, 255, (min(height, 256), min(width, 256), 3), np.uint8)
+            for count in {1, min(prompts, len(words))}:
+                ours, theirs = python.segment(picture, words[:count]), native.segment(picture, words[:count])
+                assert theirs.masks.shape == ours.masks.shape == (count, *picture.shape[:2])
+                assert np.ptp(ours.logits) > 0
+                assert np.abs(ours.logits - theirs.logits).max() <= 1e-3 * np.abs(ours.logits).max(), (end, count)
+                assert (ours.masks != theirs.masks).mean() <= 1e-3 and (
+                    ours.label_map != theirs.label_map
+                ).mean() <= 1e-3
 
 
 def test_a_scrambled_golden_sample_is_not_published(traced, tmp_path, monkeypatch):
