@@ -11,10 +11,10 @@ import platform
 import statistics
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 from safetensors.numpy import load_file
 
 from digseg_engine.bundle import open_bundle
@@ -44,7 +44,7 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
     return {
         "bundles": [Path(first).name, Path(second).name], "median_ms": [round(a, 2), round(b, 2)],
         "speed_ratio": round(a / b, 3), "weights_ratio": round(weights[1] / weights[0], 3),
-        "onnxruntime": onnxruntime.__version__, "machine": platform.processor() or platform.machine(),
+        "onnxruntime": version("onnxruntime"), "machine": platform.processor() or platform.machine(),
     }  # fmt: skip
 
 

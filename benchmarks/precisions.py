@@ -23,7 +23,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from compare_bundles_cpu import compare
 from export_large import processor
 from safetensors.numpy import load_file
@@ -38,6 +37,8 @@ from digseg_export.conversion import Conversion
 from digseg_export.progress import StepTimer
 from digseg_export.publish import Options, Traced, publish, trace
 from digseg_export.verify import LIMITS, Graphs
+
+import onnxruntime  # isort: skip - after ours, which turns its telemetry off
 
 RESULT = Path(__file__).parent / "results" / "precisions.json"
 POINTS = {"fp32": 0.2, "fp16": 0.5, "bf16": 0.5, "int8": 1.0}  # of mIoU that a test set may lose

@@ -62,6 +62,7 @@ def open_bundle(folder: Path | str) -> Bundle:
     """Read and check a bundle. Raises BundleError naming the first thing that is wrong."""
     folder = Path(folder)
     try:
+        folders.recover(folder)
         if not folder.is_dir():
             raise BundleError(f"bundle {folder} not found; expected a directory written by `digseg-export`")
         manifest = read_manifest(folder)

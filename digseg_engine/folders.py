@@ -19,6 +19,7 @@ from pathlib import Path
 from digseg_engine.errors import BundleError, OutputError, UsageError
 from digseg_engine.files import flush
 
+ASIDE = ".tmp-old-"  # in the name of a folder that makes way
 TRIES = 50  # how often a writer without a lock makes way for another one
 
 
@@ -43,6 +44,7 @@ def writing(target: Path, mark: Mark) -> Iterator[Path]:
     folder, the one that ends last stays. Raises UsageError for a place that cannot be used, before work begins, and
     OutputError when the swap fails; the older folder is back in its place then.
     """
+    recover(target)
     check_target(target, mark)
     target = target.resolve()  # behind a link the folder itself is replaced, the link stays
     draft = target.with_name(f".{target.name[:100]}.tmp-{uuid.uuid4().hex[:8]}")
@@ -144,8 +146,10 @@ def settle(draft: Path) -> None:
 
 
 def _put(draft: Path, target: Path, mark: Mark) -> None:
-    """Swap `room` into place. Others may write the same target now: they wait, or make way and try again."""
+    """Swap `draft` into place. Others may write the same target now: they wait, or make way and try again."""
     with _turn(target.parent):
+        for leftover in _set_aside(target) if target.exists() else []:
+            shutil.rmtree(leftover, ignore_errors=True)
         for left in reversed(range(TRIES)):
             check_target(target, mark)
             try:
@@ -157,9 +161,34 @@ def _put(draft: Path, target: Path, mark: Mark) -> None:
                                   "before; choose another output with -o") from error  # fmt: skip
 
 
+def recover(target: Path | str) -> None:
+    """Put back the older folder that a writer had moved aside when it was killed before its new one was in place.
+
+    Called before every reading and writing; does nothing where `target` is there, or where nothing can be moved."""
+    target = Path(target)
+    if os.path.lexists(target):
+        return
+    with suppress(OSError, ValueError, RuntimeError):  # a loop of links is told by whoever opens it
+        target = target.resolve()
+        if not _set_aside(target):
+            return
+        with _turn(target.parent):  # a writer between its two moves ends first
+            aside = _set_aside(target)
+            if aside and not os.path.lexists(target):
+                max(aside, key=lambda path: path.stat().st_ctime_ns).rename(target)
+
+
+def _set_aside(target: Path) -> list[Path]:
+    """Older folders of `target` that were moved aside and never removed."""
+    start = f".{target.name}{ASIDE}"
+    if len(target.name) > 100 or not target.parent.is_dir():
+        return []
+    return [path for path in target.parent.iterdir() if path.name.startswith(start) and path.is_dir()]
+
+
 def _swap(draft: Path, target: Path) -> None:
     """Move the older folder aside and the new one in; whatever ends this, one of them is at `target`."""
-    old = target.with_name(f".{target.name[:100]}.tmp-old-{uuid.uuid4().hex[:8]}")
+    old = target.with_name(f".{target.name[:100]}{ASIDE}{uuid.uuid4().hex[:8]}")
     try:
         with suppress(FileNotFoundError):
             target.rename(old)

@@ -167,6 +167,7 @@ def load_checkpoint(folder: Path | str | None = None) -> Checkpoint:
     Raises CheckpointError naming the missing file, or the weights that do not fit.
     """
     folder = BUNDLED if folder is None else Path(folder)
+    folders.recover(folder)
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder} not found; expected a directory written by `digseg train`")
     quiet_libraries()

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from digseg_engine.bundle import MANIFEST, Bundle, open_bundle
 from digseg_engine.errors import BackendError, BundleError, UsageError
+from digseg_engine.folders import recover
 from digseg_engine.runtime.profile import Profile
 
 LIMITS = {"fp32": (1e-3, 0.999), "fp16": (2e-2, 0.99), "bf16": (5e-2, 0.97)}  # as an export in that precision is judged
@@ -212,6 +213,7 @@ def open_source(folder: Path | str, checkpoint: Path | str | None = None) -> Sou
     Raises BundleError for a damaged or foreign bundle, BackendError for a checkpoint that is not there.
     """
     folder = Path(folder)
+    recover(folder)
     if (folder / "digseg.json").is_file() and checkpoint is None:
         return Source(None, folder)
     trained = None if checkpoint is None else Path(checkpoint)

@@ -20,6 +20,7 @@ from digseg_engine.files import write_json
 from digseg_engine.runtime.machine import processor
 
 CHANGES = "changes.json"
+PLACES = ("data", "init", "source", "autoencoder")  # settings that may be folders
 TOOLS = ("torch", "diffusers", "transformers", "accelerate", "numpy")
 
 
@@ -76,8 +77,15 @@ def note_changes(run: Path, stage: str, step: int, before: dict[str, Any], after
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Names whose values differ; a setting that a record lacks counts as None."""
-    return [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    """Names whose values differ; a setting that a record lacks counts as None, and one folder is the same however its path
+    is written."""
+    return [name for name in sorted({*before, *after}) if not _same(name, before.get(name), after.get(name))]
+
+
+def _same(name: str, one: Any, other: Any) -> bool:
+    if one == other or name not in PLACES or not (isinstance(one, str) and isinstance(other, str)):
+        return bool(one == other)
+    return Path(one).is_dir() and Path(one).resolve() == Path(other).resolve()
 
 
 def flat(settings: Any, path: str = "") -> dict[str, Any]:

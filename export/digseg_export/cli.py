@@ -79,7 +79,8 @@ def _few_step(
     request: Request, model: Path | None, output: Path | None, dry_run: bool, quiet: bool, as_json: bool
 ) -> None:
     """Export the reference in diffusers' folder layout."""
-    from digseg_export.few_step import GRAPHS, MARKER, check_few_step, export_few_step
+    from digseg_export.few_step import GRAPHS, check_few_step, export_few_step
+    from digseg_export.few_step_folder import MARKER
     from digseg_export.publish import default_output
 
     folder = output or default_output(model, f"diffusers-{request.precision}")

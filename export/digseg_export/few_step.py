@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import onnx
 import torch
@@ -23,17 +22,18 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from digseg_engine.contract import GraphSpec, TensorSpec
-from digseg_engine.errors import UsageError
-from digseg_engine.files import write_json
-from digseg_engine.folders import Mark, check_target, writing
+from digseg_engine.errors import UsageError, VerificationError
+from digseg_engine.folders import check_target, writing
 from digseg_engine.images import fit
 from digseg_engine.model.autoencoder import raw_latent
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
 from digseg_engine.model.sampler import sample
+from digseg_engine.text import PromptTokenizer
 from digseg_engine.worlds.scenes import scene
 from digseg_export.conversion import save
 from digseg_export.disk_offload import is_large
 from digseg_export.emulate import emulate
+from digseg_export.few_step_folder import MARK, REPORT, write_configurations
 from digseg_export.graph_check import check_graph
 from digseg_export.precision import TYPES, Policy, last_layer, to_precision
 from digseg_export.progress import Progress, StepTimer
@@ -41,8 +41,6 @@ from digseg_export.ranges import session
 from digseg_export.to_onnx import export_graph, strip
 from digseg_export.verify import LIMITS, Array, Check, Limits, compare, hold_to_limits
 
-MARKER, REPORT = "model_index.json", "verification.json"
-FORMAT = "digseg.diffusers/1"
 PRECISIONS = ("fp32", "fp16")
 STEPS = 4  # of the end-to-end check
 PROMPTS = ("red circle", "a blue square", "the green star that is large", "zebra")
@@ -138,28 +136,11 @@ def export_few_step(
         for spec in GRAPHS.values():
             check_graph(folder / spec.file)
         write_configurations(folder, checkpoint, source, checks, limits)
+        timer.start("open the written folder and ask it")
+        checks.append(reopened(folder, checkpoint, parts, inputs, limits))
         sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     timer.stop()
     return FewStep(output, checks, limits, sizes, timer.seconds)
-
-
-def _foreign(folder: Path) -> str:
-    """What in a folder is not of our layout: any diffusers model has a `model_index.json`, ours alone has our report."""
-    try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        listed = set(report["files"]) if report["format"] == FORMAT else set()
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        listed = set()
-    if not listed:
-        return f"its {REPORT} is missing or not ours"
-    found = {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()
-    }
-    extra = sorted(found - {*listed, REPORT, MARKER})
-    return f"it also holds {extra[0]!r}" if extra else ""
-
-
-MARK = Mark("an exported reference", MARKER, _foreign)
 
 
 def check_few_step(model: Path | None, precision: str, output: Path) -> None:
@@ -241,6 +222,30 @@ def verify_few_step(
     yield check
 
 
+@torch.no_grad()
+def reopened(
+    folder: Path, checkpoint: Checkpoint, parts: dict[str, Function], inputs: dict[str, tuple[Tensor, ...]], limits: Limits
+) -> Check:  # fmt: skip
+    """The last step: what is in the folder, read as its user will, answers what PyTorch answers. Raises VerificationError."""
+    try:
+        ids, mask = map(torch.from_numpy, PromptTokenizer.load(folder / "tokenizer" / "tokenizer.json").encode(PROMPTS))
+        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+        listed = json.loads((folder / REPORT).read_text(encoding="utf-8"))["files"]
+        gone = [name for name in listed if not (folder / name).is_file()]
+        runs = {part: runner(spec, session(str(folder / spec.file))) for part, spec in GRAPHS.items()}
+    except Exception as error:  # readers of foreign formats raise whatever a damaged file leads them to
+        raise VerificationError(f"the written folder cannot be opened: {error}; nothing was published") from error
+    same = torch.equal(ids, inputs["text encoder"][0]) and torch.equal(mask, inputs["denoiser"][3])
+    if gone or not same or len(scheduler.alphas_cumprod) != checkpoint.config.train_timesteps:
+        what = gone[0] if gone else "the scheduler" if same else "the tokenizer"
+        raise VerificationError(f"the written folder is not what was exported: {what} differs or is missing; nothing was "
+                                "published")  # fmt: skip
+    got = answer(checkpoint, {k: lambda *a, r=r: torch.from_numpy(r(*a)) for k, r in runs.items()}, inputs, ids, mask)
+    check = compare("written folder", f"{STEPS} steps", [(answer(checkpoint, parts, inputs, ids, mask), got)])
+    hold_to_limits(check, limits)
+    return check
+
+
 def runner(spec: GraphSpec, run: Any) -> Callable[..., Array]:
     """The graph as a function of tensors."""
     return lambda *tensors: run.run(None, {t.name: x.numpy() for t, x in zip(spec.inputs, tensors)})[0]
@@ -261,42 +266,3 @@ def answer(checkpoint: Checkpoint, parts: Any, inputs: Any, ids: Tensor, mask: T
     )
     value = parts["mask decoder"](m / scale).mean(1).clamp(-0.999, 0.999)
     return np.asarray((2 * torch.atanh(value))[None])
-
-
-def write_configurations(
-    folder: Path, checkpoint: Checkpoint, source: Path, checks: list[Check], limits: Limits
-) -> None:
-    """The configs that optimum and diffusers read; `model_index.json` is the last file."""
-    for part, config in (
-        ("text_encoder", "text_encoder"),
-        ("unet", "unet"),
-        ("vae_encoder", "vae"),
-        ("vae_decoder", "vae"),
-    ):
-        body = json.loads((source / config / "config.json").read_text())
-        if part.startswith("vae"):
-            body["scaling_factor"] = checkpoint.vae.config.scaling_factor
-        (folder / part / "config.json").write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "tokenizer.json").write_bytes((source / "tokenizer" / "tokenizer.json").read_bytes())
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 77}
-    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    zero = checkpoint.config.prediction == "v_prediction"
-    DDIMScheduler(
-        num_train_timesteps=checkpoint.config.train_timesteps, beta_start=0.00085, beta_end=0.012,
-        beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
-        prediction_type="v_prediction", rescale_betas_zero_snr=zero,
-    ).save_pretrained(folder / "scheduler")  # fmt: skip
-    checkpoint.config.save(folder)
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    report = {"format": FORMAT, "files": files, "limits": vars(limits), "checks": [vars(check) for check in checks]}
-    write_json(folder / REPORT, report)
-    index = {
-        "_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__,
-        "scheduler": ["diffusers", "DDIMScheduler"], "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "text_encoder": ["transformers", "CLIPTextModel"], "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae_encoder": ["diffusers", type(checkpoint.vae).__name__], "vae_decoder": ["diffusers", type(checkpoint.vae).__name__],
-        "safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None],
-        "requires_safety_checker": False,
-    }  # fmt: skip
-    write_json(folder / MARKER, index)

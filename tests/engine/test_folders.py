@@ -12,6 +12,7 @@ from test_bundle import BODY, made  # noqa: F401
 
 from digseg_engine.bundle import MANIFEST, check_target, finish, open_bundle, writing
 from digseg_engine.errors import DigsegError, OutputError, UsageError
+from digseg_engine.runtime.source import open_source
 
 
 def write(target, name="only.txt", text="new"):
@@ -169,3 +170,44 @@ with writing(pathlib.Path({str(tmp_path / "b")!r})) as room:
 """
     subprocess.run([sys.executable, "-c", code], check=True)
     assert {p.stat().st_mode & 0o777 for p in (tmp_path / "b").iterdir()} == {mode}
+
+
+KILLED = """
+import os, pathlib, sys
+sys.path.insert(0, {tests!r})
+from test_folders import write
+rename = pathlib.Path.rename
+def kill(self, target):
+    if "tmp-old" in str(target):
+        rename(self, target)
+        os._exit(9)
+    return rename(self, target)
+pathlib.Path.rename = kill
+write(pathlib.Path({target!r}))
+"""
+
+
+@pytest.mark.parametrize("next_one", ["reader", "engine", "writer"])
+def test_a_kill_between_the_two_moves_of_a_swap_is_mended_by_whoever_comes_next(made, next_one):  # noqa: F811
+    before = everything(made)
+    code = KILLED.format(tests=str(Path(__file__).parent), target=str(made))
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
+    assert not made.exists()
+    if next_one == "writer":
+        with writing(made) as room:
+            assert everything(made) == before  # there again before the work begins
+            finish(room, BODY)
+    else:
+        opened = open_source(made).bundle if next_one == "engine" else open_bundle(made)
+        assert opened.folder == made and everything(made) == before
+    write(made)
+    assert open_bundle(made).file("only.txt").is_file()
+    assert not [path for path in made.parent.iterdir() if "tmp-old" in path.name]
+
+
+def test_what_a_kill_after_the_swap_left_behind_is_removed_by_the_next_writer(made):  # noqa: F811
+    leftover = made.with_name(f".{made.name}.tmp-old-0123abcd")
+    leftover.mkdir()
+    (leftover / "weights.data").write_text("older")
+    write(made)
+    assert not leftover.exists() and open_bundle(made).file("only.txt").is_file()

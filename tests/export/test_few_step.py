@@ -21,7 +21,7 @@ from digseg_export.verify import Limits
 def test_four_graphs_are_exported_verified_and_loadable(pico_folder, tmp_path):
     done = export_few_step(pico_folder, "fp16", tmp_path / "r", Limits(0.05, 0.5))
     parts = {c.stage for c in done.checks}
-    assert parts == {*GRAPHS, "end to end"} and all(c.relative < 0.05 for c in done.checks)
+    assert parts == {*GRAPHS, "end to end", "written folder"} and all(c.relative < 0.05 for c in done.checks)
     names = {str(p.relative_to(tmp_path / "r")) for p in (tmp_path / "r").rglob("*") if p.is_file()}
     assert {spec.file for spec in GRAPHS.values()} | {
         f"{spec.file.split('/')[0]}/config.json" for spec in GRAPHS.values()
@@ -85,3 +85,19 @@ def test_a_dry_run_says_what_would_be_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UsageError, match="fp32 or fp16"):
         few_step.check_few_step(None, "bf16", tmp_path / "r")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["tokenizer/tokenizer.json", "unet/model.onnx", "scheduler/scheduler_config.json"])
+def test_a_folder_that_its_user_could_not_open_is_not_published(pico_folder, tmp_path, monkeypatch, part):
+    """What goes wrong after the graphs were verified is found by opening what was written."""
+    write = few_step.write_configurations
+
+    def damaged(room, *more):
+        write(room, *more)
+        (room / part).write_bytes((room / part).read_bytes()[:40])
+
+    monkeypatch.setattr(few_step, "write_configurations", damaged)
+    with pytest.raises(VerificationError, match=r"the written folder .*nothing was published"):
+        export_few_step(pico_folder, "fp32", tmp_path / "r", Limits(0.05, 0.5))
+    assert list(tmp_path.iterdir()) == []

@@ -74,6 +74,18 @@ def test_every_difference_is_named_and_refused(cut, settings, data, words):
     assert words in str(caught.value) and (cut / "train.json").read_bytes() == before
 
 
+def test_one_folder_is_the_same_however_its_path_is_written(tmp_path, monkeypatch):
+    for name in ("mydata", "other"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        train_both(tmp_path / "run", data="mydata", loss=failing_at(7, ZeroDivisionError))
+    with pytest.raises(UsageError, match=r"cannot resume .* with other settings: data: mydata before"):
+        train_both(tmp_path / "run", resume=True, data=str(tmp_path / "other"))
+    train_both(tmp_path / "run", resume=True, data=str(tmp_path / "mydata"))
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["data"] == "mydata"
+
+
 def test_told_to_go_on_with_other_settings_the_run_keeps_both_records(cut):
     begun = (cut / "train.json").read_bytes()
     changed = TwoStages(seed=3, second=replace(SETTINGS, learning_rate=0.01, steps=20))
