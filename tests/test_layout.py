@@ -1,6 +1,8 @@
 """The house rules that a machine can hold: import direction, module and function size, names that are taken."""
 
 import ast
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -120,8 +122,24 @@ def test_folders_never_shadow_other_peoples_packages():
 
 def test_the_public_names_are_the_promised_ones():
     import digseg_engine
+    from digseg_engine import errors
 
-    assert sorted(digseg_engine.__all__) == ["DigsegError", "Engine", "Segmentation", "__version__"]
+    ours = [name for name, value in vars(errors).items() if isinstance(value, type)]
+    assert sorted(digseg_engine.__all__) == sorted(
+        ["Engine", "Quality", "Segmentation", "__version__", "register_backend", *ours]
+    )
+    assert all(
+        getattr(digseg_engine, name) is not None and name in dir(digseg_engine) for name in digseg_engine.__all__
+    )
+    with pytest.raises(AttributeError, match="no attribute 'Engines'"):
+        _ = digseg_engine.Engines
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    """`import digseg_engine` is what every command and every program pays."""
+    listed = "import sys, digseg_engine; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {"numpy", "PIL", "tokenizers", "torch", "onnxruntime"} & set(done.stdout.split())
 
 
 def test_every_package_is_packaged():

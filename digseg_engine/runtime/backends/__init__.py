@@ -114,6 +114,9 @@ def register(kind: BackendKind) -> None:
     _registered[kind.name] = kind
 
 
+register_backend = register  # as `digseg_engine` names it
+
+
 def unregister(name: str) -> None:
     """Take a registered backend out again. Raises UsageError for a name that was not registered."""
     if name not in _registered:
@@ -122,8 +125,8 @@ def unregister(name: str) -> None:
 
 
 def kinds() -> dict[str, BackendKind]:
-    """All known backends, built in and registered, in order of preference when speeds are equal."""
-    from digseg_engine.runtime.backends import ort_backend, torch_backend
+    """All known backends, built in, of other packages, and registered, in order of preference when speeds are equal."""
+    from digseg_engine.runtime.backends import ort_backend, plugins, torch_backend
 
     listed = [
         BackendKind(
@@ -147,7 +150,8 @@ def kinds() -> dict[str, BackendKind]:
         )
         for name in torch_backend.NAMES
     ]
-    return {**{kind.name: kind for kind in listed}, **_registered}
+    own = {kind.name: kind for kind in listed}
+    return {**own, **plugins.unused(plugins.installed(), {*own, *_registered}), **_registered}
 
 
 def _probe_tensorrt() -> Usable:
