@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from digseg_engine.commands.boundary import guarded
 from digseg_engine.commands.declare import Command, Option
 from digseg_engine.commands.main import run_command
+from digseg_engine.extras import require
 from digseg_export.progress import shown
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def export(
     from digseg_export.request import Request
 
     request = Request(**options)
+    if request.bundle is None:
+        require(COMMAND.name, "export")
     request.check()
     if request.layout == "diffusers":
         _few_step(request, model, output, dry_run, quiet, as_json)
@@ -215,7 +218,6 @@ COMMAND = Command(
     name="digseg-export",
     summary="Export a trained checkpoint to a verified ONNX bundle.",
     run=export,
-    extras=("export",),
     options=(
         Option("model", "checkpoint directory", kind=Path, shown="the bundled digseg-tiny"),
         Option("--precision", "fp32, fp16, bf16, int8 or fp8", default="fp16", metavar="NAME"),

@@ -9,7 +9,6 @@ from typing import Any
 
 from digseg_engine.errors import UsageError
 from digseg_engine.runtime.profile import Profile, make_profile, parse_shapes
-from digseg_export.precision import check_precision
 from digseg_export.targets import MemoryBudget, build_script, find_target, memory_budget
 
 FORMATS = ("onnx", "tensorrt", "tensorrt-rtx", "all")
@@ -46,7 +45,10 @@ class Request:
 
     def check(self) -> None:
         """Raises UsageError for the first argument that is unknown or does not apply, with the reason."""
-        check_precision(self.precision)
+        if self.bundle is None:  # a ready bundle needs nothing of what exports one
+            from digseg_export.precision import check_precision
+
+            check_precision(self.precision)
         if self.format not in FORMATS:
             raise UsageError(f"unknown format {self.format!r}; expected one of {', '.join(FORMATS)}")
         if self.layout not in LAYOUTS:

@@ -251,6 +251,16 @@ def test_the_command_builds_for_five_targets_and_says_what_it_made(bundle, tmp_p
     assert not (tmp_path / "e").exists()
 
 
+def test_a_ready_bundle_needs_nothing_of_what_exports_one(bundle, tmp_path):
+    words = ["--bundle", "b", "--format", "tensorrt-rtx", "--compute-capability", "89", "--json", "--quiet"]
+    hidden = dict.fromkeys(("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "skimage"))
+    code = f"import sys; sys.modules.update({hidden!r}); sys.argv[1:] = {words!r}; from digseg_export.cli import main; main()"
+    done = run_command(sys.executable, "-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)["plans"]
+    assert made["folder"] == "b-tensorrt-rtx" and made["targets"] == [89] and len(made["rows"]) == 2
+
+
 def test_targets_and_versions_are_those_of_the_library():
     assert parse_targets("75, SM8.9,75", trt) == (75, 89)
     with pytest.raises(UsageError, match=r"90 is none .* expected some of 75, 80, 86, 89, 120"):
