@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -217,16 +217,19 @@ class Engine:
     def segment_tiles(
         self, image: object, prompts: Sequence[str], output: Path | str, stem: str = "tiled", tile: int = 512,
         overlap: float = 0.25, size: int | None = None, masks: bool = False, threshold: float = 0.5,
+        labels: str = "strongest", only: Collection[str] | None = None,
     ) -> TiledSegmentation:  # fmt: skip
         """A picture of any size in overlapping tiles with blended seams; memory depends on the tile alone.
 
         image: as for `segment`, or the path of a `.npy` array or RGB TIFF, which are read piece by piece.
         tile: pixels per side; size: pixels the model works at (default: the tile's own). Label map, overview, JSON and,
-        with masks=True, all masks are written under `output`. Raises UsageError for sizes that do not fit.
+        with masks=True, all masks are written under `output`; only: these kinds of overlay, masks and labels alone, and the
+        JSON. Raises UsageError for sizes that do not fit and for a label rule other than `strongest`.
         """
         from digseg_engine.runtime.large import open_windows
-        from digseg_engine.runtime.tiles import Tiling, segment_tiles
+        from digseg_engine.runtime.tiles import Tiling, check_rule, kinds_of, segment_tiles
 
+        check_rule(labels)
         texts = tuple(check_prompts(prompts))
         if self.runner.profile is not None and size is None:
             size = self.runner.profile.square(tile)
@@ -235,8 +238,8 @@ class Engine:
         text = self.prompts.fold(texts)
         about = About.of(self.source, self.backend.detail, tile, Rules(threshold), self.fallbacks)
         path = str(image) if isinstance(image, (str, Path)) else None
-        return segment_tiles(open_windows(image), self.runner, text, texts, tiling, self.stride, Path(output), stem, masks,
-                             about, path)  # fmt: skip
+        return segment_tiles(open_windows(image), self.runner, text, texts, tiling, self.stride, Path(output), stem,
+                             kinds_of(only, masks), about, path)  # fmt: skip
 
     def logits(self, pixels: Any, prompts: Sequence[str]) -> Any:
         """Logits [B, K, h', w'] of pixels [B, 3, H, W] float32 in -1..1, sides multiples of the stride; see `tensors`."""

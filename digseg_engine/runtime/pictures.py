@@ -23,7 +23,8 @@ from digseg_engine.runtime.inputs import check_output, find_pictures, read_promp
 from digseg_engine.runtime.record import percent
 from digseg_engine.runtime.result import SAVED, Segmentation
 from digseg_engine.runtime.saving import is_ours
-from digseg_engine.runtime.tiles import TiledSegmentation
+from digseg_engine.runtime.strips import NAMES, TILED
+from digseg_engine.runtime.tiles import TiledSegmentation, check_rule
 from digseg_engine.text import check_prompts
 from digseg_engine.words import counted
 
@@ -49,13 +50,23 @@ class Work:
     steps: int = 4
     seed: int = 0
     threshold: float = 0.5
-    labels: str = "parts"
-    only: tuple[str, ...] = SAVED
+    labels: str | None = None  # None: parts, in tiles strongest
+    only: tuple[str, ...] | None = None  # None: all, in tiles all but masks
     recursive: bool = False
     skip_existing: bool = False
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
+
+    @property
+    def rule(self) -> str:
+        """Of the label map."""
+        return self.labels or ("parts" if self.tile is None else "strongest")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of the files to write."""
+        return (SAVED if self.tile is None else (*TILED, "json")) if self.only is None else self.only
 
 
 def segment_pictures(work: Work) -> int:
@@ -63,6 +74,8 @@ def segment_pictures(work: Work) -> int:
     prompts = check_prompts(read_prompts(work.prompt, work.prompts_file))
     found = find_pictures(work.photos, work.recursive)
     check_output(work.output)
+    if work.tile is not None:
+        check_rule(work.rule)
     todo = list(zip(found.paths, stems(found.paths)))
     notes = list(found.notes)
     if work.skip_existing:
@@ -119,11 +132,12 @@ def _engine(work: Work, prompts: list[str], pictures: int) -> Engine:
 def _one(engine: Engine, work: Work, prompts: list[str], path: Path, stem: str) -> str:
     """Segment, save and report one picture; returns the hint for a squeezed one, which is given once for all."""
     if work.tile is not None:
-        tiled = engine.segment_tiles(path, prompts, work.output, stem, work.tile, work.overlap, work.imgsz)
+        tiled = engine.segment_tiles(path, prompts, work.output, stem, work.tile, work.overlap, work.imgsz,
+                                     threshold=work.threshold, labels=work.rule, only=work.only)  # fmt: skip
         _report(work, path, tiled, list(tiled.files), engine.fallbacks)
         return ""
-    result = engine.segment(path, prompts, work.imgsz, work.refine, work.steps, work.seed, work.threshold, work.labels)
-    _report(work, path, result, result.save(work.output, stem, work.only), (*engine.fallbacks, result.hint))
+    result = engine.segment(path, prompts, work.imgsz, work.refine, work.steps, work.seed, work.threshold, work.rule)
+    _report(work, path, result, result.save(work.output, stem, work.kinds), (*engine.fallbacks, result.hint))
     return result.hint
 
 
@@ -151,12 +165,11 @@ def _done(work: Work, stem: str, prompts: list[str]) -> bool:
         return False
     if work.imgsz is not None and body.get("working_size") != work.imgsz:
         return False
-    if work.tile is None and (body.get("label_rule") != work.labels or body.get("tiles") is not None):
+    if body.get("label_rule") != work.rule or (body.get("tiles") is None) != (work.tile is None):
         return False
-    files = [
-        body.get("files", {}).get(kind) for kind in ("overlay", "labels") if kind in work.only and work.tile is None
-    ]
-    files += [mask.get("file") for mask in masks] if "masks" in work.only and work.tile is None else []
+    names = {"labels": "labels", "overlay": "overlay"} if work.tile is None else NAMES
+    files = [body.get("files", {}).get(name) for kind, name in names.items() if kind in work.kinds]
+    files += [mask.get("file") for mask in masks] if "masks" in work.kinds and work.tile is None else []
     return all(name and (work.output / name).is_file() for name in files)
 
 

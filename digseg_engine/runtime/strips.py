@@ -5,6 +5,7 @@ Nothing has its final name before all of it is there: arrays grow in temporary s
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,8 @@ from digseg_engine.runtime.labels import box, probability
 from digseg_engine.runtime.overlay import tint
 from digseg_engine.runtime.saving import PALETTE, check_targets, write_png
 
+TILED = ("overlay", "labels")  # what is written of a picture in tiles unless told otherwise, and the JSON always
+NAMES = {"labels": "labels", "overlay": "overview", "masks": "masks"}  # kind of file -> its name beside the picture's
 OVERVIEW = 2048  # longest side of the overview, pixels
 
 
@@ -49,19 +52,21 @@ class NpyFile:
 
 
 class StripWriter:
-    """Takes full-size logits of pieces in any order, as a context: on its good end label map, masks and overview get their
-    names, on a bad one nothing is left. `pixels`, `boxes` and `scores` are complete after the last piece.
+    """Takes full-size logits of pieces in any order, as a context: on its good end the wanted `kinds` of labels, overlay
+    (here an overview) and masks get their names, on a bad one nothing is left. `pixels`, `boxes` and `scores` are complete
+    after the last piece.
 
     Where masks meet, the strongest prompt labels a pixel. border: the logit from which a pixel belongs to a mask.
     """
 
     def __init__(
-        self, folder: Path, stem: str, shape: tuple[int, int], prompts: tuple[str, ...], masks: bool, border: float = 0.0
+        self, folder: Path, stem: str, shape: tuple[int, int], prompts: tuple[str, ...], border: float = 0.0,
+        kinds: Collection[str] = TILED,
     ) -> None:  # fmt: skip
-        self.shape, self.border, self.count, self.keep = shape, np.float32(border), len(prompts), masks
-        self.files = {"labels": folder / f"{stem}.labels.npy", "overview": folder / f"{stem}.overview.png"}
-        if masks:
-            self.files["masks"] = folder / f"{stem}.masks.npy"
+        self.shape, self.border, self.count = shape, np.float32(border), len(prompts)
+        endings = {"labels": "npy", "overview": "png", "masks": "npy"}
+        wanted = [NAMES[kind] for kind in NAMES if kind in kinds]
+        self.files = {name: folder / f"{stem}.{name}.{endings[name]}" for name in wanted}
         self.record = folder / f"{stem}.json"
         self._step = -(-max(shape) // OVERVIEW)
         self._overview = np.zeros((-(-shape[0] // self._step), -(-shape[1] // self._step), 3), np.uint8)
@@ -73,25 +78,32 @@ class StripWriter:
     def __enter__(self) -> StripWriter:
         check_targets([*self.files.values(), self.record], self.record)
         with ExitStack() as stack:
-            self._labels = self._open(stack, "labels", self.shape, np.uint8 if self.count < 256 else np.uint16)
-            self._masks = self._open(stack, "masks", (self.count, *self.shape), np.bool_) if self.keep else None
+            self._labels = self._open(stack, "labels", self.shape, self._values)
+            self._masks = self._open(stack, "masks", (self.count, *self.shape), np.bool_)
             self._stack = stack.pop_all()
         return self
 
-    def _open(self, stack: ExitStack, kind: str, shape: tuple[int, ...], dtype: DTypeLike) -> NpyFile:
+    @property
+    def _values(self) -> type[np.uint8 | np.uint16]:
+        return np.uint8 if self.count < 256 else np.uint16
+
+    def _open(self, stack: ExitStack, kind: str, shape: tuple[int, ...], dtype: DTypeLike) -> NpyFile | None:
+        """The file of a kind that is wanted."""
+        if kind not in self.files:
+            return None
         file = NpyFile(stack.enter_context(replacing(self.files[kind])), shape, dtype)
         stack.callback(file.close)  # before it is renamed
         return file
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stack.__exit__(kind, error, at)
-        if kind is None:
+        if kind is None and "overview" in self.files:
             write_png(self.files["overview"], Image.fromarray(self._overview))
 
     def write(self, top: int, left: int, logits: Float, rgb: Rgb) -> None:
         """Full-size logits [K, h, w] and the picture [h, w, 3] of one piece."""
         best = np.full(logits.shape[1:], self.border, np.float32)
-        labels = np.zeros(logits.shape[1:], self._labels.dtype)
+        labels = np.zeros(logits.shape[1:], self._values)
         for k, plane in enumerate(logits):
             mask, wins = plane > self.border, plane > best
             best[wins], labels[wins] = plane[wins], k + 1
@@ -100,7 +112,8 @@ class StripWriter:
             self._certainty[k] += float(probability(plane[mask]).sum(dtype=np.float64))
             if self._masks is not None:
                 self._masks.write(top, left, mask, k)
-        self._labels.write(top, left, labels)
+        if self._labels is not None:
+            self._labels.write(top, left, labels)
         self._add_to_overview(top, left, labels, rgb)
 
     def _add_to_overview(self, top: int, left: int, labels: NDArray[np.integer], rgb: Rgb) -> None:

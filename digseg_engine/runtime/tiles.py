@@ -7,7 +7,7 @@ enlarged to pixels and written out. Label map and masks go to disk as NumPy arra
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from digseg_engine.runtime.labels import Rules
 from digseg_engine.runtime.large import Windows
 from digseg_engine.runtime.record import About, Answer, record, summary
 from digseg_engine.runtime.saving import listed, make_folder, remove_stale, write_record
-from digseg_engine.runtime.strips import StripWriter
+from digseg_engine.runtime.strips import TILED, StripWriter
 
 COLUMNS = 2048  # pixels of a strip that are enlarged and written at once
 
@@ -52,13 +52,29 @@ class Tiling:
             raise UsageError(f"overlap must be 0 to 0.5 of a tile, got {self.overlap}")
 
 
+def check_rule(labels: str) -> None:
+    """Raises UsageError for a label rule that tiles do not have."""
+    if labels != "strongest":
+        raise UsageError(f"tiles label the strongest prompt, got the rule {labels!r}: which mask lies in another, or is smaller, "
+                         "is known only when the whole picture was seen, and labels are written as tiles come; use strongest, "
+                         "and keep the masks (--only masks,labels) to order them yourself")  # fmt: skip
+
+
+def kinds_of(only: Collection[str] | None, masks: bool = False) -> frozenset[str]:
+    """The kinds of files that are wanted. Raises UsageError for an unknown one."""
+    known = {"overlay", "masks", "labels", "json"}
+    if unknown := set(only or ()) - known:
+        raise UsageError(f"cannot save {', '.join(sorted(unknown))}; expected some of {', '.join(sorted(known))}")
+    return frozenset({*(TILED if only is None else only), *(("masks",) if masks else ())})
+
+
 @dataclass(frozen=True, eq=False)
 class TiledSegmentation:
     """Result of a picture in tiles; the arrays are on disk.
 
-    files: label map `.npy` [H, W] (0 nothing, else 1 + number of the strongest prompt), JSON, overview PNG, and with
-    masks=True `.masks.npy` bool [K, H, W]. areas [K] share of the picture; scores [K] mean probability inside each mask;
-    answers: the same and more by prompt; timings: seconds per step.
+    files, of those that were wanted: label map `.npy` [H, W] (0 nothing, else 1 + number of the strongest prompt), JSON
+    (always), overview PNG, `.masks.npy` bool [K, H, W]. areas [K] share of the picture; scores [K] mean probability inside
+    each mask; answers: the same and more by prompt; timings: seconds per step.
     """
 
     prompts: tuple[str, ...]
@@ -97,8 +113,11 @@ class TiledSegmentation:
 
     @property
     def label_map(self) -> NDArray[Any]:
-        """[H, W], mapped from disk."""
-        return np.load(self.files[0], mmap_mode="r")  # type: ignore[no-any-return]
+        """[H, W], mapped from disk. Raises UsageError when it was not written."""
+        for path in self.files:
+            if path.name.endswith(".labels.npy"):
+                return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+        raise UsageError("no label map was written of these tiles; ask for labels too")
 
     def as_dict(self) -> dict[str, Any]:
         """The schema of `Segmentation.as_dict`."""
@@ -108,17 +127,18 @@ class TiledSegmentation:
 
 def segment_tiles(
     windows: Windows, runner: ChunkedRunner, text: tuple[Any, Any, Any], prompts: tuple[str, ...], tiling: Tiling,
-    stride: int, folder: Path, stem: str, masks: bool = False, about: About | None = None,
+    stride: int, folder: Path, stem: str, kinds: Collection[str] = TILED, about: About | None = None,
     picture: str | None = None,
 ) -> TiledSegmentation:  # fmt: skip
-    """The whole pipeline; `text` is the folded text of the K prompts. Files are written under `folder`, all or nothing."""
+    """The whole pipeline; `text` is the folded text of the K prompts. Files of the `kinds` overlay, labels and masks, and the
+    JSON, are written under `folder`, all or nothing."""
     tiling.check(stride)
     make_folder(folder)
     seconds = {"read": 0.0, "model": 0.0, "blend": 0.0, "write": 0.0}
     about = about or About("", "", runner.backend.detail, 0)
     border = about.rules.border
     about = replace(about, size=tiling.size or tiling.tile, rules=Rules(about.rules.threshold, "strongest"))
-    writer = StripWriter(folder, stem, windows.shape, prompts, masks, border)
+    writer = StripWriter(folder, stem, windows.shape, prompts, border, kinds)
     earlier = listed(writer.record)
     walk = TileWalk(windows, runner, text, tiling, stride, seconds)
     try:
@@ -136,8 +156,8 @@ def segment_tiles(
         for prompt, area, pixels, score, box in zip(prompts, writer.areas, writer.pixels, writer.scores, writer.boxes)
     )
     notes = about.notes + getattr(windows, "notes", ()) + walk.notes
-    optional = [writer.files[kind] for kind in ("overview", "masks") if kind in writer.files]
-    files = (writer.files["labels"], writer.record, *optional)
+    made = [writer.files.get(kind) for kind in ("labels", "overview", "masks")]
+    files = tuple(path for path in (made[0], writer.record, *made[1:]) if path is not None)
     done = TiledSegmentation(prompts, windows.shape, walk.tiles, answers, files, replace(about, notes=notes), tiling, seconds,
                              picture)  # fmt: skip
     write_record(writer.record, done.as_dict(), writer.files, [])

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import run_command
 from PIL import Image
@@ -162,3 +163,21 @@ def test_a_result_without_a_wanted_file_or_with_other_rules_is_not_skipped(room,
         assert done.returncode == 0 and "skipped" not in done.stderr, more
         again = segment(room, bundle, "in", "-p", "road", "-o", "few", "--skip-existing", *more)
         assert "skipped" in again.stderr, more
+
+
+def test_tiles_take_the_options_of_whole_pictures(room, bundle):
+    words = ["in/a.png", "-p", "road", "-p", "trees", "--tile", "64", "-o", "out"]
+    done = segment(room, bundle, *words, "--only", "masks", "--threshold", "0.2", "--labels", "strongest")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (room / "out").iterdir()) == ["a.json", "a.masks.npy"]
+    body = json.loads((room / "out" / "a.json").read_text())
+    assert body["threshold"] == 0.2 and body["label_rule"] == "strongest" and body["files"] == {"masks": "a.masks.npy"}
+    masks = np.load(room / "out" / "a.masks.npy")
+    assert masks.shape == (2, 96, 96) and [int(mask.sum()) for mask in masks] == [
+        one["pixels"] for one in body["masks"]
+    ]
+    again = segment(room, bundle, *words, "--only", "masks", "--threshold", "0.2", "--skip-existing")
+    assert "1 picture skipped" in again.stderr
+    assert "skipped" not in segment(room, bundle, *words, "--threshold", "0.2", "--skip-existing").stderr
+    done = segment(room, bundle, *words, "--labels", "parts")
+    assert done.returncode == 2 and "known only when the whole picture was seen" in done.stderr

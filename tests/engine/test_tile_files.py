@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_tiles import Brightness, picture, run
 
-from digseg_engine.errors import InputError, OutputError
+from digseg_engine.errors import InputError, OutputError, UsageError
 from digseg_engine.runtime.chunks import ChunkedRunner
 from digseg_engine.runtime.labels import Rules
 from digseg_engine.runtime.large import open_windows
@@ -71,7 +71,7 @@ def test_the_threshold_moves_the_masks_of_tiles(tmp_path):
     text = (keys, keys, np.ones((2, 8), np.bool_))
     about = About("m", "d", "b", 64, Rules(threshold=0.6))
     result = segment_tiles(open_windows(rgb), ChunkedRunner(Brightness()), text, ("a", "b"), Tiling(64, 0.25), 16, tmp_path, "t",
-                           True, about)  # fmt: skip
+                           ("overlay", "labels", "masks"), about)  # fmt: skip
     usual = run(rgb, tmp_path / "usual", prompts=2)
     assert (np.asarray(result.areas) < np.asarray(usual.areas)).all() and result.areas[0] > 0
     assert np.load(result.files[3]).any(0).sum() == (result.label_map > 0).sum()
@@ -84,3 +84,23 @@ def test_masks_of_an_earlier_run_go_when_a_new_one_has_none(tmp_path):
     run(picture(80, 80), tmp_path)
     run(picture(80, 80), tmp_path, masks=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.json", "t.labels.npy", "t.overview.png"]
+
+
+@pytest.mark.parametrize("kinds", [("masks",), ("labels",), ("overlay", "masks"), ("json",)])
+def test_only_what_is_asked_for_is_written_and_the_figures_are_the_same(tmp_path, kinds):
+    rgb = picture(100, 140)
+    keys = np.zeros((2, 1), np.float32)
+    text = (keys, keys, np.ones((2, 8), np.bool_))
+    usual = run(rgb, tmp_path / "usual", prompts=2)
+    for _ in range(2):  # a second run replaces the first
+        some = segment_tiles(open_windows(rgb), ChunkedRunner(Brightness()), text, ("p0", "p1"), Tiling(64, 0.25), 16,
+                             tmp_path / "some", "t", kinds)  # fmt: skip
+    ours = {"masks": "t.masks.npy", "labels": "t.labels.npy", "overlay": "t.overview.png", "json": "t.json"}
+    expected = {ours[kind] for kind in (*kinds, "json")}
+    assert {path.name for path in (tmp_path / "some").iterdir()} == expected == {path.name for path in some.files}
+    assert some.areas == usual.areas and some.scores == usual.scores
+    for name in expected - {"t.json"}:
+        assert (tmp_path / "some" / name).read_bytes() == (tmp_path / "usual" / name).read_bytes()
+    if "labels" not in kinds:
+        with pytest.raises(UsageError, match="no label map was written"):
+            _ = some.label_map

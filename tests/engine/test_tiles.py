@@ -48,8 +48,9 @@ def run(rgb, folder, backend=None, tile=64, overlap=0.25, prompts=3, masks=True,
     keys = np.zeros((prompts, 1), np.float32)
     text = (keys, keys, np.ones((prompts, 8), np.bool_))
     names = tuple(f"p{k}" for k in range(prompts))
+    kinds = ("overlay", "labels", "masks") if masks else ("overlay", "labels")
     return segment_tiles(open_windows(rgb), ChunkedRunner(backend or Brightness()), text, names,
-                         Tiling(tile, overlap, **options), 16, folder, "t", masks)  # fmt: skip
+                         Tiling(tile, overlap, **options), 16, folder, "t", kinds)  # fmt: skip
 
 
 def whole(rgb, prompts=3):
