@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from digseg_engine.bundle import read_manifest
 from digseg_engine.folders import check_target
 from digseg_engine.runtime.plans import MARK
 from digseg_export.plan_builder import Progress
@@ -46,11 +47,12 @@ class Builder:
             self._trt = require()
             return
         from digseg_engine.runtime.backends.tensorrt_library import TENSORRT_RTX, load
-        from digseg_export.to_tensorrt_rtx import TARGETS, default_plans, parse_targets
+        from digseg_export.to_tensorrt_rtx import default_plans, parse_targets
 
         self._trt = load(TENSORRT_RTX)
-        given = request.compute_capability
-        self.targets = TARGETS if given is None else parse_targets(given, self._trt)
+        ready = request.bundle is not None
+        precision = str(read_manifest(bundle)["precision"]["name"]) if ready else request.precision
+        self.targets = parse_targets(request.compute_capability, precision, self._trt)
         self.output = request.engines or default_plans(bundle)
         check_target(self.output, MARK)
 

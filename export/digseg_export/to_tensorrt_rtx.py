@@ -26,6 +26,13 @@ from digseg_export.network_check import check_network
 from digseg_export.plan_builder import BuildOptions, Progress, build_plan, shapes_of
 
 TARGETS = (75, 80, 86, 89, 120)  # Turing, A100, Ampere, Ada, Blackwell
+LOWEST = {  # compute capability from which the compiler takes a precision; found by building (1.7.1.116)
+    "fp32": (80, "float32 products are not supported on Turing"),
+    "fp16": (75, ""),
+    "bf16": (80, "Turing has no bf16"),
+    "int8": (80, "what is left in float32 has products, not supported on Turing"),
+    "fp8": (89, "GPUs before Ada have no fp8"),
+}
 EXPLAINED = {"Int64 binding": "token_ids are int64 in the contract, and are given as int64"}
 
 
@@ -63,8 +70,11 @@ def default_plans(bundle: Path) -> Path:
     return bundle.with_name(f"{bundle.resolve().name}-{TENSORRT_RTX.name}")
 
 
-def parse_targets(text: str, trt: Any) -> tuple[int, ...]:
-    """ "75,8.9" -> (75, 89). Raises UsageError for one that the library does not build for."""
+def parse_targets(text: str | None, precision: str, trt: Any) -> tuple[int, ...]:
+    """ "75,8.9" -> (75, 89); None -> all of `TARGETS` that take the precision. Raises UsageError for a GPU that the library
+    does not build for, or not in this precision."""
+    if text is None:
+        return tuple(target for target in TARGETS if target >= LOWEST[precision][0])
     known = [name[2:] for name in dir(trt.ComputeCapability) if name.startswith("SM")]
     wanted = [part.strip().removeprefix("sm").replace(".", "") for part in text.lower().split(",") if part.strip()]
     unknown = [name for name in wanted if name not in known]
@@ -74,7 +84,17 @@ def parse_targets(text: str, trt: Any) -> tuple[int, ...]:
             f"for; expected some of {', '.join(sorted(known, key=int))}; for Orin (87) and Hopper (90) build with --format "
             "tensorrt on the device"
         )
-    return tuple(int(name) for name in dict.fromkeys(wanted))
+    targets = tuple(int(name) for name in dict.fromkeys(wanted))
+    check_targets(targets, precision)
+    return targets
+
+
+def check_targets(targets: Sequence[int], precision: str) -> None:
+    """Raises UsageError for the first target that the compiler would refuse in this precision."""
+    lowest, why = LOWEST[precision]
+    if older := [target for target in targets if target < lowest]:
+        raise UsageError(f"--compute-capability {older[0]} does not apply to {precision}: {why}; expected {lowest} or newer, "
+                         "or a bundle in fp16")  # fmt: skip
 
 
 def build_plans(
@@ -87,6 +107,7 @@ def build_plans(
     """
     trt = trt or load(TENSORRT_RTX)
     bundle = open_bundle(folder)
+    check_targets(targets, str(bundle.manifest["precision"]["name"]))
     with writing(output, MARK) as room:
         rows = tuple(_build(trt, bundle, spec, room, targets, options, progress) for spec in GRAPHS.values())
         finish(room, _about(trt, bundle, targets, options, rows))

@@ -21,7 +21,7 @@ from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
 from digseg_engine.errors import BackendError, UsageError, VerificationError
 from digseg_engine.runtime.backends import tensorrt_native as native
 from digseg_engine.runtime.backends.tensorrt_library import TENSORRT_RTX, check_version
-from digseg_export import network_check, plan_builder
+from digseg_export import network_check, plan_builder, to_tensorrt_rtx
 from digseg_export.plan_builder import BuildOptions, build_plan, shapes_of
 from digseg_export.to_tensorrt_rtx import build_plans, default_plans, parse_targets
 
@@ -262,9 +262,34 @@ def test_a_ready_bundle_needs_nothing_of_what_exports_one(bundle, tmp_path):
 
 
 def test_targets_and_versions_are_those_of_the_library():
-    assert parse_targets("75, SM8.9,75", trt) == (75, 89)
+    assert parse_targets("75, SM8.9,75", "fp16", trt) == (75, 89)
     with pytest.raises(UsageError, match=r"90 is none .* expected some of 75, 80, 86, 89, 120"):
-        parse_targets("86,90", trt)
+        parse_targets("86,90", "fp16", trt)
     assert check_version(TENSORRT_RTX, trt.__version__) >= (1, 7)
     with pytest.raises(BackendError, match=r"TensorRT-RTX 1\.6\.1 is too old; expected 1\.7 or newer"):
         check_version(TENSORRT_RTX, "1.6.1")
+
+
+@pytest.mark.parametrize(
+    ("precision", "targets", "older"),
+    [("fp16", (75, 80, 86, 89, 120), None), ("fp32", (80, 86, 89, 120), 75), ("bf16", (80, 86, 89, 120), 75),
+     ("int8", (80, 86, 89, 120), 75), ("fp8", (89, 120), 86)],
+)  # fmt: skip
+def test_a_precision_is_built_for_the_gpus_that_have_it(precision, targets, older):
+    assert parse_targets(None, precision, trt) == targets
+    if older:
+        with pytest.raises(
+            UsageError, match=rf"--compute-capability {older} does not apply to {precision}: .* expected"
+        ):
+            parse_targets(f"120,{older}", precision, trt)
+
+
+def test_what_the_compiler_says_of_an_older_gpu_is_what_we_say(tmp_path, monkeypatch):
+    """float32 products on Turing: refused by us before the build, and by the library without our rule."""
+    bundle = small_bundle(tmp_path / "b", "fp32")
+    with pytest.raises(UsageError, match="75 does not apply to fp32"):
+        build_plans(bundle.folder, tmp_path / "p", (75,), BuildOptions(), silent)
+    monkeypatch.setitem(to_tensorrt_rtx.LOWEST, "fp32", (75, ""))
+    with pytest.raises(BackendError, match=r"Turing \(SM75\): FP32 GEMM is not supported"):
+        build_plans(bundle.folder, tmp_path / "p", (75,), BuildOptions(), silent)
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
