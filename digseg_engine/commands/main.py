@@ -12,16 +12,8 @@ from digseg_engine.commands.boundary import guarded
 from digseg_engine.commands.declare import Command
 from digseg_engine.commands.parser import parse, unknown_command
 
-NAMES = (
-    "segment",
-    "doctor",
-    "data",
-    "train",
-    "distill",
-    "eval",
-    "scenes",
-    "completion",
-)  # the module of each has its name
+# The module of each has its name.
+NAMES = ("segment", "doctor", "data", "train", "distill", "eval", "scenes", "completion")
 ABOUT = "Text-prompted segmentation with DiGSeg: segment pictures, check the machine and data, train, evaluate."
 
 

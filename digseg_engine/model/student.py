@@ -21,6 +21,10 @@ from digseg_engine.model.mask_head import DetailStem, MaskHead, upsample_sum
 from digseg_engine.model.reference import decoder_strides, decoder_widths, run_unet, time_embedding
 from digseg_engine.model.text_pathway import Slots, TextInjection, text_injection
 
+WHITENING_FLOOR = (
+    0.1  # so that a direction that the typical prompts never use is amplified at most 3.2 times (1 / sqrt)
+)
+
 
 @dataclass(frozen=True)
 class FoldedText:
@@ -63,7 +67,7 @@ class Student(nn.Module):
         )
 
     @torch.no_grad()
-    def set_whitening(self, tokens: Tensor, floor: float = 0.1) -> None:
+    def set_whitening(self, tokens: Tensor, floor: float = WHITENING_FLOOR) -> None:
         """Learn the whitening of text features from tokens [N, D] of typical prompts (start tokens left out).
 
         Features of a text encoder share a few strong directions, and the words differ in the weak ones, which are

@@ -22,6 +22,8 @@ from digseg_engine.model.devices import device_of
 from digseg_engine.worlds.pool import Pool, SceneBatches, build_pool
 from digseg_engine.worlds.scenes import DOMAINS
 
+# How often each domain is drawn: `objects` has the pairs of colour and shape that open vocabulary is learned from, the others a
+# few words each. Chosen by hand, not searched.
 SHARES = {"objects": 0.76, "textures": 0.06, "microscopy": 0.06, "aerial": 0.06, "crops": 0.06}
 MOST, PIXELS = 64, 64 * 128 * 128  # encoded together: a large autoencoder needs about 2 KB for each pixel of float32
 CROWD = 5  # `objects` has this many times the scenes of another domain

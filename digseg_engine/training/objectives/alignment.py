@@ -18,6 +18,11 @@ from digseg_engine.worlds.pool import SceneBatches
 
 Parts = Mapping[str, float]
 
+TEMPERATURE = 2.3  # starting logarithm of the temperature: ten, as SigLIP
+BIAS = -4.0  # starting logit: a region matches few of a batch's phrases (SigLIP: -10, for tens of thousands of them)
+SMALLEST_REGION = 20  # pixels; the features of a smaller one are mostly of what surrounds it
+COVERED = 0.95  # of a region lies in a phrase's mask: the phrase names it; the rest is for pixels on the border
+
 
 class TextAlignment(nn.Module):
     """Text encoder and the projections of both sides, trained together; only the text encoder is kept."""
@@ -27,8 +32,8 @@ class TextAlignment(nn.Module):
         self.text_encoder = text_encoder
         self.tower = nn.Sequential(nn.Linear(region_width, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
         self.project = nn.Linear(text_encoder.config.hidden_size, dim, bias=False)
-        self.temperature = nn.Parameter(torch.tensor(2.3))
-        self.bias = nn.Parameter(torch.tensor(-4.0))
+        self.temperature = nn.Parameter(torch.tensor(TEMPERATURE))
+        self.bias = nn.Parameter(torch.tensor(BIAS))
 
     def forward(self, regions: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """R region features and K prompts -> match logits [R, K]."""
@@ -51,10 +56,10 @@ class AlignmentLoss:
 
     def __call__(self, model: nn.Module, step: int) -> tuple[Tensor, Parts]:
         batch = self.batches.batch(step, self.config.batch, self.config.prompts).to(device_of(model))
-        picture, prompt = (batch.masks.sum((-2, -1)) > 20).nonzero().T  # [R] each
+        picture, prompt = (batch.masks.sum((-2, -1)) > SMALLEST_REGION).nonzero().T  # [R] each
         regions = batch.masks[picture, prompt]  # [R, S, S]
         everyone = batch.masks[picture]  # [R, K, S, S]: which prompts cover this region
-        covered = torch.einsum("rkhw,rhw->rk", everyone, regions) / regions.sum((-2, -1))[:, None] > 0.95
+        covered = torch.einsum("rkhw,rhw->rk", everyone, regions) / regions.sum((-2, -1))[:, None] > COVERED
         with torch.no_grad():
             features, _ = self.student.describe(batch.images, batch.latents)
             described = pool_regions([x[picture] for x in features], regions)

@@ -15,6 +15,9 @@ from digseg_engine.worlds.pool import SceneBatches
 
 Parts = Mapping[str, float]
 CROP = 32
+COLOUR_WEIGHT = 2.0  # grey alone is the easy part of a picture: what is left of the error counts twice
+BUSY = 0.45  # a crop of a mask is drawn when its mean is within this of a half: one that is all in or all out teaches nothing
+MASK_PART = 5  # at most one in so many of a batch is a mask
 
 
 class AutoencoderLoss:
@@ -30,7 +33,7 @@ class AutoencoderLoss:
     def __call__(self, vae: nn.Module, step: int) -> tuple[Tensor, Parts]:
         batch = self.batches.batch(step, self.config.batch, 4).to(device_of(vae))
         masks = self._crop(batch.masks.flatten(0, 1), step)
-        busy = masks[(masks.mean((1, 2)) - 0.5).abs() < 0.45][: self.config.batch // 5]
+        busy = masks[(masks.mean((1, 2)) - 0.5).abs() < BUSY][: self.config.batch // MASK_PART]
         drawn = draw_mask(busy)
         x = torch.cat([self._crop(batch.images, step)[: self.config.batch - len(busy)], drawn])
         model = unwrap(vae)
@@ -38,7 +41,7 @@ class AutoencoderLoss:
         colour = error - error.mean(1, keepdim=True)
         losses = [e.abs().mean() + e.square().mean() for e in (error, colour)]
         parts = {"recon": float(losses[0].detach()), "colour": float(losses[1].detach())}
-        return losses[0] + 2 * losses[1], parts
+        return losses[0] + COLOUR_WEIGHT * losses[1], parts
 
     def _crop(self, x: Tensor, step: int) -> Tensor:
         """The same random window of `CROP` pixels for the whole batch: [..., H, W] -> [..., size, size]."""

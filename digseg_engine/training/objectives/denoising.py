@@ -19,9 +19,14 @@ from digseg_engine.training.objectives.pairs import PairSource
 
 Parts = Mapping[str, float]
 
+ZERO_SHARE = (
+    0.3  # of the samples see the zero slot, which the one-step answer starts from; the rest keep the sampler alive
+)
+LATE = 0.5  # exponent of a uniform draw of t: below 1 draws noisy timesteps more often, where the mask is decided
+
 
 class DenoisingLoss:
-    """Stage A: v-prediction on mask latents; three samples in ten see the zero slot at the last timestep."""
+    """Stage A: v-prediction on mask latents; some samples see the zero slot at the last timestep."""
 
     def __init__(self, source: PairSource, schedule: Schedule) -> None:
         self.source, self.schedule = source, schedule
@@ -30,8 +35,8 @@ class DenoisingLoss:
         random, device = generator(self.source.batches.seed, step), device_of(reference)
         pairs = self.source.draw(step, random, device)
         last = len(self.schedule) - 1
-        t = (len(self.schedule) * torch.rand(len(pairs.z), generator=random) ** 0.5).long().clamp(max=last)
-        zero = torch.rand(len(t), generator=random) < 0.3
+        t = (len(self.schedule) * torch.rand(len(pairs.z), generator=random) ** LATE).long().clamp(max=last)
+        zero = torch.rand(len(t), generator=random) < ZERO_SHARE
         t = torch.where(zero, last, t).to(device)
         noise = torch.randn(pairs.clean.shape, generator=random)
         noise = torch.where(zero[:, None, None, None], 0.0, noise).to(device)

@@ -22,6 +22,7 @@ from digseg_engine.worlds.pool import NAMES, Drawn, SceneBatches
 from digseg_engine.worlds.scenes import ALL_PAIRS, CLASSES
 
 PRIMITIVES = tuple(name for name in NAMES if name not in ALL_PAIRS)  # pairs are left to language
+BCE_WEIGHT = 0.3  # Dice being 1: its sum is over all classes, most of which are in no picture of the batch
 RARE = -2.0  # starting logit: a pixel belongs to few classes
 
 
@@ -63,7 +64,7 @@ def pool_regions(features: list[Tensor], masks: Tensor) -> Tensor:
 
 
 def dense_loss(logits: Tensor, drawn: Drawn) -> tuple[Tensor, Mapping[str, float]]:
-    """0.3 BCE over all classes + Dice over those of the pictures' domain, for logits [B, P, h, w]; and the two alone."""
+    """Weighted BCE over all classes + Dice over those of the pictures' domain, for logits [B, P, h, w]; and the two alone."""
     own = [i for i, name in enumerate(PRIMITIVES) if name in CLASSES[drawn.pool.domain]]
     names, device = [PRIMITIVES[i] for i in own], logits.device
     labels, weight = torch.zeros_like(logits), torch.ones_like(logits)
@@ -74,7 +75,7 @@ def dense_loss(logits: Tensor, drawn: Drawn) -> tuple[Tensor, Mapping[str, float
     bce = (weight * F.binary_cross_entropy_with_logits(logits, labels, reduction="none")).mean((0, 2, 3)).sum()
     p, y = logits[:, own].sigmoid() * weight[:, own], labels[:, own] * weight[:, own]
     dice = (1 - (2 * (p * y).sum((0, 2, 3)) + 1) / ((p + y).sum((0, 2, 3)) + 1)).mean()
-    return 0.3 * bce + dice, {"bce": float(bce.detach()), "dice": float(dice.detach())}
+    return BCE_WEIGHT * bce + dice, {"bce": float(bce.detach()), "dice": float(dice.detach())}
 
 
 class BackboneLoss:

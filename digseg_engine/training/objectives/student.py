@@ -24,9 +24,21 @@ from digseg_engine.training.objectives.noise import generator
 
 Parts = Mapping[str, float]
 
+# Weights of the loss, Dice being 1. Chosen by hand, not searched.
+BCE_WEIGHT = 2.0  # the only part that absent prompts have: Dice and ranking count present ones alone
+RANKING_WEIGHT = 0.5  # orders similar prompts where the other two have found the region
+IMITATION_WEIGHT = 0.5  # times the trust of every pair, so at most half of what the truth weighs
+TRUST_POWER = 2  # a reference that is half right (soft Dice 0.5) counts a quarter
+# The reference takes N steps for every pair, where the student looks once at a picture: few pairs are asked, and seldom.
+IMITATE_EVERY = 16  # micro-batches
+IMITATED_PAIRS = 16  # (picture, prompt) pairs each time
+PRESENT_ODDS = (
+    5.0  # a present pair is drawn so many times as often as an absent one: empty masks teach little of shapes
+)
+
 
 class DistillationLoss:
-    """Student logits against ground truth, and in every 16th micro-batch also against the reference's N-step masks.
+    """Student logits against ground truth, and now and then (`every`) also against the reference's N-step masks.
 
     every: how often that is; 0: never (the reference knows nothing of the data, or there is no time).
 
@@ -35,7 +47,7 @@ class DistillationLoss:
 
     def __init__(
         self, batches: Batches, vae: Autoencoder, text: CLIPTextModel, tokenizer: PromptTokenizer,
-        reference: Reference, schedule: Schedule, config: StageConfig, teacher_steps: int = 4, every: int = 16,
+        reference: Reference, schedule: Schedule, config: StageConfig, teacher_steps: int = 4, every: int = IMITATE_EVERY,
     ) -> None:  # fmt: skip
         self.batches, self.vae, self.text, self.tokenizer = batches, vae, text, tokenizer
         self.reference, self.schedule, self.config = reference, schedule, config
@@ -52,7 +64,7 @@ class DistillationLoss:
         logits: Tensor = answer[0] if tutored else answer
         labels = shrink_labels(batch.masks, batch.valid, logits.shape[-2:])
         (bce, dice), rank = mask_loss(logits, *labels), ranking_loss(logits, *labels)
-        loss = 2 * bce + dice + 0.5 * rank
+        loss = BCE_WEIGHT * bce + dice + RANKING_WEIGHT * rank
         parts = {"bce": float(bce.detach()), "dice": float(dice.detach()), "rank": float(rank.detach())}
         if tutored and batch.drawn is not None:
             dense, words = dense_loss(answer[1], batch.drawn)
@@ -60,15 +72,15 @@ class DistillationLoss:
             parts["dense"] = words["dice"]
         if self.every and step % self.every == 0:
             imitation = self._imitation(batch, logits, text, mask, step)
-            loss = loss + 0.5 * imitation
+            loss = loss + IMITATION_WEIGHT * imitation
             parts["imitation"] = float(imitation.detach())
         return loss, parts
 
     def _imitation(self, batch: Batch, logits: Tensor, text: Tensor, mask: Tensor, step: int) -> Tensor:
-        """BCE to the reference's soft masks on at most 16 (picture, prompt) pairs, weighted by how right the reference is."""
+        """BCE to the reference's soft masks on a few (picture, prompt) pairs, weighted by how right the reference is."""
         random = generator(self.batches.seed, step)
-        weights = (batch.masks.flatten(0, 1).sum((-2, -1)) > 0).float() * 4 + 1
-        pair = torch.multinomial(weights.cpu(), min(16, len(weights)), generator=random)
+        weights = (batch.masks.flatten(0, 1).sum((-2, -1)) > 0).float() * (PRESENT_ODDS - 1) + 1
+        pair = torch.multinomial(weights.cpu(), min(IMITATED_PAIRS, len(weights)), generator=random)
         b, k = pair // len(batch.queries), pair % len(batch.queries)
         with torch.no_grad():
             z = batch.latents[b]
@@ -88,4 +100,4 @@ class DistillationLoss:
             trust = 2 * (judged * truth).sum((-2, -1)) / (judged.sum((-2, -1)) + truth.sum((-2, -1)) + 1)  # soft Dice
         error = F.binary_cross_entropy_with_logits(logits[b, k], soft, reduction="none")
         error = (error * weight).sum((-2, -1)) / weight.sum((-2, -1)).clamp(min=1)
-        return (error * trust**2).mean()
+        return (error * trust**TRUST_POWER).mean()

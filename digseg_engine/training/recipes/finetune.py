@@ -30,7 +30,7 @@ from digseg_engine.training.objectives.denoising import DenoisingLoss
 from digseg_engine.training.objectives.dense import Tutored
 from digseg_engine.training.objectives.one_step import OneStepLoss
 from digseg_engine.training.objectives.pairs import PairSource
-from digseg_engine.training.objectives.student import DistillationLoss
+from digseg_engine.training.objectives.student import IMITATE_EVERY, DistillationLoss
 from digseg_engine.training.recipes.summary import print_schedule, print_score, student_score
 from digseg_engine.training.run import Run, freeze, move, stages_of
 from digseg_engine.worlds.scenes import is_scenes
@@ -45,7 +45,7 @@ class FinetuneConfig:
     scenes: int = 4000  # per domain, when trained on scenes
     folder: FolderOptions = FolderOptions()  # when trained on a folder of labelled pictures
     size: int | None = None  # pixels; None: the model's own
-    imitate_every: int = 16  # the student imitates the reference in every so manieth micro-batch; 0: never
+    imitate_every: int = IMITATE_EVERY  # the student imitates the reference in every so manieth micro-batch; 0: never
     dense: bool = False  # the student learns dense labels of single words beside the prompts (scenes only)
     reference: StageConfig = StageConfig(20000, 4, 3e-5, warmup=100, accumulate=8, ema=0.999, optimizer="adamw")
     one_step: StageConfig = StageConfig(10000, 2, 3e-5, warmup=100, accumulate=16, ema=0.999, optimizer="adamw")
