@@ -1,0 +1,1 @@
+"""Labelled pictures: data sets and their layouts, classes and masks, crops, and the batches made of them."""

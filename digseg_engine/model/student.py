@@ -39,7 +39,11 @@ class FoldedText:
 
 
 class Student(nn.Module):
-    """Trunk, folded text injection and mask head. The autoencoder and text encoder stay outside (frozen)."""
+    """Trunk, folded text injection and mask head. The autoencoder and text encoder stay outside (frozen).
+
+    unet: 8 channels in (its mask slot stays zero) or 4. latent_stride: pixels per latent cell.
+    train_timesteps: of the schedule the U-Net was trained with; the trunk always runs at the last of them.
+    """
 
     def __init__(
         self, unet: UNet2DConditionModel, config: StudentConfig, latent_stride: int, train_timesteps: int = 1000
@@ -82,7 +86,7 @@ class Student(nn.Module):
     def fold_text(self, text: Tensor, mask: Tensor) -> FoldedText:
         """text [K, L, D], mask [K, L] -> FoldedText of all scales."""
         text = (text - self.text_centre) @ self.text_whiten
-        folded = [inject.fold(text, cut.weight) for inject, cut in zip(self.injections, self.reduce)]
+        folded = [inject.fold(text, reduce.weight) for inject, reduce in zip(self.injections, self.reduce)]
         keys, values = (torch.stack(parts, dim=1) for parts in zip(*folded))
         return FoldedText(keys, values, mask)
 
@@ -98,7 +102,7 @@ class Student(nn.Module):
         """All that is computed once per image: normalised features of every scale [B, C, hs, ws], detail for the head."""
         to_trunk, to_head = (None, None) if self.detail is None else self.detail(image)
         features = self.trunk(z, to_trunk)
-        narrow = [inject.norm(cut(x)) for x, cut, inject in zip(features, self.project, self.injections)]
+        narrow = [inject.norm(project(x)) for x, project, inject in zip(features, self.project, self.injections)]
         return narrow, to_head
 
     def forward(self, image: Tensor, z: Tensor, text: FoldedText) -> Tensor:

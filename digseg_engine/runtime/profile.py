@@ -28,6 +28,7 @@ class Range:
 
     @property
     def static(self) -> bool:
+        """Whether there is one size only."""
         return self.min == self.max
 
 
@@ -39,13 +40,8 @@ class Profile:
 
     def shape(self, axes: tuple[str | int, ...], end: str, sizes: dict[str, int]) -> tuple[int, ...]:
         """Concrete shape of a contract tensor at "min", "opt" or "max"; `sizes` holds the model's own axes."""
-        found = []
-        for axis in axes:
-            if isinstance(axis, int):
-                found.append(axis)
-            else:
-                found.append(int(getattr(self.ranges[axis], end)) if axis in self.ranges else sizes[axis])
-        return tuple(found)
+        free = {**sizes, **{axis: int(getattr(span, end)) for axis, span in self.ranges.items()}}
+        return tuple(axis if isinstance(axis, int) else free[axis] for axis in axes)
 
     def check(self, request: dict[str, int]) -> None:
         """Raises InputError naming the first axis of {B, K, L, H, W} outside its range, and what is allowed."""
@@ -87,6 +83,7 @@ class Profile:
         return min(max(wanted, low), high)
 
     def to_json(self) -> dict[str, dict[str, int]]:
+        """As the manifest has it: {axis: {"min", "opt", "max"}}."""
         return {axis: {"min": r.min, "opt": r.opt, "max": r.max} for axis, r in self.ranges.items()}
 
     @classmethod

@@ -1,0 +1,1 @@
+"""How networks are trained: the loop and its states, runs of several stages, logs, and the record of a checkpoint."""

@@ -1,0 +1,1 @@
+"""The painted domains: labelled pictures without a download, for training, tests and demonstrations."""

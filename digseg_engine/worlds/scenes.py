@@ -31,6 +31,9 @@ __all__ = [
 
 DOMAINS = tuple(PAINTERS)
 SPLITS = ("train", "test", "demo")
+LIGHT = (0.9, 1.08)  # how bright a picture is taken: a factor for all of it
+NOISE = (0.005, 0.035)  # standard deviation of the camera's, in 0..1
+PHRASED = 0.6  # share of training prompts that are said in other words than the canonical name
 PLAIN = ("{}", "a {}", "the {}", "one {}", "some {}")
 PAIRS = ("{c} {s}", "a {c} {s}", "the {c} {s}", "{s} in {c}", "a {s} coloured {c}", "{c} coloured {s}", "the {s}, {c}")
 COLOUR_ONLY = ("{}", "anything {}", "something that is {}", "all that is {}", "{} things", "{} objects")
@@ -91,8 +94,8 @@ def scene(seed: int, domain: str, size: int = 128, split: str = "train") -> Scen
     image = np.zeros((size, size, 3), np.float32)
     ids = np.zeros((size, size), np.uint8)
     names = PAINTERS[domain](rng, size, image, ids, split)
-    light = rng.uniform(0.9, 1.08)
-    image = speckle(rng, image * np.float32(light), rng.uniform(0.005, 0.035))
+    light = rng.uniform(*LIGHT)
+    image = speckle(rng, image * np.float32(light), rng.uniform(*NOISE))
     pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
     return Scene(pixels, ids, tuple(names), domain, seed)
 
@@ -113,4 +116,4 @@ def phrase(rng: np.random.Generator, name: str) -> Query:
         text = str(rng.choice(SHAPE_ONLY)).format(name)
     else:
         text = str(rng.choice(PLAIN)).format(str(rng.choice((name, *SYNONYMS.get(name, ())))))
-    return Query(text if rng.random() < 0.6 else name, name)
+    return Query(text if rng.random() < PHRASED else name, name)

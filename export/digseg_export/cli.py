@@ -82,15 +82,16 @@ def _few_step(
     request: Request, model: Path | None, output: Path | None, dry_run: bool, quiet: bool, as_json: bool
 ) -> None:
     """Export the reference in diffusers' folder layout."""
-    from digseg_export.few_step import GRAPHS, check_few_step, export_few_step
+    from digseg_export.few_step import REFERENCE_GRAPHS, check_few_step, export_few_step
     from digseg_export.few_step_folder import MARKER
     from digseg_export.publish import default_output
 
     folder = output or default_output(model, f"diffusers-{request.precision}")
     check_few_step(model, request.precision, folder)
     if dry_run:
+        files = [*(spec.file for spec in REFERENCE_GRAPHS.values()), MARKER]
         preview = {"output": str(folder), "precision": request.precision, "layout": "diffusers",
-                "files": [*(spec.file for spec in GRAPHS.values()), MARKER], "limits": vars(request.limits())}  # fmt: skip
+                   "files": files, "limits": vars(request.limits())}  # fmt: skip
         _say_preview(preview, as_json)
         return
     with shown(quiet) as progress:

@@ -63,7 +63,7 @@ DENOISER = GraphSpec(
 )  # fmt: skip
 MASK = GraphSpec("vae_decoder/model.onnx", (_tensor("latent_sample", ("N", 4, "h", "w")),),
                  (_tensor("sample", ("N", 3, ROWS, COLUMNS)),))  # fmt: skip
-GRAPHS = {"text encoder": TEXT, "image encoder": IMAGE, "denoiser": DENOISER, "mask decoder": MASK}
+REFERENCE_GRAPHS = {"text encoder": TEXT, "image encoder": IMAGE, "denoiser": DENOISER, "mask decoder": MASK}
 
 
 class Function(nn.Module):
@@ -99,7 +99,7 @@ def modules(checkpoint: Checkpoint) -> dict[str, Function]:
 
 
 @dataclass(frozen=True)
-class FewStep:
+class ExportedReference:
     """What an export did: where, the checks, sizes in bytes by file, seconds per step."""
 
     folder: Path
@@ -112,7 +112,7 @@ class FewStep:
 def export_few_step(
     model: Path | None, precision: str, output: Path, limits: Limits | None = None,
     progress: Progress = lambda step: None,
-) -> FewStep:  # fmt: skip
+) -> ExportedReference:  # fmt: skip
     """Export the reference of a checkpoint directory (None: the bundled one); all or nothing.
 
     Raises UsageError for a precision that does not apply and VerificationError when a graph differs from PyTorch.
@@ -125,7 +125,7 @@ def export_few_step(
     with writing(output, MARK) as folder:
         inputs = graph_inputs(checkpoint, parts)
         graphs = {}
-        for part, spec in GRAPHS.items():
+        for part, spec in REFERENCE_GRAPHS.items():
             timer.start(f"trace {part}")
             traced = export_graph(parts[part], spec, small(inputs[part]), {"tensors": axes(spec, checkpoint)})
             strip(traced)
@@ -133,14 +133,14 @@ def export_few_step(
         timer.start("verify")
         checks = list(verify_few_step(folder, checkpoint, parts, inputs, graphs, limits))
         timer.start("write configurations")
-        for spec in GRAPHS.values():
+        for spec in REFERENCE_GRAPHS.values():
             check_graph(folder / spec.file)
         write_configurations(folder, checkpoint, source, checks, limits)
         timer.start("open the written folder and ask it")
         checks.append(reopened(folder, checkpoint, parts, inputs, limits))
         sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     timer.stop()
-    return FewStep(output, checks, limits, sizes, timer.seconds)
+    return ExportedReference(output, checks, limits, sizes, timer.seconds)
 
 
 def check_few_step(model: Path | None, precision: str, output: Path) -> None:
@@ -208,7 +208,7 @@ def verify_few_step(
 ) -> Iterator[Check]:  # fmt: skip
     """Every graph alone on PyTorch's inputs, then the saved graphs end to end over `STEPS` steps."""
     runs = {}
-    for part, spec in GRAPHS.items():
+    for part, spec in REFERENCE_GRAPHS.items():
         want = parts[part](*inputs[part]).numpy()
         for name, form in graphs[part]:
             run = runs[part] = runner(spec, session(form))
@@ -232,7 +232,7 @@ def reopened(
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
         listed = json.loads((folder / REPORT).read_text(encoding="utf-8"))["files"]
         gone = [name for name in listed if not (folder / name).is_file()]
-        runs = {part: runner(spec, session(str(folder / spec.file))) for part, spec in GRAPHS.items()}
+        runs = {part: runner(spec, session(str(folder / spec.file))) for part, spec in REFERENCE_GRAPHS.items()}
     except Exception as error:  # readers of foreign formats raise whatever a damaged file leads them to
         raise VerificationError(f"the written folder cannot be opened: {error}; nothing was published") from error
     same = torch.equal(ids, inputs["text encoder"][0]) and torch.equal(mask, inputs["denoiser"][3])

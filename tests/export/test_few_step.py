@@ -13,7 +13,7 @@ from conftest import run_command
 from digseg_engine.errors import UsageError, VerificationError
 from digseg_engine.model.pretrained import load_checkpoint
 from digseg_export import few_step
-from digseg_export.few_step import GRAPHS, export_few_step
+from digseg_export.few_step import REFERENCE_GRAPHS, export_few_step
 from digseg_export.verify import Limits
 
 
@@ -21,10 +21,10 @@ from digseg_export.verify import Limits
 def test_four_graphs_are_exported_verified_and_loadable(pico_folder, tmp_path):
     done = export_few_step(pico_folder, "fp16", tmp_path / "r", Limits(0.05, 0.5))
     parts = {c.stage for c in done.checks}
-    assert parts == {*GRAPHS, "end to end", "written folder"} and all(c.relative < 0.05 for c in done.checks)
+    assert parts == {*REFERENCE_GRAPHS, "end to end", "written folder"} and all(c.relative < 0.05 for c in done.checks)
     names = {str(p.relative_to(tmp_path / "r")) for p in (tmp_path / "r").rglob("*") if p.is_file()}
-    assert {spec.file for spec in GRAPHS.values()} | {
-        f"{spec.file.split('/')[0]}/config.json" for spec in GRAPHS.values()
+    assert {spec.file for spec in REFERENCE_GRAPHS.values()} | {
+        f"{spec.file.split('/')[0]}/config.json" for spec in REFERENCE_GRAPHS.values()
     } <= names
     assert {
         "model_index.json",
@@ -51,7 +51,7 @@ def test_four_graphs_are_exported_verified_and_loadable(pico_folder, tmp_path):
 
 def test_a_graph_over_its_limit_publishes_nothing(pico_folder, tmp_path, monkeypatch):
     only = {"text encoder": few_step.TEXT}
-    monkeypatch.setattr(few_step, "GRAPHS", only)
+    monkeypatch.setattr(few_step, "REFERENCE_GRAPHS", only)
     with pytest.raises(VerificationError, match=r"text encoder .* differs from PyTorch .*nothing was published"):
         export_few_step(pico_folder, "fp32", tmp_path / "r", Limits(0.0, 0.5))
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,1 @@
+"""Losses, one idea a module: what a step of training asks of a network."""

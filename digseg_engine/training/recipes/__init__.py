@@ -1,0 +1,1 @@
+"""Whole trainings: which stages, in which order, for how long."""
