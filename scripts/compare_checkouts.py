@@ -1,6 +1,6 @@
 """Shows that the public behaviour of two checkouts is the same: help texts, bundle bytes, results, figures.
 
-Usage: python scripts/compare_checkouts.py OLD NEW [--checkpoint FOLDER] [--bundle FOLDER] [--listed ITEM ...]
+Usage: python scripts/compare_checkouts.py OLD NEW [--checkpoint FOLDER] [--bundle FOLDER] [--only WORD] [--listed ITEM ...]
 Runs every item in both checkouts, each in a folder of its own with a cache of its own, and prints one line for it: equal,
 or differs with the first difference. Exit code 1 when anything differs that is not `--listed` (an item's name or its start).
 """
@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -57,14 +58,18 @@ def settled(value: Any) -> Any:
 
 
 def contents(folder: Path, exact: bool) -> Found:
-    """Every file of a folder. exact: byte by byte; else JSON is compared without its times and versions."""
+    """Every file of a folder. exact: byte by byte but for the line that says when; else JSON without its times and versions."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        if path.suffix == ".json" and not exact:
-            body = settled(json.loads(path.read_text(encoding="utf-8")))
-            found[str(path.relative_to(folder))] = json.dumps(body, indent=1, sort_keys=True)
-        else:
-            found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+        body = path.read_bytes()
+        text = hashlib.sha256(body).hexdigest()
+        if path.suffix == ".json" and exact:
+            text = "\n".join(
+                line for line in body.decode("utf-8").splitlines() if not line.lstrip().startswith('"created"')
+            )
+        elif path.suffix == ".json":
+            text = json.dumps(settled(json.loads(body)), indent=1, sort_keys=True)
+        found[str(path.relative_to(folder))] = text
     return found
 
 
@@ -80,10 +85,11 @@ def items(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[Checkout
         return contents(side.folder / "exported", exact=True)
 
     def segmented(side: Checkout) -> Found:
-        pictures = [side.root / "examples" / name for name in PICTURES]
+        for name in PICTURES:
+            shutil.copy(options.new / "examples" / name, side.folder / name)
         prompts = [word for prompt in PROMPTS for word in ("-p", prompt)]
         side.run(
-            "digseg", "segment", *pictures, *prompts, "-b", options.bundle, "--backend", "onnxruntime", "-o", "masks"
+            "digseg", "segment", *PICTURES, *prompts, "-b", options.bundle, "--backend", "onnxruntime", "-o", "masks"
         )
         return contents(side.folder / "masks", exact=False)
 
@@ -119,6 +125,7 @@ def main() -> int:
     parser.add_argument(
         "--listed", action="append", default=[], metavar="ITEM", help="may differ: an item's name or its start"
     )
+    parser.add_argument("--only", default="", metavar="WORD", help="the items whose name holds it")
     options = parser.parse_args()
     assets = options.new.resolve() / "digseg_engine" / "assets"
     options.checkpoint = (options.checkpoint or assets / "digseg-tiny").resolve()
@@ -130,6 +137,8 @@ def main() -> int:
             (Path(scratch) / name).mkdir()
             sides.append(Checkout(getattr(options, name).resolve(), Path(scratch) / name))
         for name, action in items(options):
+            if options.only not in name:
+                continue
             found = difference(*(action(side) for side in sides))
             listed = any(name.startswith(start) for start in options.listed)
             unexpected += bool(found) and not listed
