@@ -17,6 +17,7 @@ def run(folder: Path, layout: str | None, split: str, output: Path, pictures: in
     from digseg_engine.data.survey import class_table, contact_sheet, split_line, survey
     from digseg_engine.files import replacing
     from digseg_engine.folders import check_output_file
+    from digseg_engine.words import counted
 
     if output.suffix.lower() != ".png":
         raise UsageError(f"output {output} must be a .png file; choose another with -o")
@@ -46,7 +47,7 @@ def run(folder: Path, layout: str | None, split: str, output: Path, pictures: in
             contact_sheet(dataset, found.spread(pictures)).save(temporary, format="PNG")
         print(f"{len(found.good)} of {len(dataset)} pictures {state}; labels drawn in {output}")
     if found.problems:
-        complain("digseg", f"{len(found.problems)} problems in {folder}, all listed above")
+        complain("digseg", f"{counted(len(found.problems), 'problem')} in {folder}, listed above")
     return 2 if found.problems else 0
 
 

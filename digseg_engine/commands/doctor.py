@@ -95,8 +95,10 @@ def _choice(verdict: Verdict) -> Group:
     from rich.console import Group
     from rich.text import Text
 
+    from digseg_engine.words import counted
+
     task = verdict.task
-    title = f"golden sample, and time at {task.size} px, {task.batch} picture(s), {task.prompts} prompt(s)"
+    title = f"golden sample, and time at {task.size} px, {counted(task.batch, 'picture')}, {counted(task.prompts, 'prompt')}"
     rows, notes = [], []
     for row in verdict.rows:
         figures = [f"{row.error:.1e}" if row.error is not None else "", f"{row.iou:.5f}" if row.iou is not None else "",

@@ -27,6 +27,7 @@ from digseg_engine.data.classes import IGNORE, ClassTable
 from digseg_engine.data.datasets import Dataset, Item, dataset_splits, open_dataset
 from digseg_engine.data.layouts import OWN, stray_masks
 from digseg_engine.errors import InputError
+from digseg_engine.words import counted
 
 CELL, MARGIN, LINE, COLUMNS = 256, 8, 16, 3
 
@@ -116,7 +117,7 @@ def split_line(dataset: Dataset) -> str:
 
 def class_table(dataset: Dataset, found: Survey) -> Table:
     """Pixels and pictures per class; classes that never occur are counted in the last line."""
-    title = f"{dataset.root}: {dataset.layout.name}, split {dataset.split}, {len(dataset)} pictures"
+    title = f"{dataset.root}: {dataset.layout.name}, split {dataset.split}, {counted(len(dataset), 'picture')}"
     table = Table(title=title, title_justify="left")
     for column in ("class", "prompt", "pictures", "pixels", "share"):
         table.add_column(column, justify="left" if column in ("class", "prompt") else "right")
