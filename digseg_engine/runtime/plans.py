@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from digseg_engine.runtime.cuda_driver import Device
 
 FORMAT = "digseg.plans/1"
 FAMILY = "digseg.plans/"  # every version of the format begins with it
-LARGEST_PLAN = 16 << 30  # bytes
 HOW_TO_BUILD = "build them with `digseg-export --bundle BUNDLE --format tensorrt-rtx`"
 
 
@@ -66,7 +66,7 @@ class Plans:
         path = self.path(spec)
         try:
             with path.open("rb") as file:
-                plan = file.read(LARGEST_PLAN + 1)
+                plan = file.read(os.fstat(file.fileno()).st_size)
         except OSError as error:
             raise BackendError(
                 f"{path} cannot be read: {error.strerror or error}; copy the whole folder again"

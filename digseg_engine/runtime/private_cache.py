@@ -51,7 +51,7 @@ def read_private(path: Path, most: int) -> bytes:
         _mine(path, about, stat.S_ISREG)
         if about.st_size > most:
             raise BackendError(f"{path} holds {about.st_size} bytes, at most {most} expected; delete it")
-        return file.read(most)
+        return file.read(about.st_size)  # room for this many bytes is made before the first is read
 
 
 def _mine(path: Path, about: os.stat_result, kind: Callable[[int], bool]) -> None:

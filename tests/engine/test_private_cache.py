@@ -3,14 +3,18 @@
 import hashlib
 import json
 import os
+import sys
+from pathlib import Path
 
 import pytest
+from programs import run_program
 
 from digseg_engine.contract import SEGMENTER
 from digseg_engine.errors import BackendError
 from digseg_engine.runtime import engine_store, private_cache
 from digseg_engine.runtime.engine_store import EngineKey, engine_path, explain, load_plan, store
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 KEY = EngineKey("g", "10.3", "12.6", "GPU", "8.7", "p", "fp16")
 
 
@@ -92,3 +96,16 @@ def test_other_bytes_of_the_same_length_are_damage(plan):
     plan.write_bytes(b"pl4n")
     with pytest.raises(BackendError, match="damaged"):
         load_plan(plan, KEY)
+
+
+def test_a_small_plan_takes_little_memory_to_read(plan, own_cache):
+    """A board has 8 GB: no room is made for the largest plan there could be."""
+    code = f"""
+import resource
+from pathlib import Path
+from digseg_engine.runtime.engine_store import EngineKey, load_plan
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+print(load_plan(Path({str(plan)!r}), {KEY!r}))
+"""
+    done = run_program([sys.executable, "-c", code], cwd=ROOT)
+    assert done.stdout.strip() == "b'plan'", done.stderr
