@@ -77,13 +77,13 @@ def _machine(found: list[Usable]) -> list[Table | Text]:
 
     rows: dict[tuple[str, str], list[str]] = {}
     cures: dict[str, list[str]] = {}
-    for one in found:
-        said = one.detail if one.usable else one.reason
-        if not one.usable and one.install and one.install in said:  # said below
-            said = said.partition(one.install)[0].rpartition(";")[0] or said
-        rows.setdefault(("yes" if one.usable else "no", said), []).append(one.name)
-        if one.install and not one.usable:
-            cures.setdefault(one.install, []).append(one.name)
+    for backend in found:
+        said = backend.detail if backend.usable else backend.reason
+        if not backend.usable and backend.install and backend.install in said:  # said below
+            said = said.partition(backend.install)[0].rpartition(";")[0] or said
+        rows.setdefault(("yes" if backend.usable else "no", said), []).append(backend.name)
+        if backend.install and not backend.usable:
+            cures.setdefault(backend.install, []).append(backend.name)
     cells = [["\n".join(names), usable, said] for (usable, said), names in rows.items()]
     table = _table("usable on this machine", ("part", "usable", "what was found"), cells)
     lines = [Text(f"  {', '.join(names)}: {cure}") for cure, names in cures.items()]

@@ -57,8 +57,8 @@ def overview() -> str:
     """Help of the whole program: every command with its full summary."""
     lines = ["usage: digseg COMMAND [options]", "", ABOUT, "", "commands:"]
     for name in NAMES:
-        first, *more = wrap(command_named(name).summary, 66)
-        lines += [f"  {name:<11}{first}", *(" " * 13 + line for line in more)]
+        first, *following = wrap(command_named(name).summary, 66)
+        lines += [f"  {name:<11}{first}", *(" " * 13 + line for line in following)]
     lines += ["", "Options and examples of one command: digseg COMMAND --help", "Version: digseg --version",
               "", "examples:", f"  {command_named('segment').examples[0]}", "  digseg doctor"]  # fmt: skip
     return "\n".join(lines)

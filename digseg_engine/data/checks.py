@@ -75,7 +75,8 @@ def white_among_others(table: ClassTable, counts: Counts, names: list[str]) -> l
     masks of the same data set show another one too."""
     if not assumes_white(table) or not len(counts):
         return []
-    zero = [k for k, marks in enumerate([*(one.ids for one in table.classes), table.background]) if 0 in marks]
+    marks = [*(label_class.ids for label_class in table.classes), table.background]
+    zero = [k for k, values in enumerate(marks) if 0 in values]
     if not zero:
         return []
     shown = counts[:, :-1] > 0

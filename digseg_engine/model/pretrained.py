@@ -126,15 +126,15 @@ def save_checkpoint(
                           "before; free the place or choose another") from error  # fmt: skip
 
 
-def _fill(room: Path, checkpoint: Checkpoint, tokenizer_json: str) -> None:
+def _fill(folder: Path, checkpoint: Checkpoint, tokenizer_json: str) -> None:
     for name in ("tokenizer", "text_pathway", "student"):
-        (room / name).mkdir()
-    _half(checkpoint.vae).save_pretrained(room / "vae")
-    _half(checkpoint.reference.unet).save_pretrained(room / "unet")
-    _half(checkpoint.text_encoder).save_pretrained(room / "text_encoder")
-    write_text(room / "tokenizer" / "tokenizer.json", tokenizer_json)
-    save_file(_half(checkpoint.reference.pathway).state_dict(), room / "text_pathway" / "model.safetensors")
-    save_file(_half(checkpoint.student).state_dict(), room / "student" / "model.safetensors")
+        (folder / name).mkdir()
+    _half(checkpoint.vae).save_pretrained(folder / "vae")
+    _half(checkpoint.reference.unet).save_pretrained(folder / "unet")
+    _half(checkpoint.text_encoder).save_pretrained(folder / "text_encoder")
+    write_text(folder / "tokenizer" / "tokenizer.json", tokenizer_json)
+    save_file(_half(checkpoint.reference.pathway).state_dict(), folder / "text_pathway" / "model.safetensors")
+    save_file(_half(checkpoint.student).state_dict(), folder / "student" / "model.safetensors")
 
 
 def _half(module: Any) -> Any:

@@ -16,12 +16,8 @@ from numpy.typing import NDArray
 from digseg_engine.errors import BackendError
 
 MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
-_INT, _SIZE, _HANDLE, _POINTER = (
-    ctypes.c_int,
-    ctypes.c_size_t,
-    ctypes.c_void_p,
-    ctypes.c_uint64,
-)  # CUdeviceptr is 64 bits
+_INT, _SIZE, _HANDLE = ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p
+_POINTER = ctypes.c_uint64  # CUdeviceptr is 64 bits
 ARGUMENTS = {
     "cuInit": [ctypes.c_uint],
     "cuDeviceGet": [_HANDLE, _INT],

@@ -72,7 +72,7 @@ def summary(
     kind: str, shape: tuple[int, int], answers: Sequence[Answer], about: About, seconds: Mapping[str, float]
 ) -> str:  # fmt: skip
     """A result in one line, for `print` and the interactive prompt."""
-    words = [f"{one.prompt!r} {percent(one.area) if one.pixels else 'none'}" for one in answers[:NAMED]]
+    words = [f"{answer.prompt!r} {percent(answer.area) if answer.pixels else 'none'}" for answer in answers[:NAMED]]
     words += [f"and {len(answers) - NAMED} more"] if len(answers) > NAMED else []
     took = f"{sum(seconds.values()):.2f} s"
     return f"{kind}({shape[1]}x{shape[0]}: {', '.join(words)}; {about.model}, {about.backend}, {took})"

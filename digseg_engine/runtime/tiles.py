@@ -156,8 +156,8 @@ def segment_tiles(
         for prompt, area, pixels, score, box in zip(prompts, writer.areas, writer.pixels, writer.scores, writer.boxes)
     )
     notes = about.notes + getattr(windows, "notes", ()) + walk.notes
-    made = [writer.files.get(kind) for kind in ("labels", "overview", "masks")]
-    files = tuple(path for path in (made[0], writer.record, *made[1:]) if path is not None)
+    written = [writer.files.get(kind) for kind in ("labels", "overview", "masks")]
+    files = tuple(path for path in (written[0], writer.record, *written[1:]) if path is not None)
     done = TiledSegmentation(prompts, windows.shape, walk.tiles, answers, files, replace(about, notes=notes), tiling, seconds,
                              picture)  # fmt: skip
     write_record(writer.record, done.as_dict(), writer.files, [])

@@ -17,9 +17,8 @@ class TrainingInterruptedError(TrainingError):
 
     def __init__(self, message: str, number: int | None = None) -> None:
         super().__init__(message)
-        self.exit_code = (
-            0 if number is None else 128 + number
-        )  # as programs ended by a signal; told to stop: no failure
+        # As programs ended by a signal; told to stop: no failure.
+        self.exit_code = 0 if number is None else 128 + number
 
 
 class Interruption:

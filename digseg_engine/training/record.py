@@ -82,10 +82,10 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return [name for name in sorted({*before, *after}) if not _same(name, before.get(name), after.get(name))]
 
 
-def _same(name: str, one: Any, other: Any) -> bool:
-    if one == other or name not in PLACES or not (isinstance(one, str) and isinstance(other, str)):
-        return bool(one == other)
-    return Path(one).is_dir() and Path(one).resolve() == Path(other).resolve()
+def _same(name: str, mine: Any, theirs: Any) -> bool:
+    if mine == theirs or name not in PLACES or not (isinstance(mine, str) and isinstance(theirs, str)):
+        return bool(mine == theirs)
+    return Path(mine).is_dir() and Path(mine).resolve() == Path(theirs).resolve()
 
 
 def flat(settings: Any, path: str = "") -> dict[str, Any]:

@@ -24,16 +24,8 @@ from digseg_engine.training.state import complete_states, newest_state, step_of
 
 Config = TypeVar("Config")
 WEIGHTS = "weights.safetensors"
-FIXED = (
-    "config",
-    "init",
-    "source",
-    "slot",
-    "autoencoder",
-    "student_only",
-    "detail_blocks",
-    "recipe",
-)  # what the weights are
+# What the weights are.
+FIXED = ("config", "init", "source", "slot", "autoencoder", "student_only", "detail_blocks", "recipe")
 FREE_OF_RUN = ("folder.workers",)  # settings that change no result
 Plain = (bool, int, float, str)  # settings that `with_settings` can change
 

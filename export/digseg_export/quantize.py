@@ -231,9 +231,9 @@ def _copy_chain(graph: onnx.ModelProto, makers: dict[str, NodeProto], done: set[
     graph.graph.node.append(makers[name])
 
 
-def relative_error(wanted: list[Any], made: onnx.ModelProto, feeds: list[Feeds]) -> float:
+def relative_error(wanted: list[Any], graph: onnx.ModelProto, feeds: list[Feeds]) -> float:
     """Relative L2 error of all outputs over all feeds."""
-    run = session(made)
+    run = session(graph)
     lost = size = 0.0
     for want, feed in zip(wanted, feeds):
         for a, b in zip(want, run.run(None, feed)):

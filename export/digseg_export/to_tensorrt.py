@@ -79,14 +79,14 @@ def _engine(
 
 def build(trt: Any, bundle: Bundle, spec: GraphSpec, options: BuildOptions, progress: Progress) -> tuple[Any, str]:
     """(plan, inspector report) of one graph."""
-    made = build_plan(trt, bundle.file(spec.file), shapes_of(bundle, spec), options, progress)
+    built = build_plan(trt, bundle.file(spec.file), shapes_of(bundle, spec), options, progress)
     logger = native.logger_of(trt)
     runtime = trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(made.plan)
+    engine = runtime.deserialize_cuda_engine(built.plan)
     if engine is None:
         raise native.failure(f"{spec.file} was built but cannot be loaded", logger, "free GPU memory and try again")
     report = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return made.plan, str(report)
+    return built.plan, str(report)
 
 
 def explain_engines(folder: Path, version: str, driver: Driver) -> list[str]:

@@ -108,14 +108,14 @@ def build_plans(
     trt = trt or load(TENSORRT_RTX)
     bundle = open_bundle(folder)
     check_targets(targets, str(bundle.manifest["precision"]["name"]))
-    with writing(output, MARK) as room:
-        rows = tuple(_build(trt, bundle, spec, room, targets, options, progress) for spec in GRAPHS.values())
-        finish(room, _about(trt, bundle, targets, options, rows))
+    with writing(output, MARK) as draft:
+        rows = tuple(_build(trt, bundle, spec, draft, targets, options, progress) for spec in GRAPHS.values())
+        finish(draft, _about(trt, bundle, targets, options, rows))
     return Plans(output, trt.__version__, tuple(targets), rows)
 
 
 def _build(
-    trt: Any, bundle: Bundle, spec: GraphSpec, room: Path, targets: Sequence[int], options: BuildOptions, progress: Progress
+    trt: Any, bundle: Bundle, spec: GraphSpec, folder: Path, targets: Sequence[int], options: BuildOptions, progress: Progress
 ) -> Row:  # fmt: skip
     progress(f"build {spec.file}")
     began, types = time.perf_counter(), {}
@@ -127,11 +127,11 @@ def _build(
         progress(f"build {spec.file}: {text}")
 
     graph, shapes = bundle.file(spec.file), shapes_of(bundle, spec)
-    made = build_plan(trt, graph, shapes, options, say, TENSORRT_RTX, targets, look)
-    write_bytes(room / plan_name(spec), made.plan)
+    built = build_plan(trt, graph, shapes, options, say, TENSORRT_RTX, targets, look)
+    write_bytes(folder / plan_name(spec), built.plan)
     weights = sum(bundle.manifest["graphs"][spec.file]["weights"].values())
     seconds = round(time.perf_counter() - began, 2)
-    return Row(spec.file, made.layers, types, weights, made.plan.nbytes, seconds, made.warnings)
+    return Row(spec.file, built.layers, types, weights, built.plan.nbytes, seconds, built.warnings)
 
 
 def _about(
