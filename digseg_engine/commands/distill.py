@@ -7,6 +7,7 @@ from pathlib import Path
 from digseg_engine.commands.declare import Command, Option
 from digseg_engine.commands.train import DATA, RUN, adjusted, check_data, folder_options
 from digseg_engine.errors import UsageError
+from digseg_engine.model.folder import check_start
 
 
 def run(
@@ -17,6 +18,7 @@ def run(
     if not all(part.strip().isdigit() for part in steps.split(",")):
         raise UsageError(f"--steps must be whole numbers separated by commas, such as 1,2,4, got {steps!r}")
     check_data(data)
+    check_start(model)
     folder = folder_options(data, layout, split, cached_crops, workers)
     from digseg_engine.training.recipes.distill import DistillConfig, distill
 

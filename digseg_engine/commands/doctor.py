@@ -30,13 +30,15 @@ def run(
 
     if report is not None:
         check_output_file(report)
+    if bundle is not None:
+        bundle = find_model(bundle)
+        described = describe_bundle(bundle)
     console = Console()
     for part in _machine(inspect_machine()):
         console.print(part, soft_wrap=isinstance(part, Text))  # lines to be copied are not broken
     if bundle is None:
         return 0
-    bundle = find_model(bundle)
-    console.print(describe_bundle(bundle), highlight=False, markup=False)
+    console.print(described, highlight=False, markup=False)
     verdicts = []
     for count in prompts or [1]:
         with telling():

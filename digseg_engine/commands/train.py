@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from digseg_engine.commands.declare import Command, Option
 from digseg_engine.errors import UsageError
+from digseg_engine.model.folder import check_start
 
 Settings = TypeVar("Settings")
 DATA = (
@@ -52,6 +53,8 @@ def run(
         raise UsageError(f"training from nothing needs scenes, got --data {data}; for own pictures start from "
                          "pretrained weights with --init")  # fmt: skip
     check_data(data)
+    if init is not None:
+        check_start(init)
     folder = folder_options(data, layout, split, cached_crops, workers)
     output = output or Path("runs") / (config if init is None else Path(init).resolve().name)
     from digseg_engine.training.recipes.finetune import finetune, recipe_of, settings_of

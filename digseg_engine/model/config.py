@@ -6,7 +6,6 @@ adds what those libraries do not know: the text pathway, the student and the pic
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Any, Literal
 
 from digseg_engine.errors import CheckpointError, UsageError
 from digseg_engine.files import write_json
+from digseg_engine.model.folder import CHECKPOINT_FORMAT, CONFIG, read_config
 from digseg_engine.model.sampler import Schedule
 
 Prediction = Literal["v_prediction", "epsilon"]
-CHECKPOINT_FORMAT = "digseg.checkpoint/1"
 
 
 @dataclass(frozen=True)
@@ -76,21 +75,14 @@ class DigsegConfig:
     @classmethod
     def load(cls, folder: Path) -> DigsegConfig:
         """Read `digseg.json`. Raises CheckpointError when it is missing, damaged or of another format."""
-        path = folder / "digseg.json"
-        if not path.is_file():
-            raise CheckpointError(f"{folder} is not a DiGSeg checkpoint: {path.name} not found; expected the directory "
-                                  "written by `digseg train`")  # fmt: skip
+        body = read_config(folder)
         try:
-            body: dict[str, Any] = json.loads(path.read_text())
-            found = body.pop("format", None)
-            if found != CHECKPOINT_FORMAT:
-                raise CheckpointError(
-                    f"{path}: format {found!r}, expected {CHECKPOINT_FORMAT!r}; use a matching release"
-                )
             student = StudentConfig(**body.pop("student"))
             return cls(**{f.name: body[f.name] for f in fields(cls) if f.name in body}, student=student)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}; restore it from the training run") from error
+            raise CheckpointError(
+                f"{folder / CONFIG} cannot be read: {error}; restore it from the training run"
+            ) from error
 
 
 @dataclass(frozen=True)

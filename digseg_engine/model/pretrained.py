@@ -31,14 +31,12 @@ from digseg_engine.errors import CheckpointError, OutputError, UsageError
 from digseg_engine.files import write_text
 from digseg_engine.model.autoencoder import Autoencoder, build_autoencoder, latent_stride
 from digseg_engine.model.config import DigsegConfig, Preset
+from digseg_engine.model.folder import BUNDLED, CONFIG, PARTS
 from digseg_engine.model.reference import Reference
 from digseg_engine.model.sampler import Schedule
 from digseg_engine.model.student import Segmenter, Student
 from digseg_engine.text import PromptTokenizer
 
-BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "digseg-tiny"
-CONFIG = "digseg.json"
-PARTS = ("vae/config.json", "unet/config.json", "text_encoder/config.json", "tokenizer/tokenizer.json")
 CONTENTS = (CONFIG, "vae", "unet", "text_encoder", "tokenizer", "text_pathway", "student", "training", "quality.json",
             "distill.json", "distill.png")  # fmt: skip
 

@@ -19,8 +19,8 @@ from transformers import CLIPTextModel, CLIPTokenizerFast
 from digseg_engine.errors import CheckpointError, UsageError
 from digseg_engine.model.autoencoder import latent_stride
 from digseg_engine.model.config import SD21, TINY, DigsegConfig, Prediction, StudentConfig
+from digseg_engine.model.folder import find_directory
 from digseg_engine.model.pretrained import (
-    BUNDLED,
     Checkpoint,
     autoencoder_class,
     from_pretrained,
@@ -33,33 +33,6 @@ from digseg_engine.text import PromptTokenizer
 
 LARGE = 256  # a U-Net at least this wide at its finest scale gets the student sizes of `sd21`
 NETWORKS = ("unet", "vae", "text_encoder")
-WANTED = ("*/config.json", "*/*.safetensors", "*/*.safetensors.index.json", "tokenizer/*", "scheduler/*", "*.json")
-
-
-def find_directory(source: str | Path) -> Path:
-    """The local directory called `source`, the bundled checkpoint for its name `digseg-tiny`, or the hub repository
-    `owner/name` brought to the local cache.
-
-    Raises CheckpointError when it is none of them.
-    """
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if str(source) == BUNDLED.name:
-        return BUNDLED
-    name = str(source)
-    if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
-        raise CheckpointError(f"{name} is neither a directory nor a hub id; expected digseg-tiny, a Stable Diffusion "
-                              "directory in diffusers' format, or a name such as owner/model")  # fmt: skip
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(WANTED)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{name} is not a local directory and could not be downloaded: {reason}; check the name "
-                              "and the network, or give the path of a downloaded copy") from error  # fmt: skip
 
 
 def load_stable_diffusion(

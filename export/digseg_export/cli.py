@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from digseg_export.engines import Builder
+    from digseg_export.preflight import Ready
     from digseg_export.request import Request
 
 
@@ -38,13 +39,16 @@ def export(
         _engines_alone(request, request.bundle, dry_run, quiet, as_json)
         return
     from digseg_export.engines import Builder, show, tried_with
-    from digseg_export.publish import default_output, export_bundle
+    from digseg_export.preflight import check_bundle, default_output
 
     folder = output or default_output(model, request.precision)
+    ready = check_bundle(request, model, folder)
     builder = Builder(request, folder) if request.format != "onnx" else None
     if dry_run:
-        _dry_run(request, model, folder, builder, as_json)
+        _dry_run(request, model, folder, ready, builder, as_json)
         return
+    from digseg_export.publish import export_bundle
+
     with shown(quiet) as progress:
         done = export_bundle(model, request.precision, folder, request.limits(), progress, request.options())
         engines = builder.run(progress) if builder else None
@@ -82,12 +86,13 @@ def _few_step(
     request: Request, model: Path | None, output: Path | None, dry_run: bool, quiet: bool, as_json: bool
 ) -> None:
     """Export the reference in diffusers' folder layout."""
-    from digseg_export.few_step import REFERENCE_GRAPHS, check_few_step, export_few_step
     from digseg_export.few_step_folder import MARKER
-    from digseg_export.publish import default_output
+    from digseg_export.preflight import check_few_step, default_output
 
     folder = output or default_output(model, f"diffusers-{request.precision}")
     check_few_step(model, request.precision, folder)
+    from digseg_export.few_step import REFERENCE_GRAPHS, export_few_step
+
     if dry_run:
         files = [*(spec.file for spec in REFERENCE_GRAPHS.values()), MARKER]
         preview = {"output": str(folder), "precision": request.precision, "layout": "diffusers",
@@ -113,32 +118,23 @@ def _console() -> Console:
     return console
 
 
-def _dry_run(request: Request, model: Path | None, output: Path, builder: Builder | None, as_json: bool) -> None:
-    """Refuse what the export would refuse before its work, or say what it would do."""
-    from digseg_engine.bundle import check_target
-    from digseg_engine.model.config import DigsegConfig
-    from digseg_engine.model.pretrained import BUNDLED
-    from digseg_export.disk_offload import check_complete, check_size, stride_of, weights_of
-    from digseg_export.own_pictures import check_folders
+def _dry_run(
+    request: Request, model: Path | None, output: Path, ready: Ready, builder: Builder | None, as_json: bool
+) -> None:
+    """Say what the export would do."""
+    from digseg_engine.model.folder import BUNDLED, weights_of
 
-    folder = model or BUNDLED
-    replaces = check_target(output)
-    config = DigsegConfig.load(folder)
-    check_complete(folder)
-    check_folders(request.calibration, request.verify_data)
-    check_size(folder, request.precision)
-    profile = request.profile(config.image_size, stride_of(folder))
     preview = {
-        "model": config.name,
+        "model": ready.name,
         **request.preview(output),
-        "replaces": "an older bundle" if replaces else "nothing",
+        "replaces": ready.replaces,
         **(builder.preview() if builder else {}),
     }
-    if profile is not None:
-        preview["shapes"] = {end: {axis: getattr(span, end) for axis, span in profile.ranges.items()}
+    if ready.profile is not None:
+        preview["shapes"] = {end: {axis: getattr(span, end) for axis, span in ready.profile.ranges.items()}
                           for end in ("min", "opt", "max")}  # fmt: skip
     if request.target is not None:
-        stored = sum(path.stat().st_size for path in weights_of(folder))
+        stored = sum(path.stat().st_size for path in weights_of(model or BUNDLED))
         preview["memory plan"] = vars(request.memory(stored // 2))  # checkpoints hold two bytes a number
     _say_preview(preview, as_json)
 

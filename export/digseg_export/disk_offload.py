@@ -6,7 +6,6 @@ where its numbers lie, and `filled` or `reading` put them in, in float32, for as
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from digseg_engine.errors import CheckpointError, UsageError
+from digseg_engine.errors import CheckpointError
 from digseg_engine.model.config import DigsegConfig
+from digseg_engine.model.folder import check_complete, weights_of
 from digseg_engine.model.pretrained import (
-    PARTS,
     Checkpoint,
     autoencoder_class,
     new_reference,
@@ -32,10 +31,8 @@ from digseg_engine.model.pretrained import (
 )
 from digseg_engine.text import PromptTokenizer
 
-LARGE = 1 << 30  # bytes of stored weights from which a checkpoint is read this way
 SMALL = 1 << 16  # numbers; smaller parameters are held
 CHECKED_AT = 256  # pixels; what a CPU answers in seconds at the size of Stable Diffusion
-WEIGHTS = {"vae": "diffusion_pytorch_model", "text_encoder": "model", "student": "model"}
 
 
 @dataclass(frozen=True)
@@ -53,44 +50,6 @@ class Stored:
 
 class Offloaded(Checkpoint):
     """A checkpoint whose large weights are stand-ins. Its reference has no weights at all: export does not need it."""
-
-
-def weights_of(folder: Path) -> list[Path]:
-    """The weight files that an export reads."""
-    return [folder / part / f"{name}.safetensors" for part, name in WEIGHTS.items()]
-
-
-def is_large(folder: Path) -> bool:
-    """Are the weights of this checkpoint over `LARGE`?"""
-    return sum(path.stat().st_size for path in weights_of(folder) if path.is_file()) > LARGE
-
-
-def check_complete(folder: Path) -> None:
-    """Raises CheckpointError for the first file that an export reads and that is not there."""
-    for path in [*(folder / part for part in PARTS), *weights_of(folder)]:
-        if not path.is_file():
-            raise CheckpointError(f"{path} not found; expected a complete checkpoint as written by `digseg train`")
-
-
-def stride_of(folder: Path) -> int:
-    """`Checkpoint.stride` from the configurations alone. Raises CheckpointError when they cannot be read."""
-    try:
-        blocks = [len(json.loads((folder / part / "config.json").read_text())[key])
-                  for part, key in (("vae", "block_out_channels"), ("unet", "down_block_types"))]  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"a configuration of {folder} cannot be read: {error!r}; restore it from where it came"
-        ) from error
-    return int(2 ** (sum(blocks) - 2))
-
-
-def check_size(folder: Path, precision: str) -> None:
-    """Raises UsageError for a precision that a large checkpoint is not exported in."""
-    if precision in ("int8", "fp8") and is_large(folder):
-        raise UsageError(
-            f"--precision {precision} does not apply to {folder}: its weights are over {LARGE >> 20} MiB, and choosing "
-            "the layers to leave out runs the whole graph many times in memory; use fp16 or bf16"
-        )
 
 
 def open_offloaded(folder: Path) -> Offloaded:

@@ -22,8 +22,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from digseg_engine.contract import GraphSpec, TensorSpec
-from digseg_engine.errors import UsageError, VerificationError
-from digseg_engine.folders import check_target, writing
+from digseg_engine.errors import VerificationError
+from digseg_engine.folders import writing
 from digseg_engine.images import fit
 from digseg_engine.model.autoencoder import raw_latent
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
@@ -31,17 +31,16 @@ from digseg_engine.model.sampler import sample
 from digseg_engine.text import PromptTokenizer
 from digseg_engine.worlds.scenes import scene
 from digseg_export.conversion import save
-from digseg_export.disk_offload import is_large
 from digseg_export.emulate import emulate
 from digseg_export.few_step_folder import MARK, REPORT, write_configurations
 from digseg_export.graph_check import check_graph
 from digseg_export.precision import TYPES, Policy, last_layer, to_precision
+from digseg_export.preflight import check_few_step
 from digseg_export.progress import Progress, StepTimer
 from digseg_export.ranges import session
 from digseg_export.to_onnx import export_graph, strip
 from digseg_export.verify import LIMITS, Array, Check, Limits, compare, hold_to_limits
 
-PRECISIONS = ("fp32", "fp16")
 STEPS = 4  # of the end-to-end check
 PROMPTS = ("red circle", "a blue square", "the green star that is large", "zebra")
 ROWS, COLUMNS = "H", "W"
@@ -141,17 +140,6 @@ def export_few_step(
         sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     timer.stop()
     return ExportedReference(output, checks, limits, sizes, timer.seconds)
-
-
-def check_few_step(model: Path | None, precision: str, output: Path) -> None:
-    """Raises UsageError for what the diffusers layout does not take, or an output that cannot be used."""
-    check_target(output, MARK)
-    if precision not in PRECISIONS:
-        raise UsageError(f"--precision {precision} does not apply to --layout diffusers: ONNX Runtime's own classes run it, "
-                         f"and they take {' or '.join(PRECISIONS)}")  # fmt: skip
-    if is_large(model or BUNDLED):
-        raise UsageError(f"--layout diffusers does not apply to {model}: its weights are over 1 GiB, and this layout is "
-                         "traced from memory; use --layout bundle")  # fmt: skip
 
 
 @torch.no_grad()

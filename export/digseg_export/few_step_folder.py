@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-
-import diffusers
-from diffusers import DDIMScheduler
+from typing import TYPE_CHECKING
 
 from digseg_engine.files import write_json
 from digseg_engine.folders import Mark
-from digseg_engine.model.pretrained import Checkpoint
-from digseg_export.verify import Check, Limits
+
+if TYPE_CHECKING:
+    from digseg_engine.model.pretrained import Checkpoint
+    from digseg_export.verify import Check, Limits
 
 MARKER, REPORT = "model_index.json", "verification.json"
 FORMAT = "digseg.diffusers/1"
@@ -40,6 +40,9 @@ def write_configurations(
     folder: Path, checkpoint: Checkpoint, source: Path, checks: list[Check], limits: Limits
 ) -> None:
     """The configs that optimum and diffusers read; `model_index.json` is the last file."""
+    import diffusers
+    from diffusers import DDIMScheduler
+
     for part, config in (
         ("text_encoder", "text_encoder"),
         ("unet", "unet"),

@@ -14,17 +14,19 @@ from digseg_engine.bundle import check_target, finish, writing
 from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
 from digseg_engine.errors import VerificationError
 from digseg_engine.files import write_arrays, write_bytes, write_json
-from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
+from digseg_engine.model.folder import BUNDLED, is_large
+from digseg_engine.model.pretrained import Checkpoint, load_checkpoint
 from digseg_engine.runtime.backends.ort_backend import cpu_graph_name
 from digseg_engine.runtime.profile import Profile
 from digseg_export.conversion import Conversion, Traced, fix_shapes
-from digseg_export.disk_offload import Offloaded, check_size, filled, is_large, open_offloaded
+from digseg_export.disk_offload import Offloaded, filled, open_offloaded
 from digseg_export.external_data import write_external_data
 from digseg_export.graph_check import check_graph
 from digseg_export.manifest import manifest_of
 from digseg_export.own_pictures import check_folders, own_pictures, trained_on
 from digseg_export.parallel_trace import parallel_trace
 from digseg_export.precision import TYPES, check_precision
+from digseg_export.preflight import check_size, default_output
 from digseg_export.progress import Progress, StepTimer
 from digseg_export.prove import Answer, prove, prove_large
 from digseg_export.to_onnx import example_inputs, export_segmenter, export_text_encoder, graph_modules, strip
@@ -77,17 +79,6 @@ class Exported:
     seconds: dict[str, float]
     policy: dict[str, Any]
     answers: list[Answer]  # of the written bundle, by every backend that can run here
-
-
-PLAIN_NAMES = ("checkpoint", "model", "final", "best", "last")  # folders that say nothing about which model it is
-
-
-def default_output(model: Path | None, precision: str) -> Path:
-    """In the current directory: `digseg-tiny-fp16` for the bundled model, `b200-fp16` for `runs/b200/checkpoint`, else
-    `<model>-<precision>`."""
-    folder = (model or BUNDLED).resolve()
-    named = folder.parent if folder.name in PLAIN_NAMES and folder.parent.name else folder
-    return Path(f"{named.name}-{precision}")
 
 
 def export_bundle(

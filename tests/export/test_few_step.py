@@ -12,7 +12,7 @@ from conftest import run_command
 
 from digseg_engine.errors import UsageError, VerificationError
 from digseg_engine.model.pretrained import load_checkpoint
-from digseg_export import few_step
+from digseg_export import few_step, preflight
 from digseg_export.few_step import REFERENCE_GRAPHS, export_few_step
 from digseg_export.verify import Limits
 
@@ -84,7 +84,7 @@ def test_a_dry_run_says_what_would_be_written(tmp_path):
     )
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UsageError, match="fp32 or fp16"):
-        few_step.check_few_step(None, "bf16", tmp_path / "r")
+        preflight.check_few_step(None, "bf16", tmp_path / "r")
 
 
 @pytest.mark.slow

@@ -201,7 +201,7 @@ def test_a_dry_run_refuses_what_the_export_refuses(tmp_path, monkeypatch, capsys
 
 def test_every_run_exports_to_a_name_of_its_own():
     pytest.importorskip("onnx")
-    from digseg_export.publish import default_output
+    from digseg_export.preflight import default_output
 
     assert default_output(None, "fp16") == Path("digseg-tiny-fp16")
     assert default_output(Path("runs/b200/checkpoint"), "int8") == Path("b200-int8")

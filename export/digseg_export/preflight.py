@@ -1,0 +1,74 @@
+"""What an export refuses before its work: model, output, pictures, shapes. Torch-free, so that a wrong word costs no imports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from digseg_engine.bundle import check_target
+from digseg_engine.errors import UsageError
+from digseg_engine.folders import check_target as check_folder
+from digseg_engine.folders import recover
+from digseg_engine.model.folder import BUNDLED, LARGE, check_complete, is_large, picture_size, read_config, stride_of
+from digseg_engine.runtime.profile import Profile
+from digseg_export.few_step_folder import MARK
+from digseg_export.own_pictures import check_folders
+
+if TYPE_CHECKING:
+    from digseg_export.request import Request
+
+PLAIN_NAMES = ("checkpoint", "model", "final", "best", "last")  # folders that say nothing about which model it is
+FEW_STEP_PRECISIONS = ("fp32", "fp16")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What is known of an export before it starts: the model's name, what its output replaces, its shapes (None: free)."""
+
+    name: str
+    replaces: str
+    profile: Profile | None
+
+
+def default_output(model: Path | None, precision: str) -> Path:
+    """In the current directory: `digseg-tiny-fp16` for the bundled model, `b200-fp16` for `runs/b200/checkpoint`, else
+    `<model>-<precision>`."""
+    folder = (model or BUNDLED).resolve()
+    named = folder.parent if folder.name in PLAIN_NAMES and folder.parent.name else folder
+    return Path(f"{named.name}-{precision}")
+
+
+def check_bundle(request: Request, model: Path | None, output: Path) -> Ready:
+    """Raises UsageError, InputError or CheckpointError for the first thing that the export of a bundle cannot use."""
+    folder = model or BUNDLED
+    replaces = "an older bundle" if check_target(output) else "nothing"
+    recover(folder)
+    config = read_config(folder)
+    check_complete(folder)
+    check_folders(request.calibration, request.verify_data)
+    check_size(folder, request.precision)
+    return Ready(str(config.get("name")), replaces, request.profile(picture_size(folder), stride_of(folder)))
+
+
+def check_few_step(model: Path | None, precision: str, output: Path) -> None:
+    """Raises UsageError for what the diffusers layout does not take, or an output that cannot be used."""
+    check_folder(output, MARK)
+    if precision not in FEW_STEP_PRECISIONS:
+        raise UsageError(f"--precision {precision} does not apply to --layout diffusers: ONNX Runtime's own classes run it, "
+                         f"and they take {' or '.join(FEW_STEP_PRECISIONS)}")  # fmt: skip
+    folder = model or BUNDLED
+    recover(folder)
+    read_config(folder)
+    if is_large(folder):
+        raise UsageError(f"--layout diffusers does not apply to {model}: its weights are over 1 GiB, and this layout is "
+                         "traced from memory; use --layout bundle")  # fmt: skip
+
+
+def check_size(folder: Path, precision: str) -> None:
+    """Raises UsageError for a precision that a large checkpoint is not exported in."""
+    if precision in ("int8", "fp8") and is_large(folder):
+        raise UsageError(
+            f"--precision {precision} does not apply to {folder}: its weights are over {LARGE >> 20} MiB, and choosing "
+            "the layers to leave out runs the whole graph many times in memory; use fp16 or bf16"
+        )
