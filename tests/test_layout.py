@@ -18,7 +18,8 @@ MODULES = {
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "skimage", "matplotlib", "onnx", "onnxscript"}
 TORCH_FREE = ("digseg_engine.contract", "digseg_engine.errors", "digseg_engine.files", "digseg_engine.bundle",
               "digseg_engine.images", "digseg_engine.text", "digseg_engine.runtime", "digseg_engine.cli",
-              "digseg_engine.commands", "digseg_engine.console", "digseg_engine.model.folder", "digseg_engine.extras", "digseg_engine.__init__")  # fmt: skip
+              "digseg_engine.commands", "digseg_engine.console", "digseg_engine.model.folder",
+              "digseg_engine.extras", "digseg_engine.__init__")  # fmt: skip
 
 NEVER = {  # which packages of ours a package never imports, not even inside a function
     "data": ("worlds", "training", "evaluation", "runtime", "commands"),
