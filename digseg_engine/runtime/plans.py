@@ -95,12 +95,8 @@ def open_plans(folder: Path, bundle: Bundle, library: str, version: str) -> Plan
         if path.stat().st_size > LARGEST_MANIFEST:
             raise ValueError(f"it is larger than {LARGEST_MANIFEST >> 20} MiB")
         body = json.loads(path.read_text(encoding="utf-8"))
-        found = [
-            str(body["format"]),
-            str(body["bundle"]),
-            str(body["library"]["name"]),
-            str(body["library"]["version"]),
-        ]
+        form, made_of = str(body["format"]), str(body["bundle"])
+        made_by, release = str(body["library"]["name"]), str(body["library"]["version"])
         if not all(type(target) is int for target in body["targets"]):
             raise ValueError("targets are no whole numbers")
         hashes = [body["files"][plan_name(spec)]["sha256"] for spec in GRAPHS.values()]
@@ -114,15 +110,13 @@ def open_plans(folder: Path, bundle: Bundle, library: str, version: str) -> Plan
         raise BackendError(
             f"{path} is none of a folder of plans: {type(error).__name__}: {error}; {HOW_TO_BUILD}"
         ) from error
-    built_by, here = (text.split(".")[:3] for text in (found[3], version))
+    same_release = release.split(".")[:3] == version.split(".")[:3]
+    alone = f"{version} is here, and a release reads its own plans alone"
     for fits, words in (
-        (found[0] == FORMAT, f"have format {found[0]!r:.60}, this release reads {FORMAT!r}"),
-        (found[1] == bundle.digest, f"were built of another bundle than {bundle.folder}"),
-        (found[2] == library, f"are for {found[2]!r:.60}, not for {library}"),
-        (
-            built_by == here,
-            f"were built by {library} {found[3]:.60}, here is {version}, and a release reads its own alone",
-        ),
+        (form == FORMAT, f"have format {form!r:.60}, this release reads {FORMAT!r}"),
+        (made_of == bundle.digest, f"were built of another bundle than {bundle.folder}"),
+        (made_by == library, f"are for {made_by!r:.60}, not for {library}"),
+        (same_release, f"were built by {library} {release:.60}; {alone}"),
     ):
         if not fits:
             raise BackendError(f"the plans in {folder} {words}; {HOW_TO_BUILD}")

@@ -19,6 +19,7 @@ from digseg_engine.errors import BackendError, BundleError, InputError
 from digseg_engine.runtime import plans as plan_folders
 from digseg_engine.runtime.backends import tensorrt_rtx
 from digseg_engine.runtime.backends.tensorrt_rtx import TensorrtRtxBackend
+from digseg_engine.runtime.choice import Task, verdict_key
 from digseg_engine.runtime.cuda_driver import Device, Driver
 from digseg_engine.runtime.engine import Engine
 from digseg_engine.runtime.source import Source, open_source
@@ -73,7 +74,7 @@ def version(text):
     ("change", "words"),
     [
         (lambda p: edited(p, bundle="0" * 64), "were built of another bundle than"),
-        (lambda p: edited(p, library=version("1.6.2.1")), r"were built by tensorrt-rtx 1\.6\.2\.1, here is"),
+        (lambda p: edited(p, library=version("1.6.2.1")), r"were built by tensorrt-rtx 1\.6\.2\.1; .* is here"),
         (
             lambda p: edited(p, library={"name": "other", "version": trt.__version__}),
             "are for 'other', not for tensorrt-rtx",
@@ -136,6 +137,19 @@ def test_plans_are_never_taken_from_inside_a_bundle(built, tmp_path):
         open_source(tmp_path / "b")
     with pytest.raises(BackendError, match=r"no folder of plans was named; pass engines=FOLDER"):
         tensorrt_rtx.create(Source(built[0], None))
+
+
+def test_the_choice_is_made_anew_for_other_plans_and_an_engine_travels_with_its_own(built, plans):
+    bundle = built[0]
+    keys = {verdict_key(Source(bundle, None, engines=folder), Task(64)) for folder in (None, built[1], plans)}
+    assert len(keys) == 2  # a copy is the same plans
+    edited(plans, created="later")
+    keys.add(verdict_key(Source(bundle, None, engines=plans), Task(64)))
+    assert len(keys) == 3
+    assert Source(bundle, None, engines=plans).portable().reopened().engines == plans
+    assert Source(bundle, None, engines=plans / "gone").plans == str(
+        plans / "gone"
+    )  # whoever opens it says what is wrong
 
 
 class Standin:
