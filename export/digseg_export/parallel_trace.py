@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -44,7 +45,9 @@ def parallel_trace(make: Make) -> Iterator[Make]:
 
 
 def _send(make: Make, pipe: Connection) -> None:
-    """In the copy. One thread: OpenMP's others were not copied, and waiting for them would never end."""
+    """In the copy. One thread: OpenMP's others were not copied, and waiting for them would never end. For the same reason
+    nothing that came from the parent is collected here: an ONNX Runtime session among it would wait for its own threads."""
+    gc.freeze()
     import torch
 
     torch.set_num_threads(1)

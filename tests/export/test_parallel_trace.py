@@ -1,8 +1,11 @@
 """A graph made in a copy of the process is the graph made here, and a copy that dies is not missed."""
 
 import os
+import subprocess
+import sys
 
 import pytest
+from programs import run_program
 
 from digseg_engine.contract import TEXT_ENCODER
 from digseg_engine.errors import DigsegError
@@ -44,3 +47,39 @@ def test_a_failure_is_met_here(monkeypatch, cores):
 
     with pytest.raises(DigsegError, match="no graph"), parallel_trace(fails) as graph:
         graph()
+
+
+OLD_SESSION = """
+import gc, os, time, numpy, onnx, onnxruntime
+from onnx import TensorProto, helper
+from digseg_export.parallel_trace import parallel_trace
+value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])
+graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value("x")], [value("y")])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 4
+gc.disable()
+circle = [onnxruntime.InferenceSession(model.SerializeToString(), options)]
+circle[0].run(None, {"x": numpy.zeros(1, numpy.float32)})
+time.sleep(1)  # its threads go to sleep
+circle.append(circle)  # only the collector can free it
+del circle
+
+def make():
+    gc.collect()
+    model.doc_string = str(os.getpid())
+    return model
+
+with parallel_trace(make) as answer:
+    print(int(answer().doc_string) != os.getpid())
+"""
+
+
+@pytest.mark.skipif(not second_core(), reason="one core: nothing is made beside anything")
+def test_a_session_that_the_parent_left_is_not_collected_in_the_copy():
+    """Its threads were not copied: to wait for their end never ends, or kills the copy."""
+    try:
+        done = run_program([sys.executable, "-c", OLD_SESSION], limit=120)
+    except subprocess.TimeoutExpired:
+        pytest.fail("the copy waits for threads that it does not have")
+    assert done.stdout.split() == ["True"], done.stderr  # and it did not die of it: the graph is the copy's
