@@ -22,7 +22,7 @@ from digseg_engine.runtime.prompts import PromptCache
 from digseg_engine.runtime.result import About, Segmentation
 from digseg_engine.runtime.source import Portable, Source, open_source
 from digseg_engine.runtime.streaming import Taken, batches, check_on_error, check_several, take, take_all
-from digseg_engine.runtime.tensors import logits_of
+from digseg_engine.runtime.tensors import logits_of, strongest
 from digseg_engine.text import PromptTokenizer, check_prompts
 
 if TYPE_CHECKING:
@@ -244,6 +244,18 @@ class Engine:
     def logits(self, pixels: Any, prompts: Sequence[str]) -> Any:
         """Logits [B, K, h', w'] of pixels [B, 3, H, W] float32 in -1..1, sides multiples of the stride; see `tensors`."""
         return logits_of(self.runner, self.stride, pixels, self.prompts.fold(check_prompts(prompts)))
+
+    def label_map(
+        self, pixels: Any, prompts: Sequence[str], size: tuple[int, int] | None = None, threshold: float = 0.5
+    ) -> Any:
+        """`logits`, and which prompt is the strongest at every pixel: int32 [B, height, width], 0 none, k + 1 prompt k.
+
+        size: height and width of the answer (default: those of the pixels); threshold: the probability below which a pixel is
+        none of them. The answer stays where the logits are: for tensors on a GPU it is made there by one kernel, without all
+        prompts at full size.
+        """
+        rules, shape = Rules(threshold, "strongest", False), tuple(pixels.shape[2:])
+        return strongest(self.logits(pixels, prompts), shape, size or shape, rules)
 
     def reference(self) -> Any:
         """The reference of the checkpoint, loaded at the first use."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from digseg_engine.errors import InputError
-from digseg_engine.images import host_view
+from digseg_engine.images import Frame, host_view, unfit_plane
 from digseg_engine.runtime.backends import Array, failing_as
 from digseg_engine.runtime.chunks import ChunkedRunner
+from digseg_engine.runtime.labels import Rules, label
 
 
 def logits_of(runner: ChunkedRunner, stride: int, pixels: Any, text: tuple[Array, Array, Array]) -> Any:
@@ -38,3 +40,15 @@ def _check(shape: tuple[int, ...], dtype: str, stride: int) -> None:
     if not fits or dtype != "float32":
         raise InputError(f"pixels must be float32 [B, 3, H, W] with sides that are multiples of {stride}, got {dtype} "
                          f"{list(shape)}; use `segment` for pictures of any size")  # fmt: skip
+
+
+def strongest(logits: Any, shape: tuple[int, int], size: tuple[int, int], rules: Rules) -> Any:
+    """Logits [B, K, h', w'] of pixels of `shape`, NumPy array or torch tensor -> label map int32 [B, height, width] of `size`, of
+    the same kind and on the same device."""
+    if isinstance(logits, np.ndarray):
+        frame = Frame(shape, shape, size)
+        maps = [label(planes, partial(unfit_plane, frame), size, rules).label_map for planes in logits]
+        return np.stack(maps)
+    from digseg_triton.mask_argmax import mask_argmax
+
+    return mask_argmax(logits.contiguous(), size, rules.border)[0]

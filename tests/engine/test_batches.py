@@ -83,6 +83,20 @@ def test_tensors_in_and_out(nano_models, engine):
         engine.logits(torch.empty(1, 3, 64, 64, device="meta"), PROMPTS)
 
 
+def test_label_maps_of_tensors_and_arrays_are_alike(nano_models, engine):
+    """The kernel's map of a torch backend, and that of planes on a CPU: the strongest prompt, where it is above the threshold."""
+    torch = pytest.importorskip("torch")
+    pixels = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    native = Engine.load(nano_models.checkpoint, "torch")
+    for size, threshold in ((None, 0.5), ((100, 70), 0.45)):
+        array, tensor = (one.label_map(pixels, PROMPTS, size, threshold) for one in (engine, native))
+        assert array.shape == tuple(tensor.shape) == (2, *(size or (64, 96)))
+        assert array.dtype == np.int32 and tensor.dtype == torch.int32
+        assert (array != tensor.numpy()).mean() < 0.01 and len(np.unique(array)) > 2
+    with pytest.raises(UsageError, match="threshold is a probability"):
+        engine.label_map(pixels, PROMPTS, threshold=1.5)
+
+
 class Cramped:
     """A backend that can hold `pairs` masks at once and says so as ONNX Runtime does."""
 

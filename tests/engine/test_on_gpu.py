@@ -48,6 +48,16 @@ def test_tensors_on_the_device_from_two_streams_and_four_threads(engine):
             assert torch.allclose(got, want, atol=1e-3)
 
 
+def test_a_label_map_stays_on_the_device(engine):
+    if not hasattr(engine.backend, "segment_tensor"):
+        pytest.skip("takes arrays only")
+    pixels = torch.rand(2, 3, 64, 48, device="cuda") * 2 - 1
+    labels = engine.label_map(pixels, PROMPTS, (96, 72))
+    full = torch.nn.functional.interpolate(engine.logits(pixels, PROMPTS).float(), (96, 72), mode="bilinear")
+    best, winner = full.max(1)
+    assert labels.is_cuda and (labels != torch.where(best > 0, winner + 1, 0)).float().mean() < 1e-3
+
+
 def test_refine(nano_models):
     found = [
         Engine.load(nano_models.checkpoint, "torch", device=device).segment(PICTURE, PROMPTS, refine=3, steps=2, seed=1)
