@@ -47,13 +47,14 @@ class Builder:
             self._trt = require()
             return
         from digseg_engine.runtime.backends.tensorrt_library import TENSORRT_RTX, load
-        from digseg_export.to_tensorrt_rtx import default_plans, parse_targets
+        from digseg_export.to_tensorrt_rtx import check_place, default_plans, parse_targets
 
         self._trt = load(TENSORRT_RTX)
         ready = request.bundle is not None
         precision = str(read_manifest(bundle)["precision"]["name"]) if ready else request.precision
         self.targets = parse_targets(request.compute_capability, precision, self._trt)
         self.output = request.engines or default_plans(bundle)
+        check_place(self.output, bundle)
         check_target(self.output, MARK)
 
     def preview(self) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def show(console: Console, engines: Engines, bundle: Path, quiet: bool) -> None:
         for text in row.unexplained:
             console.print(f"warning about {row.graph}: {text}", highlight=False, markup=False)
     gpus = ", ".join(map(str, plans.targets))
-    print(f"plans for compute capability {gpus} written to {plans.folder}; not run by us yet; of the bundle {bundle}")
+    print(f"plans of {bundle} for compute capability {gpus} written to {plans.folder}; {plans.answer}")
 
 
 def _table(plans: Plans) -> Any:

@@ -15,13 +15,17 @@ from typing import Any
 
 from digseg_engine.bundle import Bundle, finish, open_bundle
 from digseg_engine.contract import GRAPHS, GraphSpec
-from digseg_engine.errors import UsageError
+from digseg_engine.errors import BackendError, UsageError, VerificationError
 from digseg_engine.files import write_bytes
 from digseg_engine.folders import writing
 from digseg_engine.runtime.backends import tensorrt_native as native
+from digseg_engine.runtime.backends import tensorrt_rtx
 from digseg_engine.runtime.backends.tensorrt_library import TENSORRT_RTX, load
+from digseg_engine.runtime.choice import check_golden, within_limits
+from digseg_engine.runtime.cuda_driver import Driver
 from digseg_engine.runtime.engine_store import graph_hash
-from digseg_engine.runtime.plans import FORMAT, MARK, plan_name
+from digseg_engine.runtime.plans import FORMAT, MARK, open_plans, plan_name
+from digseg_engine.runtime.source import Source
 from digseg_export.network_check import check_network
 from digseg_export.plan_builder import BuildOptions, Progress, build_plan, shapes_of
 
@@ -57,17 +61,27 @@ class Row:
 
 @dataclass(frozen=True)
 class Plans:
-    """The folder that was written, what it is for, and a row for every plan."""
+    """The folder that was written, what it is for, a row for every plan, and what the golden sample said of them or why it
+    was not asked."""
 
     folder: Path
     library: str
     targets: tuple[int, ...]
     rows: tuple[Row, ...]
+    answer: str
 
 
 def default_plans(bundle: Path) -> Path:
     """`digseg-tiny-fp16-tensorrt-rtx` beside `digseg-tiny-fp16`."""
     return bundle.with_name(f"{bundle.resolve().name}-{TENSORRT_RTX.name}")
+
+
+def check_place(output: Path, bundle: Path) -> None:
+    """Raises UsageError for plans that would lie in a bundle, which holds what was hashed and nothing else."""
+    if output.resolve().is_relative_to(bundle.resolve()):
+        raise UsageError(
+            f"--engines {output} lies in the bundle {bundle}; expected a folder of its own; choose another"
+        )
 
 
 def parse_targets(text: str | None, precision: str, trt: Any) -> tuple[int, ...]:
@@ -100,18 +114,41 @@ def check_targets(targets: Sequence[int], precision: str) -> None:
 def build_plans(
     folder: Path, output: Path, targets: Sequence[int], options: BuildOptions, progress: Progress, trt: Any = None
 ) -> Plans:  # fmt: skip
-    """Build the plan of every graph of the bundle at `folder` into the new folder `output`: all of them or nothing.
+    """Build the plan of every graph of the bundle at `folder` into the new folder `output`: all of them or nothing. Where a
+    GPU they are for is at hand, they must be right on the bundle's golden sample.
 
     Raises BundleError for a damaged bundle, UsageError for an output or shapes that cannot be used, BackendError and
-    VerificationError for a graph that cannot be parsed or built, or is parsed into something else.
+    VerificationError for a graph that cannot be parsed or built, is parsed into something else, or answers wrongly.
     """
     trt = trt or load(TENSORRT_RTX)
+    check_place(output, folder)
     bundle = open_bundle(folder)
     check_targets(targets, str(bundle.manifest["precision"]["name"]))
     with writing(output, MARK) as draft:
         rows = tuple(_build(trt, bundle, spec, draft, targets, options, progress) for spec in GRAPHS.values())
         finish(draft, _about(trt, bundle, targets, options, rows))
-    return Plans(output, trt.__version__, tuple(targets), rows)
+        progress("ask the golden sample")
+        answer = _ask(trt, bundle, draft)
+    return Plans(output, trt.__version__, tuple(targets), rows, answer)
+
+
+def _ask(trt: Any, bundle: Bundle, folder: Path) -> str:
+    """The golden sample through finished plans, where this machine can run them. Raises VerificationError."""
+    usable = tensorrt_rtx.probe()
+    try:
+        if not usable.usable:
+            raise BackendError(usable.reason)
+        open_plans(folder, bundle, TENSORRT_RTX.name, trt.__version__).check_gpu(Driver().describe())
+    except BackendError as cannot:
+        return f"not run here: {cannot}"
+    golden = Source(bundle, None).golden
+    error, iou = check_golden(tensorrt_rtx.TensorrtRtxBackend(bundle, folder), golden)
+    right, reason = within_limits(error, iou, golden)
+    if not right:
+        raise VerificationError(
+            f"the plans of {bundle.folder} are {reason}; nothing was kept; run the bundle on onnxruntime"
+        )
+    return f"right on the golden sample: relative error {error:.2e}, mask IoU {iou:.4f}"
 
 
 def _build(

@@ -66,8 +66,11 @@ def test_every_graph_becomes_a_plan_in_a_folder_of_its_own(tmp_path, precision):
 
 
 def test_a_folder_of_something_else_is_not_replaced(bundle, tmp_path):
-    with pytest.raises(UsageError, match=r"b exists.*manifest\.json is missing or not ours"):
-        build(bundle, bundle.folder)
+    other = small_bundle(tmp_path / "other")
+    with pytest.raises(UsageError, match=r"other exists.*manifest\.json is missing or not ours"):
+        build(bundle, other.folder)
+    with pytest.raises(UsageError, match="lies in the bundle"):
+        build(bundle, bundle.folder / "plans")
     assert default_plans(Path("models/b200-fp16")) == Path("models/b200-fp16-tensorrt-rtx")
 
 
@@ -229,6 +232,8 @@ def test_a_full_disk_is_one_line_and_nothing_is_kept(bundle, tmp_path):
         (["--compute-capability", "87"], "--compute-capability 87 is none that TensorRT-RTX"),
         (["--compute-capability", ","], "--compute-capability ',' is none"),
         (["--engines", "."], "the working directory"),
+        (["--engines", "b/plans"], "lies in the bundle b; expected a folder of its own"),
+        (["--engines", "b"], "lies in the bundle b"),
         (["--precision", "fp16"], "--bundle does not work together with --precision"),
         (["--timing-cache", "x"], "TensorRT-RTX times no kernels when it builds"),
     ],

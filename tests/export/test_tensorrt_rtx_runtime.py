@@ -15,14 +15,15 @@ from test_tensorrt import FakeDriver
 
 from digseg_engine.bundle import MANIFEST, finish
 from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
-from digseg_engine.errors import BackendError, BundleError, InputError
+from digseg_engine.errors import BackendError, BundleError, InputError, VerificationError
 from digseg_engine.runtime import plans as plan_folders
-from digseg_engine.runtime.backends import tensorrt_rtx
+from digseg_engine.runtime.backends import Usable, tensorrt_rtx
 from digseg_engine.runtime.backends.tensorrt_rtx import TensorrtRtxBackend
 from digseg_engine.runtime.choice import Task, verdict_key
 from digseg_engine.runtime.cuda_driver import Device, Driver
 from digseg_engine.runtime.engine import Engine
 from digseg_engine.runtime.source import Source, open_source
+from digseg_export import to_tensorrt_rtx
 from digseg_export.plan_builder import BuildOptions
 from digseg_export.to_tensorrt_rtx import build_plans
 
@@ -173,6 +174,32 @@ class Standin:
     def __setattr__(self, name, value):
         assert hasattr(self._real, name), f"{self._real.__name__} has no {name}"
         self._log.append((name, value))
+
+
+@pytest.mark.parametrize("off", [0.0, 1.0])
+def test_where_a_gpu_is_at_hand_plans_are_held_to_the_golden_sample_before_they_are_kept(
+    nano_models, tmp_path, monkeypatch, off
+):
+    """The real builder; a stand-in for the GPU answers what the bundle expects, or something else."""
+    golden, opened = open_source(nano_models.fp16).golden, []
+    text = np.zeros((3, 2, 2, 8, 8), np.float16), np.zeros((3, 2, 2, 8, 8), np.float16)
+    answering = types.SimpleNamespace(name="tensorrt-rtx", encode_text=lambda ids, mask: tuple(t[: len(ids)] for t in text),
+                                      segment=lambda *asked: golden.logits + off)  # fmt: skip
+    monkeypatch.setattr(tensorrt_rtx, "probe", lambda: Usable("tensorrt-rtx", True, ""))
+    monkeypatch.setattr(to_tensorrt_rtx, "Driver", Ampere)
+    monkeypatch.setattr(tensorrt_rtx, "TensorrtRtxBackend", lambda bundle, folder: opened.append(folder) or answering)
+    monkeypatch.setattr(to_tensorrt_rtx, "GRAPHS", {"text_encoder": TEXT_ENCODER})
+    monkeypatch.setattr(plan_folders, "GRAPHS", {"text_encoder": TEXT_ENCODER})
+    if off:
+        with pytest.raises(VerificationError, match=r"are wrong: error .* on the golden sample.*nothing was kept"):
+            build_plans(nano_models.fp16, tmp_path / "p", (86,), BuildOptions(), lambda text: None)
+        assert list(tmp_path.iterdir()) == []
+        return
+    made = build_plans(nano_models.fp16, tmp_path / "p", (86,), BuildOptions(), lambda text: None)
+    assert "right on the golden sample: relative error 0.00e+00, mask IoU 1.0000" in made.answer
+    assert opened and opened[0] != tmp_path / "p" and (tmp_path / "p").is_dir()  # asked before it was put in place
+    made = build_plans(nano_models.fp16, tmp_path / "p", (120,), BuildOptions(), lambda text: None)
+    assert "not run here: the plans in" in made.answer and "Test RTX has 8.6" in made.answer
 
 
 SHAPES = {"text_keys": (2, 2, 2, 4, 8), "text_values": (2, 2, 2, 8, 4), "logits": (1, 2, 16, 16)}
