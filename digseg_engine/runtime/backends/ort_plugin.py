@@ -45,6 +45,8 @@ def devices(runtime: Any, package: Any = None) -> list[Any]:
     if package is None:
         try:
             package = import_module("onnxruntime_ep_nv_tensorrt_rtx")
+        except ModuleNotFoundError as error:
+            raise BackendError(f"the plug-in's package is not installed; {install(NAME)}") from error
         except (ImportError, OSError) as error:
             raise BackendError(f"the plug-in cannot be loaded: {in_one_line(error)}; {install(NAME)}") from error
     with _registering:

@@ -56,7 +56,7 @@ def probe() -> Usable:
 
 def can_build() -> Usable:
     """Can plans be built here? That takes no GPU."""
-    name = "digseg-export --format tensorrt-rtx"
+    name = "TensorRT-RTX plans (build)"
     try:
         trt = load(TENSORRT_RTX)
         builder = trt.Builder(logger_of(trt))
