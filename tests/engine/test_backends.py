@@ -158,7 +158,7 @@ def test_a_bound_process_takes_no_more_threads_than_cores():
         "import os, onnxruntime\n"
         "from digseg_engine.runtime.backends import ort_backend\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "print(ort_backend._options(onnxruntime).intra_op_num_threads)"
+        "print(ort_backend.session_options(onnxruntime).intra_op_num_threads)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "1"

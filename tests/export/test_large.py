@@ -11,11 +11,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from digseg_engine.errors import CheckpointError, UsageError
+from digseg_engine.model import folder
 from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.model.pretrained import load_checkpoint
 from digseg_engine.runtime.backends.ort_backend import OrtBackend
 from digseg_engine.runtime.source import open_source
-from digseg_export import disk_offload
+from digseg_export import disk_offload, preflight
 from digseg_export.publish import export_bundle
 from digseg_export.verify import Limits
 
@@ -25,7 +26,7 @@ SMALL = 1024  # numbers; what the optimiser compares by content is below
 @pytest.fixture
 def large(monkeypatch, pico_folder):
     """The pico checkpoint, taken for a large one."""
-    monkeypatch.setattr(disk_offload, "LARGE", 0)
+    monkeypatch.setattr(folder, "LARGE", 0)
     monkeypatch.setattr(disk_offload, "SMALL", SMALL)
     return pico_folder
 
@@ -49,7 +50,7 @@ def test_an_offloaded_checkpoint_answers_as_a_loaded_one_and_holds_nothing(large
     assert all(p.untyped_storage().nbytes() == 4 for p in waiting.values())  # read, used, dropped
     assert offloaded.stride == load_checkpoint(large).stride
     with pytest.raises(UsageError, match=r"--precision int8 does not apply .* use fp16 or bf16"):
-        disk_offload.check_size(large, "int8")
+        preflight.check_size(large, "int8")
     shutil.copytree(large, tmp_path / "cut")
     (tmp_path / "cut" / "student" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors not found"):

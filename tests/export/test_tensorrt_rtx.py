@@ -14,6 +14,7 @@ import onnx
 import pytest
 from conftest import run_command
 from onnx import TensorProto, helper, numpy_helper
+from programs import LIMIT
 from small_graphs import replant, small_bundle
 
 from digseg_engine.bundle import open_bundle
@@ -213,7 +214,7 @@ def test_ctrl_c_ends_a_build_with_one_line(bundle, tmp_path):
             break
     time.sleep(0.2)
     running.send_signal(signal.SIGINT)
-    printed, complained = running.communicate(timeout=120)
+    printed, complained = running.communicate(timeout=LIMIT)
     assert running.returncode == 130 and printed == "" and "stopped by Ctrl-C" in complained.splitlines()[-1]
     assert "Traceback" not in complained and [path.name for path in tmp_path.iterdir()] == ["b"]
 

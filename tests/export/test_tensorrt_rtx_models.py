@@ -14,7 +14,7 @@ from digseg_engine.runtime.backends.tensorrt_library import TENSORRT_RTX
 from digseg_engine.runtime.plans import open_plans
 from digseg_export import calibration, verify
 from digseg_export import publish as publishing
-from digseg_export.few_step import GRAPHS, export_few_step
+from digseg_export.few_step import REFERENCE_GRAPHS, export_few_step
 from digseg_export.plan_builder import BuildOptions, build_plan
 from digseg_export.progress import StepTimer
 from digseg_export.request import Request
@@ -71,7 +71,7 @@ def test_the_few_step_reference_builds(pico_folder, tmp_path):
     export_few_step(pico_folder, "fp16", tmp_path / "r", Limits(0.05, 0.3))
     sizes = {"N": (1, 2, 4), "L": (8, 16, 77), "h": (8, 16, 32), "w": (8, 16, 32), "H": (16, 32, 64), "W": (16, 32, 64)}
     sizes["D"] = (json.loads((pico_folder / "text_encoder" / "config.json").read_text())["hidden_size"],) * 3
-    for spec in GRAPHS.values():
+    for spec in REFERENCE_GRAPHS.values():
         shapes = {t.name: tuple(tuple(a if isinstance(a, int) else sizes[a][end] for a in t.axes) for end in range(3))
                   for t in spec.inputs if t.axes}  # fmt: skip
         made = build_plan(

@@ -97,7 +97,10 @@ def test_the_data_command_lists_every_problem(tmp_path):
     for words in ("p1.png is not a picture", "p2.png has no mask; expected data/masks/p2.png", "p3.png: unknown id 200",
                   "p9.png has no picture", "4 problems in data"):  # fmt: skip
         assert words in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 5 and "2 of 5 pictures can be read" in done.stdout
+    assert (
+        sum(": error: " in line for line in done.stderr.splitlines()) == 5
+        and "2 of 5 pictures can be read" in done.stdout
+    )
     (tmp_path / "empty").mkdir()
     done = run_command("digseg", "data", "empty", cwd=tmp_path)
     assert done.returncode == 2 and "empty is empty; expected images/" in done.stderr
