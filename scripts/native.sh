@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # Builds and installs the C library, then segments an example picture with it.
-# Usage: bash scripts/native.sh [FOLDER]     FOLDER holds the bundle digseg-tiny-fp16 (scripts/demo.sh makes it) and gets
-# native/ (header, library, CMake and pkg-config files) and out/native.*.png. Needs CMake and a C++17 compiler.
+# Usage: bash scripts/native.sh [FOLDER]     FOLDER gets native/ (header, library, CMake and pkg-config files) and out/native.*.png.
+# The bundle is $DIGSEG_BUNDLE, digseg-tiny-fp16 in FOLDER where scripts/demo.sh made one, or the one that comes with the project.
+# Needs CMake, a C++17 compiler and ONNX Runtime (the extra [cpu]).
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 folder="$(cd "${1:-$PWD}" && pwd)"
-bundle="${DIGSEG_BUNDLE:-$folder/digseg-tiny-fp16}"
+shipped="$root/digseg_engine/assets/digseg-tiny-fp16"
+[ -f "$folder/digseg-tiny-fp16/manifest.json" ] && shipped="$folder/digseg-tiny-fp16"
+bundle="${DIGSEG_BUNDLE:-$shipped}"
 build="${DIGSEG_NATIVE_BUILD:-$root/kernels/build}"
 cmake -S "$root/kernels" -B "$build" -DDIGSEG_CUDA="${DIGSEG_CUDA:-OFF}"
 cmake --build "$build" --parallel 2

@@ -28,6 +28,8 @@ from digseg_engine.runtime.tiles import TiledSegmentation, check_rule
 from digseg_engine.text import check_prompts
 from digseg_engine.words import counted
 
+NAMED = 5  # prompts without a mask that a line names; the JSON has them all
+
 
 @dataclass(frozen=True)
 class Work:
@@ -110,7 +112,8 @@ def _all(work: Work, prompts: list[str], todo: list[tuple[Path, str]]) -> int:
         count = f"{len(hints)} of {counted(len(todo), 'picture')}: " if len(todo) > 1 else ""
         note("digseg", f"{count}{hints[0]}")
     if codes and len(todo) > 1:
-        complain("digseg", f"{len(codes)} of {len(todo)} pictures could not be done; the others are in {work.output}")
+        others = f"; the others are in {work.output}" if len(codes) < len(todo) else ""
+        complain("digseg", f"{len(codes)} of {len(todo)} pictures could not be done{others}")
     return 0 if not codes else 1 if 1 in codes else 2
 
 
@@ -149,9 +152,14 @@ def _report(
         print(json.dumps({**result.as_dict(), "saved": [str(file) for file in files]}, ensure_ascii=False), flush=True)
     elif not work.quiet:
         words = [f"{prompt} {percent(float(area))}" for prompt, area in zip(result.prompts, result.areas) if area > 0]
+        missing = [prompt for prompt, area in zip(result.prompts, result.areas) if not area > 0]
+        absent = (
+            f"; not found: {', '.join(missing[:NAMED])}{', ...' if len(missing) > NAMED else ''}" if missing else ""
+        )
+        answer = f"{', '.join(words)}{absent}" if words else "nothing found"
         remarks = "".join(f"  [{remark}]" for remark in result.fallbacks if remark not in said)
         seconds = sum(result.timings.values())
-        print(f"{path}: {', '.join(words) or 'nothing found'}  ->  {files[0]}  ({seconds:.2f} s){remarks}", flush=True)
+        print(f"{path}: {answer}  ->  {files[0]}  ({seconds:.2f} s){remarks}", flush=True)
 
 
 def _done(work: Work, stem: str, prompts: list[str]) -> bool:

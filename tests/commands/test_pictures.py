@@ -127,6 +127,14 @@ def test_words_that_are_meant_as_prompts_are_told_so(room, bundle):
     assert done.returncode == 0 and "'coin,cat' is asked as one prompt; for several, repeat -p" in done.stderr
 
 
+def test_what_is_not_found_is_said_with_what_is(room, bundle):
+    done = segment(room, bundle, "in/a.png", "-p", "road", "-p", "field", "-p", "xyzzy", "-o", "out")
+    line = done.stdout.strip()
+    assert line.count("not found: ") == 1 and "xyzzy" in line.split("not found: ")[1] and "%" in line.split("; not")[0]
+    done = segment(room, bundle, "in/a.png", "-p", "xyzzy", "-o", "out")
+    assert "nothing found" in done.stdout and "not found:" not in done.stdout
+
+
 def test_a_picture_far_larger_than_the_working_size_gets_a_hint(room, bundle):
     Image.fromarray(scene(0, "aerial", 400, "demo").image).save(room / "large.png")
     done = segment(room, bundle, "large.png", "-p", "road")
