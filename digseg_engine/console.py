@@ -21,8 +21,12 @@ class ReaderGoneError(BaseException):
     takes it for one: the command ends, and what is open is removed on the way out."""
 
 
+class StdoutError(BaseException):
+    """Our stdout cannot be written (a full disk behind it). As above: no failure of any picture or file."""
+
+
 class Stdout:
-    """A stream whose writes raise ReaderGoneError once the other end of its pipe is closed."""
+    """A stream whose writes raise ReaderGoneError once the other end of its pipe is closed, StdoutError when they fail."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -39,6 +43,11 @@ class Stdout:
         except BrokenPipeError as error:
             self.give_up()
             raise ReaderGoneError from error
+        except OSError as error:
+            self.give_up()
+            raise StdoutError(
+                f"cannot write to standard output: {error.strerror or error}; results in files are not concerned"
+            ) from error
 
     def give_up(self) -> None:
         """What is buffered and what still comes goes nowhere, also at exit."""
@@ -64,7 +73,7 @@ def end_output() -> None:
     """Nothing is left for the interpreter to write at exit, where a failure would be told in its own words."""
     try:
         sys.stdout.flush()
-    except (OSError, ReaderGoneError):
+    except (OSError, ReaderGoneError, StdoutError):
         if isinstance(sys.stdout, Stdout):
             sys.stdout.give_up()
 

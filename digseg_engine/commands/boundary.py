@@ -16,7 +16,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-from digseg_engine.console import ReaderGoneError, complain, end_output, forgiving_streams
+from digseg_engine.console import ReaderGoneError, StdoutError, complain, end_output, forgiving_streams
 from digseg_engine.faults import described, wants_traceback
 
 PIPE_CLOSED = 128 + 13
@@ -42,6 +42,9 @@ def guarded(command: Callable[[], int | None], name: str) -> NoReturn:
         sys.stdout.flush()
     except ReaderGoneError:
         code = PIPE_CLOSED
+    except StdoutError as error:
+        code = 1
+        complain(name, str(error))
     except Terminated:
         code = _stopped(name, "SIGTERM", signal.SIGTERM)
     except KeyboardInterrupt:

@@ -83,3 +83,12 @@ def test_a_full_disk_behind_stdout_is_one_line(room):
         done = subprocess.run([program(""), "--help"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=LIMIT)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1 and line.startswith("digseg: error: ") and "No space left" in line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_behind_stdout_is_no_fault_of_the_pictures(room, bundle):
+    command = [program("segment"), "segment", "a.png", "b.png", "-p", "road", "-b", str(bundle), "--json", "-o", "out"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=LIMIT, cwd=room)
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+    assert done.returncode == 1 and "cannot write to standard output: No space left" in line and ".png" not in line
