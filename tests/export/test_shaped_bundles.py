@@ -12,55 +12,21 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "native"))
 from native_fixtures import *  # noqa: F403
 from native_fixtures import slow
 from native_library import NativeEngine
+from pico_exports import *  # noqa: F403
+from pico_exports import RANGED, export
 
 from digseg_engine import Engine
 from digseg_engine.bundle import open_bundle
 from digseg_engine.errors import VerificationError
-from digseg_engine.model.pretrained import load_checkpoint
 from digseg_engine.runtime.backends import kinds
 from digseg_engine.runtime.choice import check_golden
 from digseg_engine.runtime.profile import Profile
 from digseg_engine.runtime.source import open_source
-from digseg_export import calibration as calibrating
 from digseg_export import prove as proving
 from digseg_export import publish as publishing
-from digseg_export import verify as verifying
-from digseg_export.progress import StepTimer
-from digseg_export.request import Request
 from digseg_export.verify import LIMITS, shaped_sample
 
-SHAPES = {
-    "imgsz": {"imgsz": "64x96"},
-    "batch": {"batch": 2},
-    "prompts": {"prompts": 5},
-    "profile": {"min_shapes": "segmenter.image:1x3x32x64,segmenter.token_mask:1x8",
-                "opt_shapes": "segmenter.image:1x3x64x64,segmenter.token_mask:3x16",
-                "max_shapes": "segmenter.image:2x3x96x64,segmenter.token_mask:7x32"},
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def traced(pico_folder):
-    """The checkpoint and its graphs, traced once for all exports of this file."""
-    checkpoint = load_checkpoint(pico_folder)
-    return checkpoint, publishing.trace(checkpoint, StepTimer(lambda step: None)), pico_folder
-
-
-@pytest.fixture(autouse=True)
-def few_scenes(monkeypatch):
-    """One scene of each domain: what is tested here is the shapes."""
-    monkeypatch.setattr(verifying, "SCENES_PER_DOMAIN", 1)
-    monkeypatch.setattr(calibrating, "SCENES_PER_DOMAIN", 1)
-
-
-def export(traced, target: Path, precision: str, options: dict) -> publishing.Exported:
-    checkpoint, graphs, folder = traced
-    request = Request(precision=precision, **options)
-    limits = replace(LIMITS[precision], iou=0.5)  # random weights: masks of a few pixels
-    tokenizer = (folder / "tokenizer" / "tokenizer.json").read_bytes()
-    return publishing.publish(
-        checkpoint, graphs, tokenizer, target, precision, limits, StepTimer(lambda step: None), request.options()
-    )
+SHAPES = {"imgsz": {"imgsz": "64x96"}, "batch": {"batch": 2}, "prompts": {"prompts": 5}, "profile": RANGED}
 
 
 def case(shapes: str, precision: str):

@@ -2,63 +2,31 @@
 reference. A pico model: what is tested is that the library parses and builds everything this project publishes."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import run_command
+from pico_exports import *  # noqa: F403
+from pico_exports import RANGED, export
 
 from digseg_engine.bundle import open_bundle
-from digseg_engine.model.pretrained import load_checkpoint
 from digseg_engine.runtime.backends.tensorrt_library import TENSORRT_RTX
 from digseg_engine.runtime.plans import open_plans
-from digseg_export import calibration, verify
-from digseg_export import publish as publishing
 from digseg_export.few_step import REFERENCE_GRAPHS, export_few_step
 from digseg_export.plan_builder import BuildOptions, build_plan
-from digseg_export.progress import StepTimer
-from digseg_export.request import Request
 from digseg_export.to_tensorrt_rtx import EXPLAINED, build_plans
-from digseg_export.verify import LIMITS, Limits
+from digseg_export.verify import Limits
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (extra tensorrt-rtx)")
 TARGETS = (89, 120)  # every precision is for both
-SHAPES = {
-    "dynamic": {},
-    "fixed": {"imgsz": "64x96", "batch": 1, "prompts": 5},
-    "ranged": {"min_shapes": "segmenter.image:1x3x32x64,segmenter.token_mask:1x8",
-               "opt_shapes": "segmenter.image:1x3x64x64,segmenter.token_mask:3x16",
-               "max_shapes": "segmenter.image:2x3x96x64,segmenter.token_mask:7x32"},
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def traced(pico_folder):
-    """The checkpoint and its graphs, traced once."""
-    checkpoint = load_checkpoint(pico_folder)
-    return checkpoint, publishing.trace(checkpoint, StepTimer(lambda step: None)), pico_folder
-
-
-@pytest.fixture(autouse=True)
-def few_scenes(monkeypatch):
-    """One scene of each domain: precision is tested elsewhere."""
-    monkeypatch.setattr(verify, "SCENES_PER_DOMAIN", 1)
-    monkeypatch.setattr(calibration, "SCENES_PER_DOMAIN", 1)
-
-
+SHAPES = {"dynamic": {}, "fixed": {"imgsz": "64x96", "batch": 1, "prompts": 5}, "ranged": RANGED}
 CASES = [pytest.param(precision, shapes, marks=() if (precision, shapes) == ("fp16", "ranged") else pytest.mark.slow)
          for precision in ("fp32", "fp16", "bf16", "int8", "fp8") for shapes in SHAPES]  # fmt: skip
 
 
 @pytest.mark.parametrize(("precision", "shapes"), CASES)
 def test_every_precision_and_kind_of_shapes_builds(traced, tmp_path, precision, shapes):
-    checkpoint, graphs, folder = traced
-    tokenizer = (folder / "tokenizer" / "tokenizer.json").read_bytes()
-    options = Request(precision=precision, **SHAPES[shapes]).options()
-    limits = replace(LIMITS[precision], iou=0.3, relative=0.5)  # random weights: masks of a few pixels
-    publishing.publish(
-        checkpoint, graphs, tokenizer, tmp_path / "b", precision, limits, StepTimer(lambda step: None), options
-    )
+    export(traced, tmp_path / "b", precision, SHAPES[shapes], iou=0.3, relative=0.5)
     plans = build_plans(tmp_path / "b", tmp_path / "p", TARGETS, BuildOptions(), lambda text: None)
     assert [row.graph for row in plans.rows] == ["text_encoder.onnx", "segmenter.onnx"]
     assert all(row.types[precision] > 0 and row.unexplained == [] for row in plans.rows)

@@ -1,0 +1,45 @@
+"""Bundles of the pico checkpoint with any shapes and precision, made from one trace: fixtures for the tests beside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from digseg_engine.model.pretrained import load_checkpoint
+from digseg_export import calibration, verify
+from digseg_export.progress import StepTimer
+from digseg_export.publish import Exported, publish, trace
+from digseg_export.request import Request
+from digseg_export.verify import LIMITS
+
+__all__ = ["few_scenes", "traced"]
+RANGED = {
+    "min_shapes": "segmenter.image:1x3x32x64,segmenter.token_mask:1x8",
+    "opt_shapes": "segmenter.image:1x3x64x64,segmenter.token_mask:3x16",
+    "max_shapes": "segmenter.image:2x3x96x64,segmenter.token_mask:7x32",
+}
+
+
+@pytest.fixture(scope="session")
+def traced(pico_folder):
+    """The checkpoint, its graphs, traced once for all exports of a worker, and its folder."""
+    checkpoint = load_checkpoint(pico_folder)
+    return checkpoint, trace(checkpoint, StepTimer(lambda step: None)), pico_folder
+
+
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch):
+    """One scene of each domain: what precision costs is tested elsewhere."""
+    monkeypatch.setattr(verify, "SCENES_PER_DOMAIN", 1)
+    monkeypatch.setattr(calibration, "SCENES_PER_DOMAIN", 1)
+
+
+def export(traced, target: Path, precision: str, options: dict, iou: float = 0.5, **looser) -> Exported:
+    """Publish with the limits of the precision, but for masks of a few pixels: the weights are random."""
+    checkpoint, graphs, folder = traced
+    limits = replace(LIMITS[precision], iou=iou, **looser)
+    tokenizer = (folder / "tokenizer" / "tokenizer.json").read_bytes()
+    timer, request = StepTimer(lambda step: None), Request(precision=precision, **options)
+    return publish(checkpoint, graphs, tokenizer, target, precision, limits, timer, request.options())
