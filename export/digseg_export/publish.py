@@ -102,6 +102,8 @@ def export_bundle(
     timer.start("load checkpoint")
     check_size(folder, precision)
     checkpoint = open_offloaded(folder) if is_large(folder) else load_checkpoint(folder)
+    if options.shapes is not None:
+        options.shapes(checkpoint)  # raises for sizes that this network does not take, before the long work
     traced = trace(checkpoint, timer)
     tokenizer = (folder / "tokenizer" / "tokenizer.json").read_bytes()
     return publish(checkpoint, traced, tokenizer, target, precision, limits, timer, options)

@@ -15,6 +15,7 @@ from digseg_engine.contract import GRAPHS, contract_json
 from digseg_engine.errors import CheckpointError, UsageError, VerificationError
 from digseg_export.graph_check import check_graph
 from digseg_export.publish import export_bundle
+from digseg_export.request import Request
 from digseg_export.verify import Check, Limits, compare, hold_to_limits, pair_iou
 
 
@@ -156,3 +157,11 @@ def test_comparison_sees_what_it_should():
     hold_to_limits(same, Limits(2e-2, 0.99))
     empty = np.zeros((1, 1, 2, 2), bool)
     assert pair_iou(empty, empty).tolist() == [1.0] and pair_iou(empty, ~empty).tolist() == [0.0]
+
+
+def test_shapes_that_do_not_fit_are_refused_before_the_graphs_are_traced(pico_folder, tmp_path):
+    steps, options = [], Request(imgsz="101").options()
+    with pytest.raises(UsageError, match="multiple of"):
+        export_bundle(pico_folder, "fp32", tmp_path / "b", progress=steps.append, options=options)
+    assert steps and not any("trace" in step for step in steps)
+    assert list(tmp_path.iterdir()) == []
