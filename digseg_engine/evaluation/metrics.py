@@ -128,11 +128,11 @@ class Score:
 
     def ciou(self) -> float:
         """Cumulative IoU: all intersections over all unions."""
-        return float(self.counts["intersection"].sum() / max(1, self._union.sum()))
+        return int(self.counts["intersection"].sum()) / max(1, int(self._union.sum()))
 
     def dice(self) -> float:
         """Mean Dice over (picture, prompt) pairs whose prompt is present; absent prompts are judged by `false_area`."""
-        return float(self.dice_sum.sum() / max(1, self.counts["pictures"].sum()))
+        return float(self.dice_sum.sum()) / max(1, int(self.counts["pictures"].sum()))
 
     def boundary_iou(self) -> float:
         """Mean boundary IoU over the names that occur in the truth; NaN where outlines were not wanted."""

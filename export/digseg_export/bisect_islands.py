@@ -100,4 +100,4 @@ def _error(wanted: list[Any], got: list[Any]) -> float:
     have = np.concatenate([b.ravel() for b in got]).astype(np.float64)
     if not np.isfinite(have).all():
         return float("inf")
-    return float(np.linalg.norm(have - want) / max(np.linalg.norm(want), 1e-12))
+    return float(np.linalg.norm(have - want)) / max(float(np.linalg.norm(want)), 1e-12)

@@ -233,7 +233,7 @@ def compare(stage: str, graph: str, pairs: list[tuple[Array, Array]], masks: boo
     want = np.concatenate([a.ravel() for a, _ in pairs]).astype(np.float64)
     got = np.concatenate([b.ravel() for _, b in pairs]).astype(np.float64)
     error = np.abs(got - want)
-    relative = float(np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-12))
+    relative = float(np.linalg.norm(got - want)) / max(float(np.linalg.norm(want)), 1e-12)
     numbers = (stage, graph, float(error.max()), float(error.mean()), relative)
     if not masks:
         return Check(*numbers)
