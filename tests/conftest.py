@@ -32,7 +32,17 @@ def pytest_report_header() -> str:
 
 
 # Fixtures that export, compile or load the bundled model: minutes on two cores.
-HEAVY_FIXTURES = {"bundle", "installed", "library", "nano_models", "native", "native_bundle", "pico_folder", "tiny"}
+HEAVY_FIXTURES = {
+    "bundle",
+    "compiled",
+    "installed",
+    "library",
+    "nano_models",
+    "native",
+    "native_bundle",
+    "pico_folder",
+    "tiny",
+}
 
 
 BUNDLE_FIXTURES = {"bundle", "native_bundle"}
@@ -42,7 +52,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`-m quick`: every test that is not marked slow and needs no heavy fixture, for the daily loop.
 
     One test with the bundled model's bundle comes first and the others last, so that no worker waits while one exports it."""
+    skipped = pytest.mark.skip(reason="before a release: set DIGSEG_TEST_SLOW=1")
     for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker("slow")
+            if os.environ.get("DIGSEG_TEST_SLOW") != "1":
+                item.add_marker(skipped)
         if not HEAVY_FIXTURES & set(getattr(item, "fixturenames", ())) and not item.get_closest_marker("slow"):
             item.add_marker("quick")
     asking = [item for item in items if BUNDLE_FIXTURES & set(getattr(item, "fixturenames", ()))]

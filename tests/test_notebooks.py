@@ -38,6 +38,7 @@ def test_asking_pictures_prints_what_the_committed_notebook_shows(tmp_path, monk
     assert [line.split()[:2] for line in found] == [line.split()[:2] for line in committed]
 
 
+@pytest.mark.slow
 def test_training_on_own_pictures_leaves_a_checkpoint_and_scores(tmp_path, monkeypatch):
     monkeypatch.setenv("SCALE", "0.01")  # two steps
     text = printed(executed("train.ipynb", tmp_path, monkeypatch))

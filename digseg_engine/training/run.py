@@ -27,6 +27,7 @@ WEIGHTS = "weights.safetensors"
 # What the weights are.
 FIXED = ("config", "init", "source", "slot", "autoencoder", "student_only", "detail_blocks", "recipe")
 FREE_OF_RUN = ("folder.workers",)  # settings that change no result
+WORTH_COMPILING = 100  # steps; compiling takes minutes, which a shorter stage does not win back
 Plain = (bool, int, float, str)  # settings that `with_settings` can change
 
 
@@ -52,6 +53,7 @@ def _scaled_stage(stage: StageConfig, factor: float) -> StageConfig:
     return replace(
         stage,
         steps=steps,
+        compile=stage.compile and steps >= WORTH_COMPILING,
         warmup=max(1, min(steps - 1, round(stage.warmup * share))),
         ema=round(max(0.0, 1 - (1 - stage.ema) / share), 6),
     )

@@ -36,14 +36,15 @@ def test_onnxruntime_agrees_with_torch(nano_models, eager, precision, limit):
     assert ("widened to fp32" in engine.backend.detail) == (precision == "fp16")
 
 
-def test_torch_compile_is_right(nano_models):
-    """One compilation, of the smallest picture the model takes."""
-    compiled, plain = (Engine.load(nano_models.checkpoint, name) for name in ("torch-compile", "torch"))
+@pytest.mark.long
+def test_torch_compile_is_right(pico_folder):
+    """One compilation, of the smallest model and picture."""
+    compiled, plain = (Engine.load(pico_folder, name) for name in ("torch-compile", "torch"))
     pixels = np.random.default_rng(1).uniform(-1, 1, (1, 3, 16, 16)).astype(np.float32)
     assert relative(compiled.logits(pixels, PROMPTS[:1]), plain.logits(pixels, PROMPTS[:1])) < 1e-4
 
 
-@pytest.mark.skipif(os.environ.get("DIGSEG_TEST_SLOW") != "1", reason="compiles for minutes: set DIGSEG_TEST_SLOW=1")
+@pytest.mark.long
 def test_torch_compile_agrees_at_several_shapes(nano_models):
     compiled = Engine.load(nano_models.checkpoint, "torch-compile")
     plain = Engine.load(nano_models.checkpoint, "torch")

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import shutil
 from dataclasses import replace
 
@@ -17,9 +16,7 @@ from digseg_engine.runtime.choice import Task, choose, measure, pair_iou
 from digseg_engine.runtime.source import open_source
 
 TASK = Task(64, prompts=2)
-slow = pytest.mark.skipif(
-    os.environ.get("DIGSEG_TEST_SLOW") != "1", reason="compiles for minutes: set DIGSEG_TEST_SLOW=1"
-)
+slow = pytest.mark.long
 
 
 @pytest.fixture

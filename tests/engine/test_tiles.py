@@ -190,6 +190,7 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path, options, words):
         run(picture(100, 100), tmp_path, **options)
 
 
+@pytest.mark.slow
 def test_memory_follows_the_tile_not_the_picture(tmp_path, monkeypatch):
     """Peak of Python's and NumPy's allocations for 16 times the pixels; strips and overview made small for the test."""
     import tracemalloc

@@ -12,7 +12,7 @@ from digseg_export import calibration, verify
 from digseg_export.progress import StepTimer
 from digseg_export.publish import Exported, publish, trace
 from digseg_export.request import Request
-from digseg_export.verify import LIMITS
+from digseg_export.verify import LIMITS, Limits
 
 __all__ = ["few_scenes", "traced"]
 RANGED = {
@@ -36,10 +36,16 @@ def few_scenes(monkeypatch):
     monkeypatch.setattr(calibration, "SCENES_PER_DOMAIN", 1)
 
 
+def pico_limits(precision: str) -> Limits:
+    """Limits for random weights of a few channels: 8 bits cost them up to 0.22, by the numbers that torch's release draws."""
+    limits = LIMITS[precision]
+    return replace(limits, relative=max(limits.relative, 0.3)) if precision == "int8" else limits
+
+
 def export(traced, target: Path, precision: str, options: dict, iou: float = 0.5, **looser) -> Exported:
     """Publish with the limits of the precision, but for masks of a few pixels: the weights are random."""
     checkpoint, graphs, folder = traced
-    limits = replace(LIMITS[precision], iou=iou, **looser)
+    limits = replace(pico_limits(precision), iou=iou, **looser)
     tokenizer = (folder / "tokenizer" / "tokenizer.json").read_bytes()
     timer, request = StepTimer(lambda step: None), Request(precision=precision, **options)
     return publish(checkpoint, graphs, tokenizer, target, precision, limits, timer, request.options())

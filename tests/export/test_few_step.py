@@ -74,6 +74,7 @@ def test_what_the_layout_does_not_take_is_refused(tmp_path, arguments, words):
     assert done.returncode == 2 and words in " ".join(done.stderr.split())
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_be_written(tmp_path):
     done = run_command("digseg-export", "--layout", "diffusers", "--dry-run", "--json", cwd=tmp_path)
     preview = json.loads(done.stdout)
@@ -88,7 +89,8 @@ def test_a_dry_run_says_what_would_be_written(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["tokenizer/tokenizer.json", "unet/model.onnx", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize("part", ["unet/model.onnx", *(pytest.param(part, marks=pytest.mark.long)
+                                  for part in ("tokenizer/tokenizer.json", "scheduler/scheduler_config.json"))])  # fmt: skip
 def test_a_folder_that_its_user_could_not_open_is_not_published(pico_folder, tmp_path, monkeypatch, part):
     """What goes wrong after the graphs were verified is found by opening what was written."""
     write = few_step.write_configurations

@@ -139,6 +139,7 @@ def test_onnxslim_leaves_the_result(graph, tmp_path):
 
 @pytest.mark.skipif(not (find_spec("polygraphy") and find_spec("onnx_graphsurgeon")),
                     reason="polygraphy and onnx-graphsurgeon are not installed")  # fmt: skip
+@pytest.mark.slow
 def test_polygraphy_reads_and_sanitizes_them(graph, tmp_path):
     path, kind, want = graph
     polygraphy = [sys.executable, "-c", "import sys; from polygraphy.tools import main; sys.exit(main())"]

@@ -16,6 +16,7 @@ from digseg_export.to_onnx import example_inputs, export_text_encoder
 
 
 @pytest.mark.skipif(not second_core(), reason="one core: nothing is made beside anything")
+@pytest.mark.slow
 def test_the_copy_makes_the_same_graph(nano):
     parts, inputs = graph_modules(nano), example_inputs(nano, 2 * nano.stride)
     here, made_in = export_text_encoder(parts, inputs), []

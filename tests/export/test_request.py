@@ -145,6 +145,7 @@ def test_the_script_stops_when_memory_is_short(tmp_path):
     assert done.returncode == 1 and "MiB free" in done.stderr and "--workspace" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_be_written_and_writes_nothing(nano_folder, tmp_path):
     command = (
         "digseg-export",

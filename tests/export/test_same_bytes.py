@@ -11,7 +11,7 @@ import pytest
 from programs import run_program
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_exports_differ_in_their_date_alone(pico_folder, tmp_path):
     program = shutil.which("digseg-export", path=str(Path(sys.executable).parent)) or "digseg-export"
     command = [program, str(pico_folder), "--rtol", "0.05", "--min-iou", "0.5", "-o"]

@@ -13,7 +13,7 @@ from native_fixtures import *  # noqa: F403
 from native_fixtures import slow
 from native_library import NativeEngine
 from pico_exports import *  # noqa: F403
-from pico_exports import RANGED, export
+from pico_exports import RANGED, export, pico_limits
 
 from digseg_engine import Engine
 from digseg_engine.bundle import open_bundle
@@ -24,7 +24,7 @@ from digseg_engine.runtime.profile import Profile
 from digseg_engine.runtime.source import open_source
 from digseg_export import prove as proving
 from digseg_export import publish as publishing
-from digseg_export.verify import LIMITS, shaped_sample
+from digseg_export.verify import shaped_sample
 
 SHAPES = {"imgsz": {"imgsz": "64x96"}, "batch": {"batch": 2}, "prompts": {"prompts": 5}, "profile": RANGED}
 
@@ -52,7 +52,7 @@ def test_the_published_bundle_answers_at_every_corner(traced, library, tmp_path,
         assert sample.image.shape == (asked["B"], 3, asked["H"], asked["W"])
         assert sample.token_mask.shape == (asked["K"], asked["L"])
         error, _ = check_golden(backend, proving.as_golden(sample, source.golden))
-        assert error < LIMITS[precision].relative, end
+        assert error < pico_limits(precision).relative, end
     held, usual = source.golden, shaped_sample(traced[0], profile)
     assert np.array_equal(held.image, usual.image) and np.array_equal(held.token_ids, usual.token_ids)
     assert {a.at for a in done.answers} == {proving.GOLDEN, "the smallest shape", "the largest shape"}

@@ -20,7 +20,7 @@ from digseg_export.verify import Limits
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (extra tensorrt-rtx)")
 TARGETS = (89, 120)  # every precision is for both
 SHAPES = {"dynamic": {}, "fixed": {"imgsz": "64x96", "batch": 1, "prompts": 5}, "ranged": RANGED}
-CASES = [pytest.param(precision, shapes, marks=() if (precision, shapes) == ("fp16", "ranged") else pytest.mark.slow)
+CASES = [pytest.param(precision, shapes, marks=() if (precision, shapes) == ("fp16", "ranged") else pytest.mark.long)
          for precision in ("fp32", "fp16", "bf16", "int8", "fp8") for shapes in SHAPES]  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def test_every_precision_and_kind_of_shapes_builds(traced, tmp_path, precision, 
     assert opened.manifest["precision"] == precision and opened.manifest["targets"] == list(TARGETS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_few_step_reference_builds(pico_folder, tmp_path):
     export_few_step(pico_folder, "fp16", tmp_path / "r", Limits(0.05, 0.3))
     sizes = {"N": (1, 2, 4), "L": (8, 16, 77), "h": (8, 16, 32), "w": (8, 16, 32), "H": (16, 32, 64), "W": (16, 32, 64)}

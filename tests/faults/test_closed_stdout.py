@@ -29,7 +29,7 @@ DOES = {
     "distill": ["distill", "{nano}", "--scale", "0.0001", "-o", "out"],
     "export": ["--dry-run", "--json"],
 }
-HEAVY = ("eval", "train", "distill", "export")
+HEAVY = ("eval", "train", "distill", "export", "doctor")
 TESTED = [pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name for name in DOES]
 
 

@@ -1,6 +1,5 @@
 """The `sd21` preset at its full size: counts and shapes without memory (meta device), and once with real weights."""
 
-import os
 import sys
 
 import pytest
@@ -61,7 +60,7 @@ def test_a_full_size_picture_goes_through(hollow):
         assert v.shape == z.shape
 
 
-@pytest.mark.skipif(os.environ.get("DIGSEG_TEST_SLOW") != "1", reason="a minute and 10 GB: set DIGSEG_TEST_SLOW=1")
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in Linux's unit")
 def test_built_with_real_weights_it_holds_them_once():
     done = run_program([sys.executable, "-c", PROGRAM])

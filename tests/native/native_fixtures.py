@@ -16,7 +16,7 @@ from programs import run_program
 __all__ = ["environment", "installed", "library", "native", "native_bundle", "slow"]
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 
-slow = pytest.mark.skipif(os.environ.get("DIGSEG_TEST_SLOW") != "1", reason="minutes long: set DIGSEG_TEST_SLOW=1")
+slow = pytest.mark.long
 
 
 def run(*command: object, **options) -> subprocess.CompletedProcess[str]:

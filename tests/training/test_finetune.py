@@ -73,7 +73,7 @@ def test_few_step_distillation_of_an_untrained_teacher_is_finite_and_of_the_late
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("style", ["1.5", "2.1"])
+@pytest.mark.parametrize("style", [pytest.param("1.5", marks=pytest.mark.long), "2.1"])
 def test_stable_diffusion_to_masks(tmp_path, raw_tokenizer, style):
     from digseg_engine.runtime.engine import Engine
     from digseg_export.publish import export_bundle

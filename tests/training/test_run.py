@@ -86,6 +86,7 @@ def test_one_folder_is_the_same_however_its_path_is_written(tmp_path, monkeypatc
     assert json.loads((tmp_path / "run" / "train.json").read_text())["data"] == "mydata"
 
 
+@pytest.mark.slow
 def test_told_to_go_on_with_other_settings_the_run_keeps_both_records(cut):
     begun = (cut / "train.json").read_bytes()
     changed = TwoStages(seed=3, second=replace(SETTINGS, learning_rate=0.01, steps=20))

@@ -48,7 +48,7 @@ def test_two_processes_equal_one_and_a_killed_run_resumes(tmp_path):
     assert difference(weights[1], weights[2]) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_equal_one_on_a_folder_of_pictures(nano_folder, tmp_path):
     TREES["folder"](tmp_path / "data")
     alone, both = tmp_path / "alone", tmp_path / "both"

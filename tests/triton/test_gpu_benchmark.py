@@ -32,6 +32,7 @@ def benchmark_modules(monkeypatch):
     return rooflines, gpu_targets
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so_in_one_line():
     done = run("--kernels")
     assert done.returncode == 2
@@ -41,6 +42,7 @@ def test_without_a_gpu_it_says_so_in_one_line():
     assert run().returncode == 2
 
 
+@pytest.mark.slow
 def test_dry_run_checks_every_case_and_times_none(tmp_path):
     done = run("--kernels", "--dry-run", "--output", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -34,6 +34,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
     [("text_injection", 36), ("cross_attention", 20), ("latent_concat", 16), ("sampler_step", 8), ("mask_argmax", 10),
      ("guard_bands", 1)],
 )  # fmt: skip
+@pytest.mark.slow
 def test_kernels_under_the_interpreter(outcomes, prefix, at_least):
     mine = {name: bad for name, bad in outcomes.items() if name.startswith(f"test_{prefix}")}
     assert len(mine) >= at_least, f"only {sorted(mine)} ran"

@@ -48,6 +48,7 @@ def op_arguments():
 
 
 @pytest.mark.parametrize("name", sorted(op_arguments()))
+@pytest.mark.slow
 def test_opcheck(name):
     torch.library.opcheck(getattr(torch.ops.digseg, name.split()[0]).default, op_arguments()[name])
 
@@ -90,6 +91,7 @@ def graph_inputs():
     return (*text_inputs(*SHAPE, torch.float32), image, mask, velocity, op_arguments()["mask_argmax"][0])
 
 
+@pytest.mark.slow
 def test_compile_without_graph_breaks():
     want = all_ops(*graph_inputs())
     got = torch.compile(all_ops, fullgraph=True)(*graph_inputs())

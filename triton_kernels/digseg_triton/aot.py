@@ -26,6 +26,7 @@ from .aot_cases import Case, cases
 ARCHITECTURES = (80, 86, 87, 89, 90, 100, 120)
 SHARED_LIMIT = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may ask for
 PTX_VERSION = {87: 85}  # JetPack 6 carries CUDA 12.6
+STACK_LIMIT = 16  # bytes per thread: a pointer or two; Triton 3.9 puts 8 of text_injection there for sm_100
 HIDDEN_PARAMETERS = 2  # scratch pointers Triton appends; null, as both scratch sizes must be 0
 _ALIGNED = [["tt.divisibility", 16]]
 
@@ -121,7 +122,7 @@ def problems(found: Resources, case: Case) -> list[str]:
     limit = 1024 * SHARED_LIMIT[found.arch]
     allowed_ptx = PTX_VERSION.get(found.arch)
     broken = {
-        f"spills or local memory: {found.stack} bytes of stack per thread": found.stack > 0,
+        f"spills or local memory: {found.stack} bytes of stack per thread": found.stack > STACK_LIMIT,
         f"shared memory {found.shared} over {limit} bytes": found.shared > limit,
         f"{found.wide_loads} wide loads, expected at least {case.wide_loads}": found.wide_loads < case.wide_loads,
         f"{found.narrow_loads} narrow loads, expected at most {case.narrow_loads}": (
