@@ -14,19 +14,26 @@ import tomllib
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 
-def lower_bounds(text: str) -> dict[str, str]:
-    """Package name -> lowest version, of every requirement of every extra. The highest bound where several are given."""
+def lower_bounds(text: str, extra: str = "dev") -> dict[str, str]:
+    """Package name -> lowest version, of everything that the extra brings. The highest bound where several are given."""
     project = tomllib.loads(text)["project"]
-    requirements = [
-        *project["dependencies"],
-        *(line for extra in project["optional-dependencies"].values() for line in extra),
-    ]
     found: dict[str, str] = {}
-    for line in requirements:
+    for line in [*project["dependencies"], *requirements_of(project["optional-dependencies"], extra, project["name"])]:
         match = re.match(r"([\w.-]+)(?:\[[\w,-]*\])?>=([\w.]+)", line)
         if match and _numbers(match[2]) > _numbers(found.get(match[1], "0")):
             found[match[1]] = match[2]
     return found
+
+
+def requirements_of(extras: dict[str, list[str]], extra: str, project: str) -> list[str]:
+    """The requirements of an extra, those of the project's own extras that it names included."""
+    lines = []
+    for line in extras[extra]:
+        own = re.match(rf"{re.escape(project)}\[([\w,-]+)\]", line)
+        lines += (
+            [more for name in own[1].split(",") for more in requirements_of(extras, name, project)] if own else [line]
+        )
+    return lines
 
 
 def _numbers(version: str) -> tuple[int, ...]:
