@@ -12,8 +12,8 @@ from digseg_engine.model.folder import check_start
 
 def run(
     model: str, data: str, layout: str | None, split: str, cached_crops: int, workers: int, output: Path,
-    teacher_steps: int, steps: str, changes: list[str], scale: float, seed: int, tensorboard: bool, resume: bool,
-    override: bool,
+    teacher_steps: int, steps: str, changes: list[str], scale: float, seed: int, gradient_checkpointing: bool,
+    tensorboard: bool, resume: bool, override: bool,
 ) -> None:  # fmt: skip
     if not all(part.strip().isdigit() for part in steps.split(",")):
         raise UsageError(f"--steps must be whole numbers separated by commas, such as 1,2,4, got {steps!r}")
@@ -24,7 +24,8 @@ def run(
 
     grid = tuple(int(part) for part in steps.split(","))
     settings = DistillConfig(seed=seed, teacher_steps=teacher_steps, grid=grid, folder=folder)
-    written = distill(model, output, adjusted(settings, scale, tensorboard, changes), resume, data, override)
+    settings = adjusted(settings, scale, tensorboard, changes, gradient_checkpointing)
+    written = distill(model, output, settings, resume, data, override)
     print(f"checkpoint written to {written}; quality and cost per number of steps in {written / 'distill.png'}")
 
 

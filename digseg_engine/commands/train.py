@@ -30,6 +30,12 @@ RUN = (
     ),
     Option("--scale", "multiply steps and scenes, for a trial run", kind=float, default=1.0, at_least=0.0001),
     Option("--seed", "random seed", kind=int, default=0),
+    Option(
+        "--gradient-checkpointing",
+        "compute activations twice instead of keeping them: less memory, a third more time",
+        kind=bool,
+        default=False,
+    ),
     Option("--tensorboard", "also write event files for TensorBoard", kind=bool, default=False),
     Option("--resume", "continue the run in the output folder", kind=bool, default=False),
     Option(
@@ -45,7 +51,8 @@ RUN = (
 def run(
     config: str, init: str | None, data: str, layout: str | None, split: str, cached_crops: int, workers: int,
     output: Path | None, recipe: Any, size: int | None, slot: Any, autoencoder: str | None, student_only: bool,
-    detail_blocks: int | None, changes: list[str], scale: float, seed: int, tensorboard: bool, resume: bool, override: bool,
+    detail_blocks: int | None, changes: list[str], scale: float, seed: int, gradient_checkpointing: bool, tensorboard: bool,
+    resume: bool, override: bool, dry_run: bool, memory: float | None, step_seconds: float | None,
 ) -> None:  # fmt: skip
     from digseg_engine.worlds.scenes import is_scenes
 
@@ -62,13 +69,16 @@ def run(
     from digseg_engine.training.recipes.tiny import train as from_nothing
 
     if init is None:
-        settings = adjusted(TrainConfig(seed=seed), scale, tensorboard, changes)
+        settings = adjusted(TrainConfig(seed=seed), scale, tensorboard, changes, gradient_checkpointing)
         written = from_nothing(config, output, settings, resume, data, override)
     else:
         chosen = recipe_of(init, recipe, student_only)
         alone = student_only or chosen == "quick"
         refuse_idle(changes, alone)
-        tuned = adjusted(settings_of(chosen, seed=seed, size=size, folder=folder), scale, tensorboard, changes)
+        recipe_settings = settings_of(chosen, seed=seed, size=size, folder=folder)
+        tuned = adjusted(recipe_settings, scale, tensorboard, changes, gradient_checkpointing)
+        if dry_run:
+            return show_plan(init, tuned, data, memory, step_seconds, slot, autoencoder, alone)
         written = finetune(init, output, tuned, resume, data, slot, autoencoder, alone, detail_blocks, override)
     print(f"checkpoint written to {written}; export it with: digseg-export {written}")
 
@@ -91,10 +101,46 @@ def check_data(data: str) -> None:
                          "of labelled pictures (docs/data.md)")  # fmt: skip
 
 
-def adjusted(settings: Settings, scale: float, tensorboard: bool, changes: list[str]) -> Settings:
-    """The settings as the command line changes them."""
-    from digseg_engine.training.run import scaled, with_settings, with_tensorboard
+def show_plan(
+    init: str, settings: Any, data: str, memory: float | None, step_seconds: float | None, slot: Any,
+    autoencoder: str | None, alone: bool,
+) -> None:  # fmt: skip
+    """Print what a run would need, and where it does not fit what to change."""
+    from digseg_engine.training.recipes.finetune import plan_finetune
+    from digseg_engine.training.thrift import resolve_precision
 
+    precision = "bf16" if memory is not None else resolve_precision("auto")  # a limit speaks of a GPU
+    limit = None if memory is None else memory * 1e9
+    plans, pictures = plan_finetune(init, settings, data, limit, slot, autoencoder, alone, precision)
+    print_plan(plans, pictures, limit, step_seconds, precision)
+
+
+def print_plan(
+    plans: list[Any], pictures: int | None, limit: float | None, step_seconds: float | None, precision: str
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from digseg_engine.training.planner import said, table
+
+    numeric = "bf16 mixed precision" if precision == "bf16" else "float32"
+    shown = Table("", *(each.name for each in plans), title=f"what the run needs, {numeric}; nothing was begun",
+                  title_justify="left")  # fmt: skip
+    for row in table(plans, pictures, 1, step_seconds):
+        shown.add_row(*row)
+    Console().print(shown)
+    for line in said(plans, limit) if limit is not None else []:
+        print(line)
+    print("counted on tensors without contents; a GPU needs 1 to 2 GB more for its context, workspaces and fragments")
+
+
+def adjusted(
+    settings: Settings, scale: float, tensorboard: bool, changes: list[str], gradient_checkpointing: bool = False
+) -> Settings:
+    """The settings as the command line changes them."""
+    from digseg_engine.training.run import scaled, with_checkpointing, with_settings, with_tensorboard
+
+    settings = with_checkpointing(settings) if gradient_checkpointing else settings
     settings = with_settings(settings, changes)
     settings = settings if scale == 1 else scaled(settings, scale)
     return with_tensorboard(settings) if tensorboard else settings
@@ -139,6 +185,12 @@ COMMAND = Command(
         Option("--detail-blocks", "deepen the student's image stem to this many residual blocks", kind=int, at_least=0,
                only_with=("--init",)),
         *RUN,
+        Option("--dry-run", "print steps, epochs and memory of every stage, and begin nothing", kind=bool, default=False,
+               only_with=("--init",)),
+        Option("--memory", "with --dry-run: GB that the device has; says what to change so that every stage fits",
+               kind=float, only_with=("--dry-run",)),
+        Option("--step-seconds", "with --dry-run: seconds that a step takes, to say the time of every stage", kind=float,
+               only_with=("--dry-run",)),
     ),
     examples=(
         "digseg train --init digseg-tiny --data mydata -o runs/mine",

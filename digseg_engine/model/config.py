@@ -7,7 +7,7 @@ adds what those libraries do not know: the text pathway, the student and the pic
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,12 +46,6 @@ class StudentConfig:
             raise UsageError(f"student upsample must be 1, 2 or 4, got {self.upsample}")
 
 
-@cache
-def _schedule(prediction: Prediction, train_timesteps: int) -> Schedule:
-    zero = prediction == "v_prediction"
-    return (Schedule.zero_terminal_snr if zero else Schedule.scaled_linear)(train_timesteps)
-
-
 @dataclass(frozen=True)
 class DigsegConfig:
     """What a DiGSeg checkpoint adds to a Stable Diffusion directory; stored as `digseg.json`."""
@@ -63,10 +57,11 @@ class DigsegConfig:
     prediction: Prediction = "v_prediction"  # what the U-Net was trained to say
     student: StudentConfig = StudentConfig()
 
-    @property
+    @cached_property
     def schedule(self) -> Schedule:
         """Zero terminal SNR for v-prediction; noise cannot be read as v there, so epsilon keeps its own schedule."""
-        return _schedule(self.prediction, self.train_timesteps)
+        zero = self.prediction == "v_prediction"
+        return (Schedule.zero_terminal_snr if zero else Schedule.scaled_linear)(self.train_timesteps)
 
     def save(self, folder: Path) -> None:
         body = {"format": CHECKPOINT_FORMAT, **asdict(self)}

@@ -187,6 +187,34 @@ def load_checkpoint(folder: Path | str | None = None) -> Checkpoint:
     return loaded
 
 
+@dataclass
+class Networks:
+    """The three networks of a directory."""
+
+    unet: UNet2DConditionModel
+    vae: Autoencoder
+    text_encoder: CLIPTextModel
+
+
+def outline_networks(folder: Path, vae: Path) -> Networks:
+    """The networks of a directory built from their `config.json` alone, weights random; `vae`: the autoencoder's directory."""
+    quiet_libraries()
+    kind = autoencoder_class(vae)
+    return Networks(
+        UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet")),
+        kind.from_config(kind.load_config(vae)),
+        CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder", local_files_only=True)),
+    )
+
+
+def outline_checkpoint(folder: Path) -> Checkpoint:
+    """The networks that `load_checkpoint` would give, built from their configurations alone, weights random."""
+    config, parts = DigsegConfig.load(folder), outline_networks(folder, folder / "vae")
+    student = new_student(UNet2DConditionModel.from_config(parts.unet.config), config, parts.vae)
+    tokenizer = PromptTokenizer.load(folder / "tokenizer" / "tokenizer.json")
+    return Checkpoint(config, parts.vae, parts.text_encoder, tokenizer, new_reference(parts.unet, config), student)
+
+
 def autoencoder_class(folder: Path) -> Any:
     """AutoencoderKL or AutoencoderTiny, as `folder`/config.json says. Raises CheckpointError for anything else."""
     config = folder / "config.json"

@@ -26,6 +26,7 @@ from digseg_engine.model.pretrained import (
     from_pretrained,
     new_reference,
     new_student,
+    outline_networks,
     quiet_libraries,
 )
 from digseg_engine.model.reference import Slot, expand_conv_in
@@ -55,15 +56,7 @@ def load_stable_diffusion(
         expand_conv_in(unet, slot)
     raw = CLIPTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True).backend_tokenizer
     tokenizer = PromptTokenizer(raw)
-    stride = latent_stride(vae)
-    config = DigsegConfig(
-        name=name,
-        image_size=int(unet.config.sample_size or 64) * stride,
-        pathway_heads=SD21.digseg.pathway_heads if unet.config.block_out_channels[0] >= LARGE else 4,
-        train_timesteps=_scheduler(folder).get("num_train_timesteps", 1000),
-        prediction=_prediction(folder),
-        student=student_sizes(unet),
-    )
+    config = describe(folder, unet, vae, name)
     student = new_student(UNet2DConditionModel.from_config(unet.config), config, vae)
     student.unet.load_state_dict(unet.state_dict())
     student.neutral = empty_prompt(text_encoder, tokenizer)
@@ -71,6 +64,32 @@ def load_stable_diffusion(
     for module in (vae, text_encoder):
         module.eval().requires_grad_(False)
     return Checkpoint(config, vae, text_encoder, tokenizer, reference, student), raw.to_str()
+
+
+def describe(folder: Path, unet: UNet2DConditionModel, vae: Any, name: str = "digseg") -> DigsegConfig:
+    """The configuration that a DiGSeg of these networks gets."""
+    return DigsegConfig(
+        name=name,
+        image_size=int(unet.config.sample_size or 64) * latent_stride(vae),
+        pathway_heads=SD21.digseg.pathway_heads if unet.config.block_out_channels[0] >= LARGE else 4,
+        train_timesteps=_scheduler(folder).get("num_train_timesteps", 1000),
+        prediction=_prediction(folder),
+        student=student_sizes(unet),
+    )
+
+
+def outline_stable_diffusion(folder: Path, slot: Slot = "zero", autoencoder: str | Path | None = None) -> Checkpoint:
+    """The networks that `load_stable_diffusion` would give, built from their configurations alone, weights random."""
+    _require(folder)
+    parts = outline_networks(folder, find_directory(autoencoder) if autoencoder else folder / "vae")
+    _check_sizes(folder, parts.unet, parts.text_encoder, parts.vae)
+    if parts.unet.config.in_channels == 4:
+        expand_conv_in(parts.unet, slot)
+    config = describe(folder, parts.unet, parts.vae)
+    student = new_student(UNet2DConditionModel.from_config(parts.unet.config), config, parts.vae)
+    raw = CLIPTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True).backend_tokenizer
+    reference = new_reference(parts.unet, config)
+    return Checkpoint(config, parts.vae, parts.text_encoder, PromptTokenizer(raw), reference, student)
 
 
 def student_sizes(unet: UNet2DConditionModel) -> StudentConfig:

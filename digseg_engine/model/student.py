@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from digseg_engine.model.autoencoder import Autoencoder, encode_image
 from digseg_engine.model.config import StudentConfig
@@ -64,6 +65,7 @@ class Student(nn.Module):
         self.register_buffer("text_centre", torch.zeros(text_dim))  # [D]
         self.register_buffer("text_whiten", torch.eye(text_dim))  # [D, D], see `set_whitening`
         self.kernel_slots: Slots = {"text_injection": text_injection}
+        self.recompute_answers = False  # in training: keep no activations of the prompts' part (see `training.thrift`)
 
     def _stem(self, config: StudentConfig, latent_stride: int) -> DetailStem:
         return DetailStem(
@@ -107,7 +109,11 @@ class Student(nn.Module):
 
     def forward(self, image: Tensor, z: Tensor, text: FoldedText) -> Tensor:
         """image [B, 3, H, W], z [B, 4, h, w], K folded prompts -> logits [B, K, u*h, u*w]."""
-        return self.answer(*self.describe(image, z), text)
+        described = self.describe(image, z)
+        if self.recompute_answers and torch.is_grad_enabled():
+            answered: Tensor = checkpoint(self.answer, *described, text, use_reentrant=False)
+            return answered
+        return self.answer(*described, text)
 
     def answer(self, features: list[Tensor], to_head: Tensor | None, text: FoldedText) -> Tensor:
         """All K prompts about one described picture -> logits [B, K, u*h, u*w]."""

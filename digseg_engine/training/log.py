@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from digseg_engine.errors import UsageError
 from digseg_engine.extras import install_line
@@ -27,7 +28,7 @@ class Log:
         self.path, self.writes = path, writes
         writer = event_writer() if tensorboard else None
         self.events = writer(str(path.with_name("tensorboard")), purge_step=start) if writer and writes else None
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, Tensor] = {}  # on the losses' device: reading them each step would wait for it
         self.counts: Counter[str] = Counter()
         self.began = time.monotonic() - (self._rewind(start) if writes else 0.0)
 
@@ -45,15 +46,16 @@ class Log:
         write_bytes(self.path, body.getvalue().encode()) if rows else self.path.unlink()
         return float(rows[-1]["seconds"]) if rows else 0.0
 
-    def note(self, parts: Mapping[str, float]) -> None:
+    def note(self, parts: Mapping[str, Tensor]) -> None:
         """The parts of one step's loss; a row holds the mean of every part over the steps since the row before."""
         for name, value in parts.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            value = torch.as_tensor(value, dtype=torch.float64)
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] += 1
 
     def add(self, step: int, learning_rate: float) -> None:
         """Write the row of all steps up to `step`."""
-        parts = {name: total / self.counts[name] for name, total in self.sums.items()}
+        parts = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
         self.sums, self.counts = {}, Counter()
         if self.writes:
             self._write({"step": step, "seconds": round(time.monotonic() - self.began, 1), **parts})

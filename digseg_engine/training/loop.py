@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from signal import SIGINT
 from typing import Any
@@ -29,17 +28,14 @@ from digseg_engine.errors import TrainingError
 from digseg_engine.files import write_json
 from digseg_engine.training.interruption import Interruption, TrainingInterruptedError
 from digseg_engine.training.log import Log
-from digseg_engine.training.muon import Muon
 from digseg_engine.training.record import read_settings
 from digseg_engine.training.stage_timer import StageTimer
 from digseg_engine.training.state import discard_states, load_state, newest_state, save_state, step_of
+from digseg_engine.training.thrift import make_optimizer, recomputing, resolve_precision, tf32
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adamw": partial(torch.optim.AdamW, betas=(0.9, 0.98)),
-    "muon": Muon,
-}
 FREE = ("save_every", "save_minutes", "compile", "stop", "tensorboard")  # settings that a resumed run may change
-Loss = Callable[[nn.Module, int], tuple[Tensor, Mapping[str, float]]]
+Parts = Mapping[str, Tensor]  # what a loss is made of
+Loss = Callable[[nn.Module, int], tuple[Tensor, Parts]]
 
 
 @dataclass(frozen=True)
@@ -55,12 +51,16 @@ class StageConfig:
     clip: float = 1.0
     ema: float = 0.995
     accumulate: int = 1  # micro-batches per step and process
-    precision: str = "no"  # mixed precision: no, bf16 or fp16
+    precision: str = "auto"  # mixed precision: no, bf16 or fp16; auto: bf16 on a GPU that has it, else no
+    gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
+    average_on_cpu: bool = False  # the averaged weights lie in the CPU's memory
+    channels_last: bool = False  # the memory format of the weights
+    tf32: bool = True  # float32 products of an NVIDIA GPU
     save_every: int = 500
     save_minutes: float = 15.0  # a state is saved at least so often
     stop: int | None = None  # leave off here, short of the end of the schedule
     compile: bool = False  # torch.compile the forward pass (needs a C++ compiler on a CPU)
-    optimizer: str = "muon"  # or "adamw"
+    optimizer: str = "muon"  # or adamw, adamw8bit
     tensorboard: bool = False  # also log for TensorBoard, under the stage's `tensorboard`
 
 
@@ -79,8 +79,10 @@ def train_stage(
     torch.manual_seed(seed)
     module.train()
     weights = [p for p in module.parameters() if p.requires_grad]
-    optimizer = OPTIMIZERS[config.optimizer](weights, config.learning_rate, weight_decay=config.weight_decay)
-    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
+    if config.channels_last:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(config.optimizer, weights, config.learning_rate, config.weight_decay)
+    average = averaged(module, config)
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     forward: Any = torch.compile(wrapped) if config.compile else wrapped
     states = folder / "state"
@@ -94,7 +96,8 @@ def train_stage(
         if resume and accelerator.is_main_process:
             print(f"{name}: going on at step {start} of {config.steps}", flush=True)
         log = Log(folder / "log.csv", start, accelerator.is_main_process, config.tensorboard)
-        with Interruption() as interruption:
+        spared = recomputing(config.gradient_checkpointing, module)
+        with Interruption() as interruption, spared, tf32(config.tf32):
             work = Work(name, accelerator, module, average, optimizer, log, states, interruption)
             _run_steps(work, forward, loss, config, start)
         log.close()
@@ -142,7 +145,10 @@ def _run_steps(work: Work, forward: Any, loss: Loss, config: StageConfig, start:
             work.log.note(parts)
             if step % 10 == 0 or done == last:
                 work.log.add(step, rate)
-            bar.update(task, advance=1, loss=" ".join(f"{k} {v:.4f}" for k, v in parts.items()))
+            said = bar.tasks[task].fields["loss"]
+            if accelerator.device.type == "cpu" or step % 10 == 0:  # reading a loss waits for the GPU
+                said = " ".join(f"{name} {float(value):.4f}" for name, value in parts.items())
+            bar.update(task, advance=1, loss=said)
             timer.tell(done)
             interrupted, due = _anywhere(accelerator, work.interruption.came, timer.due())
             if interrupted or due or done % config.save_every == 0 or done == last:
@@ -152,6 +158,12 @@ def _run_steps(work: Work, forward: Any, loss: Loss, config: StageConfig, start:
                 raise TrainingInterruptedError(f"{work.name} was interrupted and saved after step {done} of {config.steps}; "
                                           "continue with the same command and --resume",
                                                work.interruption.number or SIGINT)  # fmt: skip
+
+
+def averaged(module: nn.Module, config: StageConfig) -> AveragedModel:
+    """The running average of a module's weights, on its device or on the CPU."""
+    place = torch.device("cpu") if config.average_on_cpu else None
+    return AveragedModel(module, place, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
 
 
 def unwrap(module: Any) -> Any:
@@ -165,7 +177,11 @@ def _accelerator(config: StageConfig) -> Accelerator:
     (of the shared state only the precision and plugins are lost, process group and device stay)."""
     AcceleratorState._reset_state(reset_partial_state=False)
     parallel = DistributedDataParallelKwargs(find_unused_parameters=True)  # a student reads no `conv_out`
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=config.precision, kwargs_handlers=[parallel])
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=resolve_precision(config.precision),
+        kwargs_handlers=[parallel],
+    )
 
 
 def _leave_plain(accelerator: Accelerator, wrapped: nn.Module, module: nn.Module) -> None:
@@ -189,18 +205,22 @@ def _advice(name: str, step: int, config: StageConfig) -> str:
 
 def _accumulate(
     accelerator: Accelerator, forward: Any, loss: Loss, config: StageConfig, step: int, advice: str
-) -> Mapping[str, float]:
+) -> Parts:
     """Add up the gradients of this process's micro-batches of one step; returns the parts of the last loss."""
-    parts: Mapping[str, float] = {}
+    parts: Parts = {}
+    values = []
     for i in range(config.accumulate):
         number = (step * config.accumulate + i) * accelerator.num_processes + accelerator.process_index
         ready = i + 1 == config.accumulate or accelerator.num_processes == 1
         with nullcontext() if ready else accelerator.no_sync(forward):
             with accelerator.autocast():
                 value, parts = loss(forward, number)
-            if not math.isfinite(float(value.detach())):
-                raise TrainingError(f"loss is {float(value.detach())}, expected a finite number, in {advice}")
             accelerator.backward(value / config.accumulate)
+        values.append(value.detach())
+    total = torch.stack(values)
+    if not bool(total.isfinite().all()):  # the one point of a step that waits for a GPU
+        bad = next(float(value) for value in total.tolist() if not math.isfinite(value))
+        raise TrainingError(f"loss is {bad}, expected a finite number, in {advice}")
     return parts
 
 

@@ -90,6 +90,12 @@ def _parse(text: str, old: Any, change: str) -> Any:
         raise UsageError(f"--set {change!r}: expected {kind}, as the present value {old}, got {text!r}") from error
 
 
+def with_checkpointing(config: Config) -> Config:
+    """The same run, every stage computing its activations twice instead of keeping them."""
+    more: dict[str, Any] = {n: replace(stage, gradient_checkpointing=True) for n, stage in stages_of(config).items()}
+    return replace(config, **more)  # type: ignore[type-var]
+
+
 def with_tensorboard(config: Config) -> Config:
     """The same run, every stage also logging for TensorBoard. Raises UsageError when that is not installed."""
     event_writer()

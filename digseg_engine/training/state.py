@@ -180,7 +180,20 @@ def _load_random(path: Path) -> None:
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, path, metadata)
+    save_file(_plain(tensors), path, metadata)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each with memory of its own as safetensors wants it; copied only where they have not."""
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        held = tensor.detach().cpu().contiguous()
+        storage = held.untyped_storage()
+        shared = storage.data_ptr() in seen or storage.nbytes() != held.numel() * held.element_size()
+        seen.add(storage.data_ptr())
+        plain[name] = held.clone() if shared else held
+    return plain
 
 
 def _refuse_broken_weights(model: nn.Module, step: int) -> None:

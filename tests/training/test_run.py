@@ -64,7 +64,7 @@ def test_resume_with_the_same_settings_changes_no_record(cut, tmp_path, capsys):
             "second.learning_rate: 0.05 before, 0.5 now",
         ),
         (TwoStages(second=replace(SETTINGS, batch=3)), "scenes", "second.batch: 8 before, 3 now"),
-        (TwoStages(second=replace(SETTINGS, precision="bf16")), "scenes", "second.precision: no before, bf16 now"),
+        (TwoStages(second=replace(SETTINGS, precision="bf16")), "scenes", "second.precision: auto before, bf16 now"),
     ],
 )
 def test_every_difference_is_named_and_refused(cut, settings, data, words):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,9 +12,8 @@ from digseg_engine.model.student import Student
 from digseg_engine.text import PromptTokenizer, pad_tokens
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.objectives.dense import pool_regions
+from digseg_engine.training.objectives.losses import Parts
 from digseg_engine.worlds.pool import SceneBatches
-
-Parts = Mapping[str, float]
 
 TEMPERATURE = 2.3  # starting logarithm of the temperature: ten, as SigLIP
 BIAS = -4.0  # starting logit: a region matches few of a batch's phrases (SigLIP: -10, for tens of thousands of them)
@@ -72,4 +69,4 @@ class AlignmentLoss:
             error = error.masked_fill(unknown, 0.0)
         loss = error.sum(1).mean()
         missed = (logits[covered] <= 0).float().mean()
-        return loss, {"align": float(loss.detach()), "missed": float(missed)}
+        return loss, {"align": loss.detach(), "missed": missed.detach()}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from digseg_engine.model.autoencoder import draw_mask, raw_latent
 from digseg_engine.model.devices import device_of
 from digseg_engine.training.loop import StageConfig, unwrap
+from digseg_engine.training.objectives.losses import Parts
 from digseg_engine.training.objectives.noise import generator
 from digseg_engine.worlds.pool import SceneBatches
 
-Parts = Mapping[str, float]
 CROP = 32
 COLOUR_WEIGHT = 2.0  # grey alone is the easy part of a picture: what is left of the error counts twice
 BUSY = 0.45  # a crop of a mask is drawn when its mean is within this of a half: one that is all in or all out teaches nothing
@@ -40,7 +38,7 @@ class AutoencoderLoss:
         error = model.decode(raw_latent(model, x)).sample - x
         colour = error - error.mean(1, keepdim=True)
         losses = [e.abs().mean() + e.square().mean() for e in (error, colour)]
-        parts = {"recon": float(losses[0].detach()), "colour": float(losses[1].detach())}
+        parts = {"recon": losses[0].detach(), "colour": losses[1].detach()}
         return losses[0] + COLOUR_WEIGHT * losses[1], parts
 
     def _crop(self, x: Tensor, step: int) -> Tensor:

@@ -6,18 +6,14 @@ of the micro-batch), as every loss here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.sampler import Schedule
-from digseg_engine.training.objectives.losses import latent_error
+from digseg_engine.training.objectives.losses import Parts, latent_error
 from digseg_engine.training.objectives.noise import generator
 from digseg_engine.training.objectives.pairs import PairSource
-
-Parts = Mapping[str, float]
 
 ZERO_SHARE = (
     0.3  # of the samples see the zero slot, which the one-step answer starts from; the rest keep the sampler alive
@@ -47,4 +43,4 @@ class DenoisingLoss:
         v_error = latent_error((v - self.schedule.velocity(pairs.clean, noise, t)).square(), pairs.valid)
         one_step = latent_error((clean - pairs.clean).square(), pairs.valid)
         loss = torch.where(zero.to(device), one_step, v_error).mean()
-        return loss, {"v_mse": float(loss.detach())}
+        return loss, {"v_mse": loss.detach()}

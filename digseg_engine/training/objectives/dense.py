@@ -7,8 +7,6 @@ and reference and student both start from this U-Net.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +15,7 @@ from digseg_engine.model.devices import device_of
 from digseg_engine.model.mask_head import upsample_sum
 from digseg_engine.model.student import FoldedText, Student
 from digseg_engine.training.loop import StageConfig
-from digseg_engine.training.objectives.losses import shrink
+from digseg_engine.training.objectives.losses import Parts, shrink
 from digseg_engine.worlds.pool import NAMES, Drawn, SceneBatches
 from digseg_engine.worlds.scenes import ALL_PAIRS, CLASSES
 
@@ -63,7 +61,7 @@ def pool_regions(features: list[Tensor], masks: Tensor) -> Tensor:
     return torch.cat(means, dim=1)
 
 
-def dense_loss(logits: Tensor, drawn: Drawn) -> tuple[Tensor, Mapping[str, float]]:
+def dense_loss(logits: Tensor, drawn: Drawn) -> tuple[Tensor, Parts]:
     """Weighted BCE over all classes + Dice over those of the pictures' domain, for logits [B, P, h, w]; and the two alone."""
     own = [i for i, name in enumerate(PRIMITIVES) if name in CLASSES[drawn.pool.domain]]
     names, device = [PRIMITIVES[i] for i in own], logits.device
@@ -75,7 +73,7 @@ def dense_loss(logits: Tensor, drawn: Drawn) -> tuple[Tensor, Mapping[str, float
     bce = (weight * F.binary_cross_entropy_with_logits(logits, labels, reduction="none")).mean((0, 2, 3)).sum()
     p, y = logits[:, own].sigmoid() * weight[:, own], labels[:, own] * weight[:, own]
     dice = (1 - (2 * (p * y).sum((0, 2, 3)) + 1) / ((p + y).sum((0, 2, 3)) + 1)).mean()
-    return BCE_WEIGHT * bce + dice, {"bce": float(bce.detach()), "dice": float(dice.detach())}
+    return BCE_WEIGHT * bce + dice, {"bce": bce.detach(), "dice": dice.detach()}
 
 
 class BackboneLoss:
@@ -84,7 +82,7 @@ class BackboneLoss:
     def __init__(self, batches: SceneBatches, config: StageConfig) -> None:
         self.batches, self.config = batches, config
 
-    def __call__(self, model: nn.Module, step: int) -> tuple[Tensor, Mapping[str, float]]:
+    def __call__(self, model: nn.Module, step: int) -> tuple[Tensor, Parts]:
         _, drawn = self.batches.draw(step, self.config.batch)
         device = device_of(model)
         return dense_loss(model(drawn.images.to(device), drawn.latents.to(device)), drawn)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,10 +10,9 @@ from torch.nn import functional as F
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.reference import Reference
 from digseg_engine.model.sampler import Schedule, sample, trailing_timesteps
+from digseg_engine.training.objectives.losses import Parts
 from digseg_engine.training.objectives.noise import generator
 from digseg_engine.training.objectives.pairs import PairSource
-
-Parts = Mapping[str, float]
 
 
 class FewStepLoss:
@@ -30,8 +28,9 @@ class FewStepLoss:
         random, device = generator(self.source.batches.seed, step), device_of(student)
         pairs = self.source.draw(step, random, device)
         noise = torch.randn(pairs.clean.shape, generator=random).to(device)
-        steps = self.grid[int(torch.randint(0, len(self.grid), (), generator=random))]
-        at = int(torch.randint(0, steps, (), generator=random))
+        numbers = np.random.default_rng([self.source.batches.seed, step])
+        steps = self.grid[int(numbers.integers(len(self.grid)))]
+        at = int(numbers.integers(steps))
         t = torch.full((len(noise),), trailing_timesteps(steps, len(self.schedule))[at], device=device)
         with torch.no_grad():
             target = sample(
@@ -41,4 +40,4 @@ class FewStepLoss:
             noisy = torch.zeros_like(noise) if steps == 1 else self.schedule.add_noise(target, noise, t)
         v = student(torch.cat([pairs.z, noisy], 1), t, pairs.text, pairs.token_mask)
         loss = F.mse_loss(self.schedule.clean(noisy, v, t), target)
-        return loss, {"latent_mse": float(loss.detach())}
+        return loss, {"latent_mse": loss.detach()}

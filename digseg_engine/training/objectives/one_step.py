@@ -5,19 +5,15 @@ Garcia et al. 2024 (arXiv 2409.11355) fine-tune depth this way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from digseg_engine.model.autoencoder import decode_mask
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.sampler import Schedule
-from digseg_engine.training.objectives.losses import latent_error, mask_loss
+from digseg_engine.training.objectives.losses import Parts, latent_error, mask_loss
 from digseg_engine.training.objectives.noise import generator
 from digseg_engine.training.objectives.pairs import PairSource
-
-Parts = Mapping[str, float]
 
 
 class OneStepLoss:
@@ -41,4 +37,4 @@ class OneStepLoss:
         bce, dice = mask_loss(logits[:, None], pairs.masks[:, None], pairs.valid)
         close = latent_error((clean - pairs.clean).square(), pairs.valid).mean()
         loss = 2 * bce + dice + self.latent_weight * close
-        return loss, {"bce": float(bce.detach()), "dice": float(dice.detach())}
+        return loss, {"bce": bce.detach(), "dice": dice.detach()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,10 +17,8 @@ from digseg_engine.model.student import Student
 from digseg_engine.text import PromptTokenizer
 from digseg_engine.training.loop import StageConfig, unwrap
 from digseg_engine.training.objectives.dense import Tutored, dense_loss
-from digseg_engine.training.objectives.losses import mask_loss, ranking_loss, shrink, shrink_labels
+from digseg_engine.training.objectives.losses import Parts, mask_loss, ranking_loss, shrink, shrink_labels
 from digseg_engine.training.objectives.noise import generator
-
-Parts = Mapping[str, float]
 
 # Weights of the loss, Dice being 1. Chosen by hand, not searched.
 BCE_WEIGHT = 2.0  # the only part that absent prompts have: Dice and ranking count present ones alone
@@ -65,7 +61,7 @@ class DistillationLoss:
         labels = shrink_labels(batch.masks, batch.valid, logits.shape[-2:])
         (bce, dice), rank = mask_loss(logits, *labels), ranking_loss(logits, *labels)
         loss = BCE_WEIGHT * bce + dice + RANKING_WEIGHT * rank
-        parts = {"bce": float(bce.detach()), "dice": float(dice.detach()), "rank": float(rank.detach())}
+        parts = {"bce": bce.detach(), "dice": dice.detach(), "rank": rank.detach()}
         if tutored and batch.drawn is not None:
             dense, words = dense_loss(answer[1], batch.drawn)
             loss = loss + dense
@@ -73,7 +69,7 @@ class DistillationLoss:
         if self.every and step % self.every == 0:
             imitation = self._imitation(batch, logits, text, mask, step)
             loss = loss + IMITATION_WEIGHT * imitation
-            parts["imitation"] = float(imitation.detach())
+            parts["imitation"] = imitation.detach()
         return loss, parts
 
     def _imitation(self, batch: Batch, logits: Tensor, text: Tensor, mask: Tensor, step: int) -> Tensor:

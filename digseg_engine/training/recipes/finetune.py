@@ -8,6 +8,7 @@ The autoencoder and the text encoder stay frozen.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,17 +23,20 @@ from digseg_engine.data.checks import READ, check_marks
 from digseg_engine.data.datasets import open_dataset
 from digseg_engine.data.wordings import typical_tokens
 from digseg_engine.errors import CheckpointError, UsageError
-from digseg_engine.model.pretrained import Checkpoint, deepen_stem, load_checkpoint
+from digseg_engine.model.folder import CONFIG
+from digseg_engine.model.pretrained import Checkpoint, deepen_stem, load_checkpoint, outline_checkpoint
 from digseg_engine.model.reference import Slot
-from digseg_engine.model.stable_diffusion import find_directory, load_stable_diffusion
+from digseg_engine.model.stable_diffusion import find_directory, load_stable_diffusion, outline_stable_diffusion
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.objectives.denoising import DenoisingLoss
 from digseg_engine.training.objectives.dense import Tutored
 from digseg_engine.training.objectives.one_step import OneStepLoss
 from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import IMITATE_EVERY, DistillationLoss
+from digseg_engine.training.planner import StagePlan, plan
 from digseg_engine.training.recipes.summary import print_schedule, print_score, student_score
 from digseg_engine.training.run import Run, freeze, move, stages_of
+from digseg_engine.training.thrift import keep_on_device, recomputing
 from digseg_engine.worlds.scenes import is_scenes
 from digseg_engine.worlds.sources import cache_latents, parse_domains, scene_batches, scene_pools
 
@@ -139,6 +143,8 @@ def finetune(
         )
     freeze(checkpoint.reference)
     checkpoint.student.requires_grad_(True)
+    used = ("vae", "text_encoder", "student", *(("reference",) if config.imitate_every else ()))
+    keep_on_device(checkpoint, used)
     parts = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer, checkpoint.reference, checkpoint.schedule)
     learner = Tutored(checkpoint.student) if config.dense else checkpoint.student
     loss = DistillationLoss(batches, *parts, config.student, every=config.imitate_every)
@@ -148,13 +154,41 @@ def finetune(
     return folder
 
 
+def outline(source: str, slot: Slot = "zero", autoencoder: str | None = None) -> Checkpoint:
+    """The networks that `load_start` would give, built from their configurations alone, weights random."""
+    folder = find_start(source)
+    return (
+        outline_checkpoint(folder)
+        if (folder / CONFIG).is_file()
+        else outline_stable_diffusion(folder, slot, autoencoder)
+    )
+
+
+def plan_finetune(
+    source: str, config: FinetuneConfig, data: str, limit: float | None = None, slot: Slot = "zero",
+    autoencoder: str | None = None, student_only: bool = False, precision: str = "no",
+) -> tuple[list[StagePlan], int | None]:  # fmt: skip
+    """(the plan of every stage, pictures in the data set or None for scenes); nothing is read but configurations."""
+    with torch.device("meta"):
+        size = config.size or outline(source, slot, autoencoder).config.image_size
+    stages = {name: stage for name, stage in stages_of(config).items() if name == "student" or not student_only}
+    scenes = is_scenes(data)
+    pictures = None if scenes else len(open_dataset(data, config.folder.layout, config.folder.split))
+    encodes = not scenes and not config.folder.cached_crops
+    say = partial(note, "digseg")
+    build = partial(outline, source, slot, autoencoder)
+    return plan(build, stages, size, limit, encodes, precision, config.imitate_every, say), pictures
+
+
 def _train_reference(run: Run, checkpoint: Checkpoint, batches: Batches, config: FinetuneConfig) -> None:
     checkpoint.reference.requires_grad_(True)
+    keep_on_device(checkpoint, ("vae", "text_encoder", "reference"))
     frozen = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer)
     noisy = PairSource(batches, *frozen, config.reference)
     run.stage("reference", checkpoint.reference, DenoisingLoss(noisy, checkpoint.schedule), config.reference)
     single = PairSource(batches, *frozen, config.one_step)
-    run.stage("one_step", checkpoint.reference, OneStepLoss(single, checkpoint.schedule), config.one_step)
+    with recomputing(config.one_step.gradient_checkpointing, checkpoint.vae):
+        run.stage("one_step", checkpoint.reference, OneStepLoss(single, checkpoint.schedule), config.one_step)
 
 
 def check_data(checkpoint: Checkpoint, data: str, config: FinetuneConfig | Any) -> None:
