@@ -52,10 +52,14 @@ def encode_mask(vae: Autoencoder, mask: Tensor) -> Tensor:
     return encode_image(vae, draw_mask(mask))
 
 
+def decode_value(vae: Autoencoder, latent: Tensor) -> Tensor:
+    """latent [B, 4, h, w] -> about -1 (outside) to +1 (inside) [B, H, W]: mean of the 3 channels of the decoded picture."""
+    return vae.decode(latent / vae.config.scaling_factor).sample.float().mean(1)
+
+
 def decode_mask(vae: Autoencoder, latent: Tensor) -> Tensor:
-    """latent [B, 4, h, w] -> mask logits [B, H, W]: mean of the 3 channels, then the inverse of tanh(x/2)."""
-    value = vae.decode(latent / vae.config.scaling_factor).sample.float().mean(1)
-    return 2 * torch.atanh(value.clamp(-0.999, 0.999))
+    """latent [B, 4, h, w] -> mask logits [B, H, W]: the inverse of tanh(x/2) of the decoded value."""
+    return 2 * torch.atanh(decode_value(vae, latent).clamp(-0.999, 0.999))
 
 
 @torch.no_grad()

@@ -14,9 +14,10 @@ from typing import Any, Literal
 from digseg_engine.errors import CheckpointError, UsageError
 from digseg_engine.files import write_json
 from digseg_engine.model.folder import CHECKPOINT_FORMAT, CONFIG, read_config
-from digseg_engine.model.sampler import Schedule
+from digseg_engine.model.sampler import BETA_END, BETA_START, Schedule
 
 Prediction = Literal["v_prediction", "epsilon"]
+BetaSchedule = Literal["scaled_linear", "linear"]
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,17 @@ class DigsegConfig:
     pathway_heads: int  # heads of the reference's text pathway
     train_timesteps: int = 1000
     prediction: Prediction = "v_prediction"  # what the U-Net was trained to say
+    beta_schedule: BetaSchedule = "scaled_linear"  # the noise that it was trained on, as diffusers names it
+    beta_start: float = BETA_START
+    beta_end: float = BETA_END
     student: StudentConfig = StudentConfig()
 
     @cached_property
     def schedule(self) -> Schedule:
         """Zero terminal SNR for v-prediction; noise cannot be read as v there, so epsilon keeps its own schedule."""
-        zero = self.prediction == "v_prediction"
-        return (Schedule.zero_terminal_snr if zero else Schedule.scaled_linear)(self.train_timesteps)
+        kind = {"scaled_linear": Schedule.scaled_linear, "linear": Schedule.linear}[self.beta_schedule]
+        trained = kind(self.train_timesteps, self.beta_start, self.beta_end)
+        return trained.to_zero_terminal_snr() if self.prediction == "v_prediction" else trained
 
     def save(self, folder: Path) -> None:
         body = {"format": CHECKPOINT_FORMAT, **asdict(self)}

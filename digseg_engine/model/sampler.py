@@ -33,6 +33,7 @@ def plain_step(
 
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # ([image latent | mask latent] [B*K, 8, h, w], timestep [B*K]) -> v
+BETA_START, BETA_END = 0.00085, 0.012  # Stable Diffusion's
 PLAIN: dict[str, Callable[..., Any]] = {"latent_concat": plain_concat, "sampler_step": plain_step}
 
 
@@ -43,17 +44,26 @@ class Schedule:
     alpha_bar: Tensor
 
     @classmethod
-    def scaled_linear(cls, steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Schedule:
+    def scaled_linear(cls, steps: int = 1000, start: float = BETA_START, end: float = BETA_END) -> Schedule:
         """Stable Diffusion's own schedule: betas linear in their square root; the last alpha_bar is 0.0047, not 0."""
         betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
         return cls(torch.cumprod(1 - betas, 0))
 
     @classmethod
-    def zero_terminal_snr(cls, steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Schedule:
-        """Stable Diffusion's scaled-linear betas, shifted and scaled in sqrt(alpha_bar) so that the last one is 0."""
-        root = cls.scaled_linear(steps, start, end).alpha_bar.sqrt()
+    def linear(cls, steps: int = 1000, start: float = 0.0001, end: float = 0.02) -> Schedule:
+        """Betas linear themselves (Ho et al. 2020), as some fine-tuned directories have them."""
+        return cls(torch.cumprod(1 - torch.linspace(start, end, steps, dtype=torch.float64), 0))
+
+    @classmethod
+    def zero_terminal_snr(cls, steps: int = 1000, start: float = BETA_START, end: float = BETA_END) -> Schedule:
+        """Stable Diffusion's scaled-linear betas with a last alpha_bar of 0."""
+        return cls.scaled_linear(steps, start, end).to_zero_terminal_snr()
+
+    def to_zero_terminal_snr(self) -> Schedule:
+        """The same schedule shifted and scaled in sqrt(alpha_bar) so that the last one is 0 (Lin et al. 2023)."""
+        root = self.alpha_bar.sqrt()
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-        return cls(root**2)
+        return Schedule(root**2)
 
     def __len__(self) -> int:
         return len(self.alpha_bar)

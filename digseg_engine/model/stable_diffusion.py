@@ -30,6 +30,7 @@ from digseg_engine.model.pretrained import (
     quiet_libraries,
 )
 from digseg_engine.model.reference import Slot, expand_conv_in
+from digseg_engine.model.sampler import BETA_END, BETA_START
 from digseg_engine.text import PromptTokenizer
 
 LARGE = 256  # a U-Net at least this wide at its finest scale gets the student sizes of `sd21`
@@ -74,6 +75,7 @@ def describe(folder: Path, unet: UNet2DConditionModel, vae: Any, name: str = "di
         pathway_heads=SD21.digseg.pathway_heads if unet.config.block_out_channels[0] >= LARGE else 4,
         train_timesteps=_scheduler(folder).get("num_train_timesteps", 1000),
         prediction=_prediction(folder),
+        **_betas(folder),
         student=student_sizes(unet),
     )
 
@@ -152,6 +154,22 @@ def _prediction(folder: Path) -> Prediction:
         raise CheckpointError(f"{folder}/scheduler/scheduler_config.json: prediction_type {found!r}; expected epsilon "
                               "or v_prediction, as in Stable Diffusion 1.x and 2.x")  # fmt: skip
     return "epsilon" if found == "epsilon" else "v_prediction"
+
+
+def _betas(folder: Path) -> dict[str, Any]:
+    """The noise that the network was trained on. Raises CheckpointError for a schedule that is not one of ours."""
+    body, path = _scheduler(folder), folder / "scheduler" / "scheduler_config.json"
+    kind = body.get("beta_schedule", "scaled_linear")
+    if kind not in ("scaled_linear", "linear") or body.get("trained_betas") is not None:
+        what = "trained_betas" if body.get("trained_betas") is not None else f"beta_schedule {kind!r}"
+        raise CheckpointError(f"{path}: {what}; expected scaled_linear or linear with beta_start and beta_end, as Stable "
+                              "Diffusion 1.x and 2.x have them: other noise gives the answers another meaning")  # fmt: skip
+    start, end = body.get("beta_start", BETA_START), body.get("beta_end", BETA_END)
+    if not (isinstance(start, int | float) and isinstance(end, int | float) and 0 < start < end < 1):
+        raise CheckpointError(
+            f"{path}: beta_start {start!r} and beta_end {end!r}; expected 0 < beta_start < beta_end < 1"
+        )
+    return {"beta_schedule": kind, "beta_start": float(start), "beta_end": float(end)}
 
 
 def _check_sizes(folder: Path, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, vae: Any) -> None:

@@ -58,9 +58,10 @@ def write_configurations(
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 77}
     (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     zero = checkpoint.config.prediction == "v_prediction"
+    sizes = checkpoint.config
     DDIMScheduler(
-        num_train_timesteps=checkpoint.config.train_timesteps, beta_start=0.00085, beta_end=0.012,
-        beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
+        num_train_timesteps=sizes.train_timesteps, beta_start=sizes.beta_start, beta_end=sizes.beta_end,
+        beta_schedule=sizes.beta_schedule, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
         prediction_type="v_prediction", rescale_betas_zero_snr=zero,
     ).save_pretrained(folder / "scheduler")  # fmt: skip
     checkpoint.config.save(folder)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from digseg_engine.errors import CheckpointError, UsageError
 from digseg_engine.model.pretrained import load_checkpoint, save_checkpoint
@@ -46,6 +46,26 @@ def test_noise_prediction_is_read_as_v(tmp_path, raw_tokenizer):
     v = model.reference(torch.cat([z, m], 1), t, text)
     signal, sigma = schedule.coefficients(t, m)
     assert torch.allclose(schedule.clean(m, v, t), (m - sigma * epsilon) / signal, atol=1e-4)
+
+
+def test_the_noise_that_the_directory_was_trained_on_is_read_or_refused(tmp_path, raw_tokenizer):
+    folder = write_directory(tmp_path / "sd", raw_tokenizer, style="1.5")
+    path = folder / "scheduler" / "scheduler_config.json"
+    body = json.loads(path.read_text())
+    linear = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
+    path.write_text(json.dumps({**body, **linear}))
+    model, tokenizer_json = load_stable_diffusion(folder)
+    theirs = DDIMScheduler(**linear).alphas_cumprod
+    assert torch.allclose(model.schedule.alpha_bar.float(), theirs, atol=1e-5)
+    assert float(model.schedule.alpha_bar[500]) == pytest.approx(0.0778, abs=1e-4)
+    save_checkpoint(model, tokenizer_json, tmp_path / "saved")
+    assert torch.equal(load_checkpoint(tmp_path / "saved").schedule.alpha_bar, model.schedule.alpha_bar)
+    refused = {"squaredcos_cap_v2": {"beta_schedule": "squaredcos_cap_v2"}, "trained_betas": {"trained_betas": [0.1]},
+               "0.5 and beta_end 0.012": {"beta_start": 0.5}, "'many'": {"beta_end": "many"}}  # fmt: skip
+    for words, wrong in refused.items():
+        path.write_text(json.dumps({**body, **wrong}))
+        with pytest.raises(CheckpointError, match=words):
+            load_stable_diffusion(folder)
 
 
 def test_conversion_inverts_the_two_parameterisations():

@@ -11,16 +11,16 @@ from torch.nn import functional as F
 from digseg_engine.data.batch import Batch
 from digseg_engine.data.query import Query
 from digseg_engine.data.wordings import encode_text, typical_tokens
-from digseg_engine.model.autoencoder import decode_mask, draw_mask, encode_mask
-from digseg_engine.model.sampler import sample
+from digseg_engine.model.autoencoder import decode_value, draw_mask, encode_mask
+from digseg_engine.model.sampler import Schedule, sample
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.objectives.alignment import AlignmentLoss, TextAlignment
 from digseg_engine.training.objectives.autoencoder import AutoencoderLoss
-from digseg_engine.training.objectives.denoising import DenoisingLoss
+from digseg_engine.training.objectives.denoising import MIN_SNR, DenoisingLoss, noise_weights
 from digseg_engine.training.objectives.few_step import FewStepLoss
 from digseg_engine.training.objectives.losses import mask_loss, ranking_loss, shrink_labels
-from digseg_engine.training.objectives.noise import generator
-from digseg_engine.training.objectives.one_step import OneStepLoss
+from digseg_engine.training.objectives.noise import draw_noise, generator
+from digseg_engine.training.objectives.one_step import SHARPNESS, OneStepLoss
 from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
 
@@ -127,10 +127,55 @@ def test_one_step_costs_what_its_best_answer_must_and_counts_bce_dice_and_latent
         values.append(float(loss(Knowing(nano, zeros), 3)[0].detach()))
         assert not seen["slot"].any() and bool((seen["t"] == len(nano.schedule) - 1).all())
     drawn = pairs.draw(3, generator(0, 3), torch.device("cpu"))
-    bce, dice = mask_loss(decode_mask(nano.vae, torch.zeros_like(drawn.clean))[:, None], drawn.masks[:, None])
+    answered = SHARPNESS * decode_value(nano.vae, torch.zeros_like(drawn.clean))
+    bce, dice = mask_loss(answered[:, None], drawn.masks[:, None])
     assert float(bce) > 0.1 and float(dice) > 0.1
     assert values[0] == pytest.approx(float(2 * bce + dice), rel=1e-4)
     assert values[1] - values[0] == pytest.approx(0.5 * float(drawn.clean.square().mean((1, 2, 3)).mean()), rel=1e-3)
+
+
+def test_a_sure_and_wrong_pixel_has_a_gradient_of_common_size(nano, pairs, monkeypatch):
+    """Where the decoder says -1 (or less) and the truth is inside, and the other way round."""
+    loss = OneStepLoss(pairs, nano.schedule, latent_weight=0.0)
+    drawn = pairs.draw(3, generator(0, 3), torch.device("cpu"))
+    value = (1 - 2 * drawn.masks).mul(1.001).requires_grad_(True)  # every pixel sure and wrong
+    monkeypatch.setattr("digseg_engine.training.objectives.one_step.decode_value", lambda vae, latent: value)
+    loss(Knowing(nano, lambda clean, slot, t: torch.zeros_like(clean)), 3)[0].backward()
+    right = value.grad.sign() == -(2 * drawn.masks - 1).sign()  # towards the truth
+    present = drawn.masks.amax((1, 2)) > 0.5
+    assert bool(right[present].all()) and float(value.grad.abs().max()) < 100 * float(value.grad[present].abs().min())
+
+
+def test_networks_that_predict_noise_learn_alike_at_every_timestep(nano):
+    """An equal error of the noise weighs as much at t = 999 as at t = 500, and less only where there is little noise."""
+    schedule = Schedule.scaled_linear()
+    t = torch.arange(1000)
+    from_v = 1 / schedule.alpha_bar.float()  # an error of 1 of the noise, as an error of v
+    assert float(from_v[999] / from_v[0]) > 200
+    weighed = from_v * noise_weights(schedule, t)
+    snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
+    assert torch.allclose(weighed[snr < MIN_SNR], torch.ones(()), atol=1e-5) and bool((weighed <= 1 + 1e-5).all())
+    assert float(weighed[10]) < 0.2
+
+
+def test_denoising_weighs_only_networks_that_predict_noise(nano, pairs):
+    off = Knowing(nano, lambda clean, noisy, t: true_velocity(schedule)(clean, noisy, t) + 1)
+    schedule = Schedule.scaled_linear()
+    plain = [float(DenoisingLoss(pairs, schedule)(off, step)[0].detach()) for step in range(4)]
+    off.noise_schedule = schedule
+    weighed = [float(DenoisingLoss(pairs, schedule)(off, step)[0].detach()) for step in range(4)]
+    assert all(0 < small < 0.9 * large for small, large in zip(weighed, plain))
+
+
+def test_coarse_noise_is_of_unit_variance_correlated_far_and_plain_where_there_is_little(nano):
+    shape, share = torch.Size((64, 4, 16, 16)), torch.ones(64)
+    plain = draw_noise("gaussian", shape, generator(0, 1), share)
+    assert torch.equal(plain, torch.randn(shape, generator=generator(0, 1)))
+    coarse = draw_noise("multi-resolution", shape, generator(0, 1), share)
+    assert float(coarse.var()) == pytest.approx(1, abs=0.1)
+    blocks = [F.avg_pool2d(noise, 4).var() * 16 for noise in (plain, coarse)]  # 1 for independent cells
+    assert float(blocks[0]) == pytest.approx(1, abs=0.15) and float(blocks[1]) > 4
+    assert torch.equal(draw_noise("multi-resolution", shape, generator(0, 1), 0 * share), plain)
 
 
 def test_one_step_latent_error_is_nothing_for_the_right_latent(nano, pairs):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.sampler import Schedule
+from digseg_engine.training.loop import unwrap
 from digseg_engine.training.objectives.losses import Parts, latent_error
-from digseg_engine.training.objectives.noise import generator
+from digseg_engine.training.objectives.noise import NoiseKind, draw_noise, generator
 from digseg_engine.training.objectives.pairs import PairSource
 
 ZERO_SHARE = (
@@ -21,11 +22,29 @@ ZERO_SHARE = (
 LATE = 0.5  # exponent of a uniform draw of t: below 1 draws noisy timesteps more often, where the mask is decided
 
 
-class DenoisingLoss:
-    """Stage A: v-prediction on mask latents; some samples see the zero slot at the last timestep."""
+MIN_SNR = 5.0  # gamma of Hang et al. 2023 (arXiv 2303.09556): above it a timestep has too little noise to teach much
 
-    def __init__(self, source: PairSource, schedule: Schedule) -> None:
-        self.source, self.schedule = source, schedule
+
+def noise_weights(schedule: Schedule, t: Tensor) -> Tensor:
+    """Weights [B] that turn errors of v into those of the noise, min-SNR weighted: for networks that predict noise.
+
+    Their v is (noise - ...) / sqrt(alpha_bar), so an equal error of the noise weighs 215 times as much at the last step of
+    Stable Diffusion's schedule as at the first, and those few timesteps would rule the loss.
+    """
+    alpha_bar = schedule.alpha_bar.to(t.device)[t]
+    snr = alpha_bar / (1 - alpha_bar)
+    return (alpha_bar * snr.clamp(max=MIN_SNR) / snr).float()
+
+
+class DenoisingLoss:
+    """Stage A: v-prediction on mask latents; some samples see the zero slot at the last timestep.
+
+    noise: what the sampler's start is made of, see `objectives.noise`. A `Reference` whose network predicts noise is weighted
+    by `noise_weights`.
+    """
+
+    def __init__(self, source: PairSource, schedule: Schedule, noise: NoiseKind = "gaussian") -> None:
+        self.source, self.schedule, self.noise = source, schedule, noise
 
     def __call__(self, reference: nn.Module, step: int) -> tuple[Tensor, Parts]:
         random, device = generator(self.source.batches.seed, step), device_of(reference)
@@ -33,8 +52,9 @@ class DenoisingLoss:
         last = len(self.schedule) - 1
         t = (len(self.schedule) * torch.rand(len(pairs.z), generator=random) ** LATE).long().clamp(max=last)
         zero = torch.rand(len(t), generator=random) < ZERO_SHARE
-        t = torch.where(zero, last, t).to(device)
-        noise = torch.randn(pairs.clean.shape, generator=random)
+        t = torch.where(zero, last, t)
+        noise = draw_noise(self.noise, pairs.clean.shape, random, t / last)
+        t = t.to(device)
         noise = torch.where(zero[:, None, None, None], 0.0, noise).to(device)
         noisy = self.schedule.add_noise(pairs.clean, noise, t)
         noisy = torch.where(zero[:, None, None, None].to(device), 0.0, noisy)
@@ -42,5 +62,8 @@ class DenoisingLoss:
         clean = self.schedule.clean(noisy, v, t)
         v_error = latent_error((v - self.schedule.velocity(pairs.clean, noise, t)).square(), pairs.valid)
         one_step = latent_error((clean - pairs.clean).square(), pairs.valid)
-        loss = torch.where(zero.to(device), one_step, v_error).mean()
+        errors = torch.where(zero.to(device), one_step, v_error)  # [B]
+        if getattr(unwrap(reference), "noise_schedule", None) is not None:
+            errors = errors * noise_weights(self.schedule, t)
+        loss = errors.mean()
         return loss, {"v_mse": loss.detach()}

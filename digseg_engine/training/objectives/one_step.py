@@ -8,12 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from digseg_engine.model.autoencoder import decode_mask
+from digseg_engine.model.autoencoder import decode_value
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.sampler import Schedule
 from digseg_engine.training.objectives.losses import Parts, latent_error, mask_loss
 from digseg_engine.training.objectives.noise import generator
 from digseg_engine.training.objectives.pairs import PairSource
+
+# Logits of a decoded value in training. The sampler's own, 2 atanh(value), must be cut at +-0.999: a pixel that is wrong and sure
+# would have no gradient, and one just inside the cut a gradient of a thousand.
+SHARPNESS = 6.0
 
 
 class OneStepLoss:
@@ -33,7 +37,7 @@ class OneStepLoss:
         t = torch.full((len(slot),), len(self.schedule) - 1, device=device)
         v = reference(torch.cat([pairs.z, slot], 1), t, pairs.text, pairs.token_mask)
         clean = self.schedule.clean(slot, v, t)
-        logits = decode_mask(self.source.vae, clean)
+        logits = SHARPNESS * decode_value(self.source.vae, clean)
         bce, dice = mask_loss(logits[:, None], pairs.masks[:, None], pairs.valid)
         close = latent_error((clean - pairs.clean).square(), pairs.valid).mean()
         loss = 2 * bce + dice + self.latent_weight * close

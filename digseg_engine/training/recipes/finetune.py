@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from accelerate import PartialState
@@ -30,6 +30,7 @@ from digseg_engine.model.stable_diffusion import find_directory, load_stable_dif
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.objectives.denoising import DenoisingLoss
 from digseg_engine.training.objectives.dense import Tutored
+from digseg_engine.training.objectives.noise import NoiseKind
 from digseg_engine.training.objectives.one_step import OneStepLoss
 from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import IMITATE_EVERY, DistillationLoss
@@ -50,10 +51,15 @@ class FinetuneConfig:
     folder: FolderOptions = FolderOptions()  # when trained on a folder of labelled pictures
     size: int | None = None  # pixels; None: the model's own
     imitate_every: int = IMITATE_EVERY  # the student imitates the reference in every so manieth micro-batch; 0: never
+    noise: str = "gaussian"  # of the stage `reference`; or "multi-resolution", annealed (Marigold's)
     dense: bool = False  # the student learns dense labels of single words beside the prompts (scenes only)
     reference: StageConfig = StageConfig(20000, 4, 3e-5, warmup=100, accumulate=8, ema=0.999, optimizer="adamw")
     one_step: StageConfig = StageConfig(10000, 2, 3e-5, warmup=100, accumulate=16, ema=0.999, optimizer="adamw")
     student: StageConfig = StageConfig(20000, 4, 1e-4, warmup=100, accumulate=4, ema=0.999, optimizer="adamw")
+
+    def __post_init__(self) -> None:
+        if self.noise not in get_args(NoiseKind):
+            raise UsageError(f"noise must be one of {', '.join(get_args(NoiseKind))}, got {self.noise!r}")
 
 
 Recipe = Literal["quick", "full"]
@@ -185,7 +191,12 @@ def _train_reference(run: Run, checkpoint: Checkpoint, batches: Batches, config:
     keep_on_device(checkpoint, ("vae", "text_encoder", "reference"))
     frozen = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer)
     noisy = PairSource(batches, *frozen, config.reference)
-    run.stage("reference", checkpoint.reference, DenoisingLoss(noisy, checkpoint.schedule), config.reference)
+    run.stage(
+        "reference",
+        checkpoint.reference,
+        DenoisingLoss(noisy, checkpoint.schedule, cast(NoiseKind, config.noise)),
+        config.reference,
+    )
     single = PairSource(batches, *frozen, config.one_step)
     with recomputing(config.one_step.gradient_checkpointing, checkpoint.vae):
         run.stage("one_step", checkpoint.reference, OneStepLoss(single, checkpoint.schedule), config.one_step)
