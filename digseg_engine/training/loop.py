@@ -166,6 +166,12 @@ def averaged(module: nn.Module, config: StageConfig) -> AveragedModel:
     return AveragedModel(module, place, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
 
 
+def mixed_precision(accelerator: Accelerator) -> torch.autocast:
+    """Autocast in the stage's precision; accelerate's own, in some releases, stays on after a loss that raises."""
+    kind = torch.float16 if accelerator.mixed_precision == "fp16" else torch.bfloat16
+    return torch.autocast(accelerator.device.type, kind, enabled=accelerator.mixed_precision != "no")
+
+
 def unwrap(module: Any) -> Any:
     """The plain module behind DistributedDataParallel or torch.compile."""
     module = getattr(module, "_orig_mod", module)
@@ -213,7 +219,7 @@ def _accumulate(
         number = (step * config.accumulate + i) * accelerator.num_processes + accelerator.process_index
         ready = i + 1 == config.accumulate or accelerator.num_processes == 1
         with nullcontext() if ready else accelerator.no_sync(forward):
-            with accelerator.autocast():
+            with mixed_precision(accelerator):
                 value, parts = loss(forward, number)
             accelerator.backward(value / config.accumulate)
         values.append(value.detach())
