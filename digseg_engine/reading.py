@@ -23,6 +23,7 @@ MAX_PIXELS = 64_000_000
 MIN_SIDE = 8
 LFS_POINTER = b"version https://"  # how the small file begins that Git LFS leaves in place of a large one
 ORIENTATION = 0x0112
+PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks that can hold an orientation
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
@@ -157,10 +158,33 @@ def check_size(height: int, width: int, name: str, most: int | None = None) -> N
 def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none or the metadata cannot be read."""
     try:
-        value = image.getexif().get(ORIENTATION, 1)
+        value = _exif(image).get(ORIENTATION, 1)
     except Exception:  # broken metadata are no reason to refuse the pixels
         return 1
     return value if value in TURNS else 1
+
+
+def _exif(image: Image.Image) -> Image.Exif:
+    """The metadata of a picture. Pillow decodes a PNG whole to find those that may follow its pixels: done if any do."""
+    source = getattr(image, "fp", None)
+    if image.format == "PNG" and source is not None and "exif" not in image.info and not _says_more_at_end(source):
+        return Image.Image.getexif(image)
+    return image.getexif()
+
+
+def _says_more_at_end(file: BinaryIO) -> bool:
+    """Does a PNG file hold metadata behind its pixels? Reads the heads of its chunks alone."""
+    place, pixels = file.tell(), False
+    try:
+        file.seek(8)  # behind the signature
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            if pixels and head[4:] in PNG_METADATA:
+                return True
+            pixels = pixels or head[4:] == b"IDAT"
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)  # the chunk's body and its checksum
+        return False
+    finally:
+        file.seek(place)
 
 
 def to_rgb(image: Image.Image, notes: list[str] | None = None) -> Rgb:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +18,14 @@ DATA = (
     Option("--split", "split of the folder to train on", default="train", metavar="NAME", only_with=("--data",)),
     Option("--cached-crops", "of a folder: fixed crops per picture with kept latents", kind=int, default=0, at_least=0,
            shown="new crops for ever", only_with=("--data",)),
-    Option("--workers", "of a folder: threads that read pictures ahead", kind=int, default=2, at_least=0,
+    Option("--echo", "of a folder: crops of a picture each time it is decoded", kind=int, at_least=1,
+           shown="4 in the full recipe without kept crops, else 1", only_with=("--data",)),
+    Option("--workers", "of a folder: how many read pictures ahead", kind=int, default=2, at_least=0,
            only_with=("--data",)),
+    Option("--readers", "of a folder: what the workers are", choices=("threads", "processes"), default="threads",
+           only_with=("--workers",)),
 )  # fmt: skip
+FULL_ECHO = 4  # of long runs, which see every picture many times anyway
 RUN = (
     Option(
         "--set",
@@ -49,10 +55,10 @@ RUN = (
 
 
 def run(
-    config: str, init: str | None, data: str, layout: str | None, split: str, cached_crops: int, workers: int,
-    output: Path | None, recipe: Any, size: int | None, slot: Any, autoencoder: str | None, student_only: bool,
-    detail_blocks: int | None, changes: list[str], scale: float, seed: int, gradient_checkpointing: bool, tensorboard: bool,
-    resume: bool, override: bool, dry_run: bool, memory: float | None, step_seconds: float | None,
+    config: str, init: str | None, data: str, layout: str | None, split: str, cached_crops: int, echo: int | None,
+    workers: int, readers: Any, output: Path | None, recipe: Any, size: int | None, slot: Any, autoencoder: str | None,
+    student_only: bool, detail_blocks: int | None, changes: list[str], scale: float, seed: int, gradient_checkpointing: bool,
+    tensorboard: bool, resume: bool, override: bool, dry_run: bool, memory: float | None, step_seconds: float | None,
 ) -> None:  # fmt: skip
     from digseg_engine.worlds.scenes import is_scenes
 
@@ -62,7 +68,7 @@ def run(
     check_data(data)
     if init is not None:
         check_start(init)
-    folder = folder_options(data, layout, split, cached_crops, workers)
+    folder = folder_options(data, layout, split, cached_crops, echo, workers, readers)
     output = output or Path("runs") / (config if init is None else Path(init).resolve().name)
     from digseg_engine.training.recipes.finetune import finetune, recipe_of, settings_of
     from digseg_engine.training.recipes.tiny import TrainConfig
@@ -74,6 +80,8 @@ def run(
     else:
         chosen = recipe_of(init, recipe, student_only)
         alone = student_only or chosen == "quick"
+        if echo is None and chosen == "full" and not cached_crops:
+            folder = replace(folder, echo=FULL_ECHO)
         refuse_idle(changes, alone)
         recipe_settings = settings_of(chosen, seed=seed, size=size, folder=folder)
         tuned = adjusted(recipe_settings, scale, tensorboard, changes, gradient_checkpointing)
@@ -146,16 +154,18 @@ def adjusted(
     return with_tensorboard(settings) if tensorboard else settings
 
 
-def folder_options(data: str, layout: str | None, split: str, cached_crops: int, workers: int) -> Any:
+def folder_options(
+    data: str, layout: str | None, split: str, cached_crops: int, echo: int | None, workers: int, readers: Any
+) -> Any:  # fmt: skip
     """The `FolderOptions` of a run. Raises UsageError when options of a folder are given with scenes."""
     from digseg_engine.worlds.scenes import is_scenes
 
-    if is_scenes(data) and (layout, split, cached_crops) != (None, "train", 0):
-        raise UsageError("--layout, --split and --cached-crops describe a folder of labelled pictures; "
+    if is_scenes(data) and (layout, split, cached_crops, echo) != (None, "train", 0, None):
+        raise UsageError("--layout, --split, --cached-crops and --echo describe a folder of labelled pictures; "
                          f"--data is {data} here")  # fmt: skip
     from digseg_engine.data.batches import FolderOptions
 
-    return FolderOptions(layout, split, cached_crops, workers)
+    return FolderOptions(layout, split, cached_crops, workers, readers, echo or 1)
 
 
 COMMAND = Command(

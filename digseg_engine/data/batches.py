@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from digseg_engine.data.batch import Batch, choose_names, to_tensor
-from digseg_engine.data.classes import IGNORE
-from digseg_engine.data.crops import CropLoader, Crops
+from digseg_engine.data.batch import Batch, Numbers, carried, choose_names, to_tensor
+from digseg_engine.data.checks import label_counts
+from digseg_engine.data.crops import Crops
 from digseg_engine.data.datasets import Dataset, open_dataset
+from digseg_engine.data.loader import CropLoader, CropReader, Readers
 from digseg_engine.data.query import Query
 from digseg_engine.errors import UsageError
 from digseg_engine.model.autoencoder import Autoencoder, encode_image, fingerprint, latent_stride
 from digseg_engine.model.devices import device_of
-
-Encode = Callable[[Crops], Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,18 @@ class FolderOptions:
     cached_crops: int = (
         0  # fixed crops per picture, each encoded once and kept; 0: new crops for ever, encoded every time
     )
-    workers: int = 2  # threads that read ahead; any number gives the same batches
+    workers: int = 2  # threads or processes that read ahead; any number gives the same batches
+    readers: Readers = "threads"  # what the workers are
+    echo: int = 1  # crops of a picture each time it is decoded
 
     def __post_init__(self) -> None:
         if self.cached_crops < 0 or self.workers < 0:
             raise UsageError(f"cached crops and workers must be 0 or more, got {self.cached_crops} and {self.workers}")
+        if self.readers not in ("threads", "processes"):
+            raise UsageError(f"readers must be threads or processes, got {self.readers!r}")
+        if self.echo < 1 or (self.echo > 1 and self.cached_crops):
+            raise UsageError(f"echo must be 1 or more, and 1 with cached crops, which are few already; got {self.echo} with "
+                             f"{self.cached_crops} cached crops")  # fmt: skip
 
 
 class FolderBatches:
@@ -48,32 +54,47 @@ class FolderBatches:
         self.names = dataset.names + dataset.table.absent  # numbers past the classes occur in no picture
 
     def batch(self, step: int, size: int, prompts: int) -> Batch:
-        """Batch number `step`: crops of `size` pictures and `prompts` prompts, a fifth of them from all names."""
+        """Batch number `step`, on the autoencoder's device: crops of `size` pictures and `prompts` prompts, a fifth of
+        them from all names."""
         crops = self.load(step, size)
         rng = np.random.default_rng([self.seed, step, 2])
-        present = [self.names[k] for k in np.unique(crops.ids) if k >= 0]
+        counts = np.stack([label_counts(ids, len(self.names)) for ids in crops.ids])  # [B, C + 2]
+        present = [self.names[k] for k in np.flatnonzero(counts[:, :-2].any(0))]
         queries = [self.phrase(rng, name) for name in choose_names(rng, present, self.names, prompts)]
         chosen = np.array([self.names.index(query.name) for query in queries], crops.ids.dtype)
-        masks = torch.from_numpy(crops.ids[:, None] == chosen[:, None, None]).float()
-        unknown = crops.ids == IGNORE
-        valid = torch.from_numpy(~unknown[:, None]).float() if unknown.any() else None
-        return Batch(to_tensor(crops.images), self.encode(crops), queries, masks, valid)
+        device = self.encode.device
+        ids, asked, shown = (carried(array, device) for array in (crops.ids, chosen, counts[:, chosen] > 0))
+        labels = Numbers(ids, asked, shown, whole=not counts[:, -1].any())
+        images = to_tensor(crops.images, device)
+        return Batch(images, self.encode(crops, images), queries, labels)
 
     def phrase(self, rng: np.random.Generator, name: str) -> Query:
         return self.dataset.table.phrase(rng, name)
 
 
+class Encode(Protocol):
+    """Crops and their pixels [B, 3, S, S] in -1..1 -> latents [B, 4, s, s] in float32."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(self, crops: Crops, images: Tensor) -> Tensor: ...
+
+
 class Encoder:
-    """Latents of crops [B, 4, s, s] from a frozen autoencoder, in float32 whatever the training's precision."""
+    """Latents of crops from a frozen autoencoder, in float32 whatever the training's precision."""
 
     def __init__(self, vae: Autoencoder) -> None:
         self.vae = vae.eval().requires_grad_(False)
 
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.vae)
+
     @torch.no_grad()
-    def __call__(self, crops: Crops) -> Tensor:
-        device = device_of(self.vae)
-        with torch.autocast(device.type, enabled=False):
-            return encode_image(self.vae, to_tensor(crops.images).to(device)).float()
+    def __call__(self, crops: Crops, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            return encode_image(self.vae, images).float()
 
 
 class CachedEncoder:
@@ -86,18 +107,20 @@ class CachedEncoder:
             self.latents = _mapped(path, np.float16, (count, *shape))
             self.done = _mapped(path.with_suffix(".done"), np.uint8, (count,))
 
-    def __call__(self, crops: Crops) -> Tensor:
+    @property
+    def device(self) -> torch.device:
+        return self.encode.device
+
+    def __call__(self, crops: Crops, images: Tensor) -> Tensor:
         place = crops.pictures * self.variants + crops.variants
         todo = np.flatnonzero(self.done[place] == 0)
         if len(todo):
             # One at a time: in company the last bits differ, and with them the rounding to half precision.
             for i in todo:
-                row = slice(i, i + 1)
-                crop = Crops(crops.pictures[row], crops.variants[row], crops.images[row], crops.ids[row])
-                self.latents[place[i]] = self.encode(crop)[0].cpu().numpy()
+                self.latents[place[i]] = self.encode(crops, images[i : i + 1])[0].cpu().numpy()
             self.latents.flush()
             self.done[place[todo]] = 1
-        return torch.from_numpy(self.latents[place].astype(np.float32))
+        return carried(self.latents[place].astype(np.float32), images.device)
 
 
 def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
@@ -117,7 +140,8 @@ def folder_batches(
     Raises InputError or UsageError for a folder that cannot be used.
     """
     dataset = open_dataset(folder, options.layout, options.split)
-    load = CropLoader(dataset, size, seed, options.workers, options.cached_crops)
+    reader = CropReader(dataset, size, seed, options.cached_crops, options.echo)
+    load = CropLoader(reader, options.workers, options.readers)
     encode: Encode = Encoder(vae)
     if options.cached_crops:
         side = size // latent_stride(vae)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from digseg_engine.data.classes import BACKGROUND, IGNORE, ClassTable
+from digseg_engine.data.classes import BACKGROUND, ClassTable
 from digseg_engine.data.layouts import OWN
 from digseg_engine.errors import InputError
 from digseg_engine.images import SUFFIXES
@@ -32,8 +32,8 @@ DARK = 32  # of 0..255: a picture that stays below it was hardly exposed, or hol
 
 def label_counts(ids: NDArray[np.int16], classes: int) -> Counts:
     """Pixels of every class, of the background and ignored ones, [C + 2]."""
-    shifted = np.where(ids >= 0, ids, np.where(ids == BACKGROUND, classes, np.where(ids == IGNORE, classes + 1, 0)))
-    return np.bincount(shifted.ravel(), minlength=classes + 2)
+    counts = np.bincount((ids - BACKGROUND).ravel(), minlength=classes + 2)  # background, ignored, then the classes
+    return np.concatenate([counts[2:], counts[:2]])
 
 
 def check_marks(dataset: Dataset, most: int = SAMPLED) -> list[str]:

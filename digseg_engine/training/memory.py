@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from digseg_engine.data.batch import Batch
+from digseg_engine.data.batch import Batch, Planes
 from digseg_engine.data.query import Query
 from digseg_engine.data.wordings import encode_text
 from digseg_engine.model.autoencoder import encode_image, encode_mask, latent_stride
@@ -93,7 +93,7 @@ class ShapedBatches:
     def batch(self, step: int, size: int, prompts: int) -> Batch:
         images = torch.zeros(size, 3, self.size, self.size)
         masks = torch.zeros(size, prompts, self.size, self.size)
-        return Batch(images, self.latents(images), [Query(PROMPT, PROMPT)] * prompts, masks)
+        return Batch(images, self.latents(images), [Query(PROMPT, PROMPT)] * prompts, Planes(masks))
 
     @torch.no_grad()
     def latents(self, images: Tensor) -> Tensor:

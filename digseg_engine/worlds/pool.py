@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from digseg_engine.console import Pace
-from digseg_engine.data.batch import Batch, choose_names, to_tensor
+from digseg_engine.data.batch import Batch, Planes, choose_names, to_tensor
 from digseg_engine.data.query import Query
 from digseg_engine.files import replacing
 from digseg_engine.worlds import domains, painting, scenes
@@ -159,7 +159,7 @@ class SceneBatches:
         queries = [phrase(rng, name) for name in choose_names(rng, present, self.names, prompts)]
         names = [query.name for query in queries]
         masks, known = drawn.pool.masks(drawn.index, names), drawn.pool.known(drawn.index, names)
-        return Batch(drawn.images, drawn.latents, queries, masks, known, drawn)
+        return Batch(drawn.images, drawn.latents, queries, Planes(masks, known), drawn)
 
     def phrase(self, rng: np.random.Generator, name: str) -> Query:
         return phrase(rng, name)

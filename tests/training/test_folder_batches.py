@@ -8,8 +8,9 @@ import torch
 from dataset_trees import TREES, grey, label_map, own, picture
 
 from digseg_engine.data.batches import FolderOptions, folder_batches
-from digseg_engine.data.crops import CropLoader, draw_crop
+from digseg_engine.data.crops import draw_crop
 from digseg_engine.data.datasets import IGNORE, Item, open_dataset
+from digseg_engine.data.loader import CropLoader, CropReader
 from digseg_engine.errors import InputError, UsageError
 from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.training.recipes.finetune import FinetuneConfig, open_batches
@@ -23,6 +24,12 @@ def folder(tmp_path):
 
 def make(nano, folder, cache, seed=0, **options):
     return folder_batches(nano.vae, str(folder), 32, seed, FolderOptions(**options), cache)
+
+
+class Idle:
+    """Takes the place of an encoder that must not be asked any more."""
+
+    device = torch.device("cpu")
 
 
 def same(a, b):
@@ -110,7 +117,7 @@ def test_kept_latents_are_those_of_the_fixed_crops(nano, folder, tmp_path):
     again = make(nano, folder, tmp_path / "cache", cached_crops=2)
     assert all(same(again.batch(step, 4, 3), batches[step]) for step in reversed(range(8)))
     assert again.encode.done.sum() <= 10 and len(list((tmp_path / "cache").glob("*.f16"))) == 1
-    again.encode.encode = None  # everything is there: nothing is encoded any more
+    again.encode.encode = Idle()  # everything is there: nothing is encoded any more
     assert same(again.batch(2, 4, 3), batches[2])
     for batch in batches:
         fresh = encode_image(nano.vae, batch.images)
@@ -126,7 +133,7 @@ def test_kept_latents_are_those_of_the_fixed_crops(nano, folder, tmp_path):
 
 def test_a_bad_file_met_by_a_reading_thread_is_named(folder):
     grey(folder / "masks/p3.png", label_map([5]))
-    load = CropLoader(open_dataset(folder), 32, 0, workers=2)
+    load = CropLoader(CropReader(open_dataset(folder), 32, 0), workers=2)
     with pytest.raises(InputError, match=r"masks/p3.png: unknown id 5"):
         [load(step, 2) for step in range(20)]
 

@@ -57,7 +57,8 @@ def test_the_command_line_trains_on_a_folder(nano_folder, tmp_path):
                        "--scale", "0.0001", "--cached-crops", "1", "-o", "run", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     described = json.loads((tmp_path / "run" / "train.json").read_text())
-    assert described["folder"] == {"layout": None, "split": "train", "cached_crops": 1, "workers": 2}
+    assert described["folder"] == {"layout": None, "split": "train", "cached_crops": 1, "workers": 2, "readers": "threads",
+                                   "echo": 1}  # fmt: skip
 
 
 @pytest.mark.parametrize(

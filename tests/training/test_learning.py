@@ -8,7 +8,7 @@ from nano_models import build_nano
 from safetensors.torch import load_file
 from torch import nn
 
-from digseg_engine.data.batch import Batch
+from digseg_engine.data.batch import Batch, Planes
 from digseg_engine.data.query import Query
 from digseg_engine.data.wordings import encode_text
 from digseg_engine.model.autoencoder import decode_mask, encode_image
@@ -73,7 +73,7 @@ class FourPictures:
         chosen = torch.arange(size) % 4
         kept = slice(0, prompts)
         queries = [Query(name, name) for name in self.names[kept]]
-        return Batch(self.images[chosen], self.latents[chosen], queries, self.masks[chosen][:, kept])
+        return Batch(self.images[chosen], self.latents[chosen], queries, Planes(self.masks[chosen][:, kept]))
 
     def phrase(self, rng, name):
         return Query(name, name)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from digseg_engine.data.batch import Batch
+from digseg_engine.data.batch import Batch, Planes
 from digseg_engine.data.query import Query
 from digseg_engine.data.wordings import encode_text, typical_tokens
 from digseg_engine.model.autoencoder import decode_value, draw_mask, encode_mask
@@ -59,7 +59,7 @@ class Halves:
         )
         names = [NAMES[i % len(NAMES)] for i in range(prompts)]
         masks = torch.stack([half(name) for name in names]).expand(size, -1, -1, -1)
-        return Batch(images, latents, [Query(name, name) for name in names], masks)
+        return Batch(images, latents, [Query(name, name) for name in names], Planes(masks))
 
     def phrase(self, rng, name):
         return Query(name, name)

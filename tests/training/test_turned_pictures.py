@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from digseg_engine.data.crops import CropLoader
 from digseg_engine.data.datasets import open_dataset
+from digseg_engine.data.loader import CropLoader, CropReader
 from digseg_engine.data.turning import shown_shape, turned
 from digseg_engine.errors import InputError
+from digseg_engine.reading import open_image, orientation_of
 
 VALUES = np.kron(np.arange(1, 7).reshape(2, 3), np.ones((8, 16), int)).astype(np.uint8)  # [16, 48], six blocks
 
@@ -40,6 +41,24 @@ def test_stored_pixels_are_turned_as_pillow_turns_them(tmp_path, orientation):
     with Image.open(tmp_path / "x.png") as image:
         shown = np.asarray(ImageOps.exif_transpose(image))
     assert np.array_equal(turned(VALUES, orientation), shown) and shown_shape(tmp_path / "x.png") == shown.shape
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_png_that_says_it_behind_its_pixels_is_turned_too_and_no_other_is_decoded_for_it(tmp_path, late):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(VALUES).save(tmp_path / "x.png", exif=exif if late else None)
+    body = (tmp_path / "x.png").read_bytes()
+    if late:
+        start = body.index(b"eXIf") - 4
+        stop = start + 12 + int.from_bytes(body[start : start + 4], "big")
+        end = body.index(b"IEND") - 4
+        (tmp_path / "x.png").write_bytes(body[:start] + body[stop:end] + body[start:stop] + body[end:])
+    with (tmp_path / "x.png").open("rb") as file:
+        image = open_image(file)
+        assert orientation_of(image) == (6 if late else 1) and bool(image.tile) != late  # tiles are still to be decoded
+        image.load()
+        assert np.array_equal(image, VALUES)
 
 
 def fits(dataset):
@@ -80,7 +99,7 @@ def test_crops_of_large_jpegs_are_decoded_small_and_show_the_same(tmp_path):
     values = np.kron(np.arange(1, 7).reshape(2, 3), np.ones((400, 400), int)).astype(np.uint8)
     for suffix, orientation in (("jpg", 6), ("png", 6)):
         dataset = write(tmp_path / suffix, orientation, values, suffix)
-        crops = CropLoader(dataset, 40, 0, workers=0)(0, 12)
+        crops = CropLoader(CropReader(dataset, 40, 0), workers=0)(0, 12)
         inside = crops.ids >= 0
         wrong = np.abs(crops.images[..., 0][inside].astype(int) - (crops.ids[inside] + 1) * 10) > 4
         assert wrong.mean() < 0.08  # borders of classes only

@@ -40,7 +40,7 @@ class PairSource:
     @torch.no_grad()
     def draw(self, step: int, random: torch.Generator, device: torch.device) -> Pairs:
         batch = self.batches.batch(step, self.config.batch, self.config.batch)
-        weights = (batch.masks.sum((-2, -1)) > 0).float() * (PRESENT_ODDS - 1) + 1
+        weights = batch.present.cpu().float() * (PRESENT_ODDS - 1) + 1
         choice = torch.multinomial(weights, 1, generator=random)[:, 0]  # [B]
         masks, valid = batch.of(torch.arange(len(choice)), choice)
         text, token_mask = encode_text(self.text, self.tokenizer, [batch.queries[int(i)].text for i in choice])

@@ -75,7 +75,7 @@ class DistillationLoss:
     def _imitation(self, batch: Batch, logits: Tensor, text: Tensor, mask: Tensor, step: int) -> Tensor:
         """BCE to the reference's soft masks on a few (picture, prompt) pairs, weighted by how right the reference is."""
         random = generator(self.batches.seed, step)
-        weights = (batch.masks.flatten(0, 1).sum((-2, -1)) > 0).float() * (PRESENT_ODDS - 1) + 1
+        weights = batch.present.flatten().float() * (PRESENT_ODDS - 1) + 1
         pair = torch.multinomial(weights.cpu(), min(IMITATED_PAIRS, len(weights)), generator=random)
         b, k = pair // len(batch.queries), pair % len(batch.queries)
         with torch.no_grad():
