@@ -12,10 +12,10 @@ from digseg_engine.model.folder import check_start
 
 Settings = TypeVar("Settings")
 DATA = (
-    Option("--data", "scenes, scenes:DOMAIN,... or a folder of labelled pictures (docs/data.md)", default="scenes",
-           metavar="DATA"),
-    Option("--layout", "layout of the folder", shown="recognised", metavar="NAME", only_with=("--data",)),
-    Option("--split", "split of the folder to train on", default="train", metavar="NAME", only_with=("--data",)),
+    Option("--data", "scenes, scenes:DOMAIN,... or a folder of labelled pictures (docs/data.md), =WEIGHT behind it; repeatable: "
+           "a mixture", default=("scenes",), shown="scenes", metavar="DATA", many=True),
+    Option("--layout", "layout of the folder, if it is the only one", shown="recognised", metavar="NAME", only_with=("--data",)),
+    Option("--split", "split of the folders to train on", default="train", metavar="NAME", only_with=("--data",)),
     Option("--cached-crops", "of a folder: fixed crops per picture with kept latents", kind=int, default=0, at_least=0,
            shown="new crops for ever", only_with=("--data",)),
     Option("--echo", "of a folder: crops of a picture each time it is decoded", kind=int, at_least=1,
@@ -55,17 +55,20 @@ RUN = (
 
 
 def run(
-    config: str, init: str | None, data: str, layout: str | None, split: str, cached_crops: int, echo: int | None,
+    config: str, init: str | None, data: list[str], layout: str | None, split: str, cached_crops: int, echo: int | None,
     workers: int, readers: Any, output: Path | None, recipe: Any, size: int | None, slot: Any, autoencoder: str | None,
     student_only: bool, detail_blocks: int | None, changes: list[str], scale: float, seed: int, gradient_checkpointing: bool,
     tensorboard: bool, resume: bool, override: bool, dry_run: bool, memory: float | None, step_seconds: float | None,
 ) -> None:  # fmt: skip
     from digseg_engine.worlds.scenes import is_scenes
 
-    if init is None and not is_scenes(data):
-        raise UsageError(f"training from nothing needs scenes, got --data {data}; for own pictures start from "
+    strange = [text for text in data if not is_scenes(text)]
+    if init is None and strange:
+        raise UsageError(f"training from nothing needs scenes, got --data {strange[0]}; for own pictures start from "
                          "pretrained weights with --init")  # fmt: skip
-    check_data(data)
+    if init is None and len(data) > 1:
+        raise UsageError("training from nothing takes one --data, such as scenes:objects,crops; mixtures need --init")
+    check_data(*data)
     if init is not None:
         check_start(init)
     folder = folder_options(data, layout, split, cached_crops, echo, workers, readers)
@@ -76,8 +79,9 @@ def run(
 
     if init is None:
         settings = adjusted(TrainConfig(seed=seed), scale, tensorboard, changes, gradient_checkpointing)
-        written = from_nothing(config, output, settings, resume, data, override)
+        written = from_nothing(config, output, settings, resume, data[0], override)
     else:
+        given: Any = data[0] if len(data) == 1 else data
         chosen = recipe_of(init, recipe, student_only)
         alone = student_only or chosen == "quick"
         if echo is None and chosen == "full" and not cached_crops:
@@ -86,8 +90,8 @@ def run(
         recipe_settings = settings_of(chosen, seed=seed, size=size, folder=folder)
         tuned = adjusted(recipe_settings, scale, tensorboard, changes, gradient_checkpointing)
         if dry_run:
-            return show_plan(init, tuned, data, memory, step_seconds, slot, autoencoder, alone)
-        written = finetune(init, output, tuned, resume, data, slot, autoencoder, alone, detail_blocks, override)
+            return show_plan(init, tuned, given, memory, step_seconds, slot, autoencoder, alone)
+        written = finetune(init, output, tuned, resume, given, slot, autoencoder, alone, detail_blocks, override)
     print(f"checkpoint written to {written}; export it with: digseg-export {written}")
 
 
@@ -100,17 +104,19 @@ def refuse_idle(changes: list[str], student_alone: bool) -> None:
         )
 
 
-def check_data(data: str) -> None:
+def check_data(*data: str) -> None:
     """Raises UsageError for data that are neither scenes nor a folder, before anything is imported or written."""
+    from digseg_engine.data.shares import parse_shares
     from digseg_engine.worlds.scenes import is_scenes
 
-    if not is_scenes(data) and not Path(data).is_dir():
-        raise UsageError(f"--data {data} is neither scenes nor a folder; expected scenes, scenes:DOMAIN,... or a folder "
-                         "of labelled pictures (docs/data.md)")  # fmt: skip
+    for share in parse_shares(data):
+        if not is_scenes(share.data) and not Path(share.data).is_dir():
+            raise UsageError(f"--data {share.data} is neither scenes nor a folder; expected scenes, scenes:DOMAIN,... or a "
+                             "folder of labelled pictures (docs/data.md)")  # fmt: skip
 
 
 def show_plan(
-    init: str, settings: Any, data: str, memory: float | None, step_seconds: float | None, slot: Any,
+    init: str, settings: Any, data: Any, memory: float | None, step_seconds: float | None, slot: Any,
     autoencoder: str | None, alone: bool,
 ) -> None:  # fmt: skip
     """Print what a run would need, and where it does not fit what to change."""
@@ -155,14 +161,18 @@ def adjusted(
 
 
 def folder_options(
-    data: str, layout: str | None, split: str, cached_crops: int, echo: int | None, workers: int, readers: Any
+    data: list[str], layout: str | None, split: str, cached_crops: int, echo: int | None, workers: int, readers: Any
 ) -> Any:  # fmt: skip
     """The `FolderOptions` of a run. Raises UsageError when options of a folder are given with scenes."""
     from digseg_engine.worlds.scenes import is_scenes
 
-    if is_scenes(data) and (layout, split, cached_crops, echo) != (None, "train", 0, None):
+    folders = [text for text in data if not is_scenes(text)]
+    if len(folders) > 1 and layout is not None:
+        raise UsageError(f"--layout {layout} describes one folder, and there are {len(folders)}; leave it out, layouts are "
+                         "recognised")  # fmt: skip
+    if not folders and (layout, split, cached_crops, echo) != (None, "train", 0, None):
         raise UsageError("--layout, --split, --cached-crops and --echo describe a folder of labelled pictures; "
-                         f"--data is {data} here")  # fmt: skip
+                         f"--data is {', '.join(data)} here")  # fmt: skip
     from digseg_engine.data.batches import FolderOptions
 
     return FolderOptions(layout, split, cached_crops, workers, readers, echo or 1)

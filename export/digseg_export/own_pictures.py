@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from digseg_engine.data.datasets import dataset_splits, open_dataset
 from digseg_engine.data.layouts import recognise
-from digseg_engine.errors import DigsegError, InputError
+from digseg_engine.data.shares import parse_shares
+from digseg_engine.errors import DigsegError, InputError, UsageError
 from digseg_engine.images import read_image
 
 MAX_PICTURES = 256
@@ -118,10 +119,12 @@ def evenly(items: Sequence[Any], count: int) -> list[Any]:
 
 
 def trained_on(checkpoint: Path) -> Path | None:
-    """The folder that the checkpoint's record says it was trained on, when it is (still) there; None for painted scenes."""
+    """The folder that the checkpoint's record says it was trained on (of several the one of most weight), when it is (still)
+    there; None for painted scenes."""
     record = checkpoint / "training" / "train.json"
     try:
-        data = str(json.loads(record.read_text(encoding="utf-8"))["data"])
-        return Path(data) if Path(data).is_dir() else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        shares = parse_shares(json.loads(record.read_text(encoding="utf-8"))["data"])
+        folders = [share for share in shares if Path(share.data).is_dir()]
+        return Path(max(folders, key=lambda share: share.weight).data) if folders else None
+    except (UsageError, AttributeError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -15,6 +15,7 @@ from accelerate import PartialState
 
 from digseg_engine.console import Pace
 from digseg_engine.data.batches import FolderOptions
+from digseg_engine.data.shares import Data, parse_shares
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import Predict, reference_predictor, student_predictor
 from digseg_engine.evaluation.protocols import Samples, TestScenes, open_samples
@@ -54,7 +55,7 @@ class DistillConfig:
 
 
 def distill(
-    source: str, out: Path, config: DistillConfig | None = None, resume: bool = False, data: str = "scenes",
+    source: str, out: Path, config: DistillConfig | None = None, resume: bool = False, data: Data = "scenes",
     override: bool = False,
 ) -> Path:  # fmt: skip
     """Distil the DiGSeg checkpoint `source` into `out`; returns the new checkpoint's directory."""
@@ -68,7 +69,7 @@ def distill(
         )
     settings = FinetuneConfig(seed=config.seed, scenes=config.scenes, size=config.size, folder=config.folder)
     check_data(checkpoint, data, settings)
-    run.describe(config, source=source, data=data)
+    run.describe(config, source=source, data=data if isinstance(data, str) else list(data))
     move(checkpoint)
     print_schedule(out, stages_of(config), checkpoint, config.size or checkpoint.config.image_size)
     freeze(checkpoint.vae, checkpoint.text_encoder)
@@ -92,15 +93,18 @@ def distill(
     return folder
 
 
-def report_samples(checkpoint: Checkpoint, config: DistillConfig, data: str) -> list[Samples]:
-    """What the report is made on: test scenes, or the held-out split of the folder that was trained on."""
-    size = checkpoint.config.image_size
-    if is_scenes(data):
-        return [TestScenes(domain, config.report_scenes, size) for domain in ("microscopy", "aerial", "crops")]
-    return open_samples(data, config.report_scenes, size, config.folder.layout)
+def report_samples(checkpoint: Checkpoint, config: DistillConfig, data: Data) -> list[Samples]:
+    """What the report is made on: test scenes, and the held-out split of every folder that was trained on."""
+    size, sets = checkpoint.config.image_size, list[Samples]()
+    for share in parse_shares(data):
+        if is_scenes(share.data):
+            sets += [TestScenes(domain, config.report_scenes, size) for domain in ("microscopy", "aerial", "crops")]
+        else:
+            sets += open_samples(share.data, config.report_scenes, size, config.folder.layout)
+    return sets
 
 
-def report(checkpoint: Checkpoint, teacher: object, config: DistillConfig, folder: Path, data: str = "scenes") -> None:
+def report(checkpoint: Checkpoint, teacher: object, config: DistillConfig, folder: Path, data: Data = "scenes") -> None:
     """Score and time the teacher, every short grid and the student; write `distill.json` and `distill.png`."""
     sets = report_samples(checkpoint, config, data)
     before = copy.copy(checkpoint)

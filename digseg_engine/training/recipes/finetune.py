@@ -21,6 +21,8 @@ from digseg_engine.data.batch import Batches
 from digseg_engine.data.batches import FolderOptions, folder_batches
 from digseg_engine.data.checks import READ, check_marks
 from digseg_engine.data.datasets import open_dataset
+from digseg_engine.data.mixtures import MixedBatches
+from digseg_engine.data.shares import Data, parse_shares
 from digseg_engine.data.wordings import typical_tokens
 from digseg_engine.errors import CheckpointError, UsageError
 from digseg_engine.model.folder import CONFIG
@@ -106,13 +108,13 @@ def load_start(folder: Path, slot: Slot = "zero", autoencoder: str | None = None
 
 
 def finetune(
-    source: str, out: Path, config: FinetuneConfig | None = None, resume: bool = False, data: str = "scenes",
+    source: str, out: Path, config: FinetuneConfig | None = None, resume: bool = False, data: Data = "scenes",
     slot: Slot = "zero", autoencoder: str | None = None, student_only: bool = False, detail_blocks: int | None = None,
     override: bool = False,
 ) -> Path:  # fmt: skip
     """Train from `source` into `out`; returns the checkpoint directory.
 
-    data: "scenes", "scenes:DOMAIN,..." or a directory of labelled pictures. Raises CheckpointError for an unusable start,
+    data: "scenes", "scenes:DOMAIN,..." or a directory of labelled pictures, or several, with weights. Raises CheckpointError for an unusable start,
     UsageError for an occupied `out`, InputError for unusable data. detail_blocks: see `deepen_stem`.
     """
     config = config or FinetuneConfig()
@@ -123,7 +125,7 @@ def finetune(
         raise UsageError(
             f"--student-only needs a DiGSeg checkpoint to start from; {source} is a Stable Diffusion model"
         )
-    if config.dense and not is_scenes(data):
+    if config.dense and not all(is_scenes(share.data) for share in parse_shares(data)):
         raise UsageError(
             f"dense labels exist for generated scenes only, got --data {data!r}; leave out --set dense=true"
         )
@@ -132,7 +134,12 @@ def finetune(
     torch.manual_seed(config.seed)
     if detail_blocks is not None:
         deepen_stem(checkpoint, detail_blocks)
-    asked = {"init": source, "data": data, "slot": slot, "autoencoder": autoencoder}
+    asked = {
+        "init": source,
+        "data": data if isinstance(data, str) else list(data),
+        "slot": slot,
+        "autoencoder": autoencoder,
+    }
     run.describe(config, **asked, student_only=student_only, detail_blocks=detail_blocks)
     move(checkpoint)
     before = None if not trained else student_score(checkpoint, data, config)
@@ -171,16 +178,17 @@ def outline(source: str, slot: Slot = "zero", autoencoder: str | None = None) ->
 
 
 def plan_finetune(
-    source: str, config: FinetuneConfig, data: str, limit: float | None = None, slot: Slot = "zero",
+    source: str, config: FinetuneConfig, data: Data, limit: float | None = None, slot: Slot = "zero",
     autoencoder: str | None = None, student_only: bool = False, precision: str = "no",
 ) -> tuple[list[StagePlan], int | None]:  # fmt: skip
     """(the plan of every stage, pictures in the data set or None for scenes); nothing is read but configurations."""
     with torch.device("meta"):
         size = config.size or outline(source, slot, autoencoder).config.image_size
     stages = {name: stage for name, stage in stages_of(config).items() if name == "student" or not student_only}
-    scenes = is_scenes(data)
-    pictures = None if scenes else len(open_dataset(data, config.folder.layout, config.folder.split))
-    encodes = not scenes and not config.folder.cached_crops
+    folders = [share.data for share in parse_shares(data) if not is_scenes(share.data)]
+    opened = [open_dataset(folder, config.folder.layout, config.folder.split) for folder in folders]
+    pictures = sum(len(dataset) for dataset in opened) if opened else None
+    encodes = bool(folders) and not config.folder.cached_crops
     say = partial(note, "digseg")
     build = partial(outline, source, slot, autoencoder)
     return plan(build, stages, size, limit, encodes, precision, config.imitate_every, say), pictures
@@ -202,7 +210,7 @@ def _train_reference(run: Run, checkpoint: Checkpoint, batches: Batches, config:
         run.stage("one_step", checkpoint.reference, OneStepLoss(single, checkpoint.schedule), config.one_step)
 
 
-def check_data(checkpoint: Checkpoint, data: str, config: FinetuneConfig | Any) -> None:
+def check_data(checkpoint: Checkpoint, data: Data, config: FinetuneConfig | Any) -> None:
     """Refuse data and a size that cannot be used, before anything is written. Raises UsageError or InputError."""
     size = config.size or checkpoint.config.image_size
     if size % checkpoint.stride or size < 2 * checkpoint.stride:
@@ -210,18 +218,29 @@ def check_data(checkpoint: Checkpoint, data: str, config: FinetuneConfig | Any) 
             f"training size must be a multiple of {checkpoint.stride} for this model, at least {2 * checkpoint.stride}, got "
             f"{size}"
         )
+    for share in parse_shares(data):
+        _check_share(share.data, config.folder)
+
+
+def _check_share(data: str, options: FolderOptions) -> None:
     if is_scenes(data):
         parse_domains(data)
         return
     if not Path(data).is_dir():
         raise UsageError(f"--data must be scenes, scenes:DOMAIN,... or a folder of labelled pictures, got {data!r}")
-    opened = open_dataset(data, config.folder.layout, config.folder.split)
+    opened = open_dataset(data, options.layout, options.split)
     for said in check_marks(opened, READ) if PartialState().is_main_process else []:
         note("digseg", f"warning: {said}")
 
 
-def open_batches(checkpoint: Checkpoint, data: str, config: FinetuneConfig, out: Path) -> Batches:
-    """Training batches from scenes, or from a directory of labelled pictures (see `check_data`)."""
+def open_batches(checkpoint: Checkpoint, data: Data, config: FinetuneConfig, out: Path) -> Batches:
+    """Training batches from scenes, from a directory of labelled pictures, or from a mixture (see `check_data`)."""
+    shares = parse_shares(data)
+    parts = [_share_batches(checkpoint, share.data, config, out) for share in shares]
+    return parts[0] if len(parts) == 1 else MixedBatches(parts, [share.weight for share in shares], config.seed)
+
+
+def _share_batches(checkpoint: Checkpoint, data: str, config: FinetuneConfig, out: Path) -> Batches:
     size = config.size or checkpoint.config.image_size
     if is_scenes(data):
         pools = scene_pools(parse_domains(data), config.scenes, size, out / "pools")

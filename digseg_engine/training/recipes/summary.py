@@ -11,9 +11,11 @@ import torch
 from accelerate import PartialState
 
 from digseg_engine.console import Pace
+from digseg_engine.data.batches import FolderOptions
 from digseg_engine.data.datasets import dataset_splits
+from digseg_engine.data.shares import Data, parse_shares
 from digseg_engine.evaluation.predictors import student_predictor
-from digseg_engine.evaluation.protocols import held_out_split, open_samples
+from digseg_engine.evaluation.protocols import Samples, held_out_split, open_samples
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.pretrained import Checkpoint
@@ -53,24 +55,29 @@ class Score:
     miou: float
 
 
-def student_score(checkpoint: Checkpoint, data: str, config: Any) -> Score | None:
+def student_score(checkpoint: Checkpoint, data: Data, config: Any) -> Score | None:
     """The student on held-out pictures (of a folder without any: on the first ones it trains on, which is said).
 
     None in all processes but the first."""
     if not PartialState().is_main_process:
         return None
-    size, folder = checkpoint.config.image_size, config.folder
-    if is_scenes(data):
-        sets, kind = open_samples(data, PICTURES, size), "test scenes"
-    else:
-        split = held_out_split(Path(data), folder.layout)
-        sets = open_samples(data, PICTURES, size, folder.layout, split)
-        alone = split == folder.split or len(dataset_splits(Path(data), folder.layout)) == 1
-        kind = "of the training pictures (there is no val or test split)" if alone else f"pictures of the {split} split"
+    size = checkpoint.config.image_size
+    chosen = [_test_sets(share.data, size, config.folder) for share in parse_shares(data)]
     predict = student_predictor(checkpoint)
-    pace = Pace("scoring the student on pictures", sum(len(samples) for samples in sets))
-    values = [evaluate(predict, samples, pace).together.miou() for samples in sets]
-    return Score(f"{sum(len(samples) for samples in sets)} {kind}", sum(values) / len(values))
+    pace = Pace("scoring the student on pictures", sum(len(samples) for sets, _ in chosen for samples in sets))
+    values = [evaluate(predict, samples, pace).together.miou() for sets, _ in chosen for samples in sets]
+    said = [f"{sum(len(samples) for samples in sets)} {kind}" for sets, kind in chosen]
+    return Score(" and ".join(said), sum(values) / len(values))
+
+
+def _test_sets(data: str, size: int, folder: FolderOptions) -> tuple[list[Samples], str]:
+    """Test sets of one part of the data, and what their pictures are."""
+    if is_scenes(data):
+        return open_samples(data, PICTURES, size), "test scenes"
+    split = held_out_split(Path(data), folder.layout)
+    alone = split == folder.split or len(dataset_splits(Path(data), folder.layout)) == 1
+    kind = "of the training pictures (there is no val or test split)" if alone else f"pictures of the {split} split"
+    return open_samples(data, PICTURES, size, folder.layout, split), kind
 
 
 def print_score(before: Score | None, after: Score | None) -> None:
