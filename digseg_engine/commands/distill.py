@@ -26,7 +26,7 @@ def run(
     grid = tuple(int(part) for part in steps.split(","))
     settings = DistillConfig(seed=seed, teacher_steps=teacher_steps, grid=grid, folder=folder)
     settings = adjusted(settings, scale, tensorboard, changes, gradient_checkpointing)
-    written = distill(model, output, settings, resume, data, override)
+    written = distill(model, output, settings, resume, data[0] if len(data) == 1 else data, override)
     print(f"checkpoint written to {written}; quality and cost per number of steps in {written / 'distill.png'}")
 
 

@@ -60,9 +60,10 @@ def run(
     student_only: bool, detail_blocks: int | None, changes: list[str], scale: float, seed: int, gradient_checkpointing: bool,
     tensorboard: bool, resume: bool, override: bool, dry_run: bool, memory: float | None, step_seconds: float | None,
 ) -> None:  # fmt: skip
+    from digseg_engine.data.shares import parse_shares
     from digseg_engine.worlds.scenes import is_scenes
 
-    strange = [text for text in data if not is_scenes(text)]
+    strange = [share.data for share in parse_shares(data) if not is_scenes(share.data)]
     if init is None and strange:
         raise UsageError(f"training from nothing needs scenes, got --data {strange[0]}; for own pictures start from "
                          "pretrained weights with --init")  # fmt: skip
@@ -164,9 +165,10 @@ def folder_options(
     data: list[str], layout: str | None, split: str, cached_crops: int, echo: int | None, workers: int, readers: Any
 ) -> Any:  # fmt: skip
     """The `FolderOptions` of a run. Raises UsageError when options of a folder are given with scenes."""
+    from digseg_engine.data.shares import parse_shares
     from digseg_engine.worlds.scenes import is_scenes
 
-    folders = [text for text in data if not is_scenes(text)]
+    folders = [share.data for share in parse_shares(data) if not is_scenes(share.data)]
     if len(folders) > 1 and layout is not None:
         raise UsageError(f"--layout {layout} describes one folder, and there are {len(folders)}; leave it out, layouts are "
                          "recognised")  # fmt: skip
