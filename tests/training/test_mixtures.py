@@ -108,10 +108,10 @@ def test_shares_are_read_as_written(tmp_path, monkeypatch):
 
 
 def test_a_mixture_trains_and_is_recorded(nano, nano_folder, folders):
-    from digseg_export.own_pictures import trained_on
     from test_folder_training import SHORT, changed
 
     from digseg_engine.model.pretrained import load_checkpoint
+    from digseg_export.own_pictures import trained_on
 
     data = [f"{folders}/streets=0.5", f"{folders}/fields"]
     settings = FinetuneConfig(size=32, student=SHORT)
@@ -120,7 +120,7 @@ def test_a_mixture_trains_and_is_recorded(nano, nano_folder, folders):
     assert json.loads((folders / "run" / "train.json").read_text())["data"] == data
     assert trained_on(written) == folders / "fields"
     finetune(str(nano_folder), folders / "run", settings, data=data, student_only=True, resume=True)
-    with pytest.raises(UsageError, match="cannot resume .* with other settings: data: "):
+    with pytest.raises(UsageError, match=r"cannot resume .* with other settings: data: "):
         finetune(str(nano_folder), folders / "run", settings, data=data[:1], student_only=True, resume=True)
 
 

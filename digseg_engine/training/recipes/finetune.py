@@ -114,8 +114,9 @@ def finetune(
 ) -> Path:  # fmt: skip
     """Train from `source` into `out`; returns the checkpoint directory.
 
-    data: "scenes", "scenes:DOMAIN,..." or a directory of labelled pictures, or several, each with =WEIGHT behind it
-    or not. Raises CheckpointError for an unusable start, UsageError for an occupied `out`, InputError for unusable data. detail_blocks: see `deepen_stem`.
+    data: "scenes", "scenes:DOMAIN,..." or a directory of labelled pictures, or several, each with =WEIGHT behind it or not.
+    Raises CheckpointError for an unusable start, UsageError for an occupied `out`, InputError for unusable data.
+    detail_blocks: see `deepen_stem`.
     """
     config = config or FinetuneConfig()
     run = Run(out, resume, config.seed, override)
