@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,13 @@ from digseg_engine.model.reference import Reference
 from digseg_engine.model.sampler import Schedule
 from digseg_engine.model.student import Segmenter, Student
 from digseg_engine.text import PromptTokenizer
+from digseg_engine.words import counted
 
 CONTENTS = (CONFIG, "vae", "unet", "text_encoder", "tokenizer", "text_pathway", "student", "training", "quality.json",
             "distill.json", "distill.png")  # fmt: skip
+
+
+PREFIX = "text_model."  # of a text encoder's tensors, in releases of transformers before 5
 
 
 @dataclass
@@ -236,16 +240,45 @@ def quiet_libraries() -> None:
 
 
 def from_pretrained(kind: Any, folder: Path, variant: str | None = None) -> Any:
-    """One network from its directory, in float32, safetensors only. Raises CheckpointError when it cannot be loaded."""
+    """One network from its directory, in float32, safetensors only.
+
+    Raises CheckpointError when it cannot be loaded or lacks weights, which the libraries would fill with random ones.
+    """
     try:
         key = "dtype" if kind is CLIPTextModel else "torch_dtype"
         options = {key: torch.float32, "use_safetensors": True, **({"variant": variant} if variant else {})}
-        return kind.from_pretrained(folder, local_files_only=True, **options)
+        network, found = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+        missing = sorted(found["missing_keys"])
+        if missing and kind is CLIPTextModel:
+            missing = _load_text_encoder(network, folder, variant)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{folder} cannot be loaded as {kind.__name__}: {first}; restore it from where it came"
         ) from error
+    if missing:
+        raise CheckpointError(f"{folder} has no weights for {missing[0]} ({counted(len(missing), 'tensor')} missing); expected "
+                              f"all of the {kind.__name__} of its config.json; restore it from where it came")  # fmt: skip
+    return network
+
+
+def _load_text_encoder(network: nn.Module, folder: Path, variant: str | None) -> list[str]:
+    """Load a text encoder whose tensors another release of transformers named: 5 dropped the prefix `text_model.`.
+
+    Returns the names that are still without weights.
+    """
+    stored: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob(f"*.{variant}*.safetensors" if variant else "*.safetensors")):
+        stored.update(load_file(path))
+    wanted = {name: stored_name(name, stored) for name in network.state_dict()}
+    network.load_state_dict({name: stored[key] for name, key in wanted.items() if key in stored}, strict=False)
+    return sorted(name for name, key in wanted.items() if key not in stored and not key.endswith("position_ids"))
+
+
+def stored_name(name: str, keys: Collection[str]) -> str:
+    """The name under which a text encoder's tensor is among `keys`: its own, or with or without the prefix `text_model.`."""
+    other = name.removeprefix(PREFIX) if name.startswith(PREFIX) else PREFIX + name
+    return other if name not in keys and other in keys else name
 
 
 def _load_into(module: nn.Module, path: Path) -> None:

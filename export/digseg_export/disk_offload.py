@@ -28,6 +28,7 @@ from digseg_engine.model.pretrained import (
     new_reference,
     new_student,
     quiet_libraries,
+    stored_name,
 )
 from digseg_engine.text import PromptTokenizer
 
@@ -79,9 +80,10 @@ def _offload(module: nn.Module, path: Path) -> None:
     except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read: {error}; restore it from where it came") from error
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if name not in keys:
+        key = stored_name(name, keys)
+        if key not in keys:
             raise CheckpointError(f"{path} lacks {name}; use the configuration it was trained with")
-        stored = Stored(path, name)
+        stored = Stored(path, key)
         owner, _, last = name.rpartition(".")
         home = module.get_submodule(owner)
         if not isinstance(tensor, nn.Parameter):

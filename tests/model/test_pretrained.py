@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from digseg_engine.errors import CheckpointError, UsageError
 from digseg_engine.model.config import DigsegConfig, preset
-from digseg_engine.model.pretrained import BUNDLED, load_checkpoint
+from digseg_engine.model.pretrained import BUNDLED, load_checkpoint, stored_name
 
 
 def test_round_trip_keeps_every_weight_to_fp16(nano, nano_folder):
@@ -26,6 +27,30 @@ def test_round_trip_keeps_every_weight_to_fp16(nano, nano_folder):
 def test_missing_part_is_named(nano_folder, part):
     (nano_folder / part).unlink()
     with pytest.raises(CheckpointError, match=part.split("/")[-1].replace(".", r"\.")):
+        load_checkpoint(nano_folder)
+
+
+@pytest.mark.parametrize("prefix", ["", "text_model."])
+def test_a_text_encoder_is_read_whichever_release_of_transformers_named_its_tensors(nano, nano_folder, prefix):
+    path = nano_folder / "text_encoder" / "model.safetensors"
+    named = {prefix + name.removeprefix("text_model."): value for name, value in load_file(path).items()}
+    save_file(named, path, {"format": "pt"})
+    held, read = nano.text_encoder.state_dict(), load_checkpoint(nano_folder).text_encoder.state_dict()
+    assert all(torch.equal(value.half().float(), read[name]) for name, value in held.items())
+    renamed = {stored_name(name, named) for name in held}
+    assert renamed == set(named)
+
+
+@pytest.mark.parametrize("part", ["text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"])
+def test_weights_that_are_not_there_are_named_and_never_drawn_at_random(nano_folder, part):
+    path = nano_folder / f"{part}.safetensors"
+    tensors = load_file(path)
+    lost = sorted(name for name in tensors if name.endswith("weight"))[0]
+    del tensors[lost]
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(
+        CheckpointError, match=rf"no weights for (text_model\.)?{lost.removeprefix('text_model.')} \(1 tensor missing"
+    ):
         load_checkpoint(nano_folder)
 
 
