@@ -9,7 +9,7 @@ from digseg_engine.bundle import open_bundle
 from digseg_engine.contract import SEGMENTER
 from digseg_engine.errors import BackendError
 from digseg_engine.runtime.backends import kinds, ort_plugin
-from digseg_engine.runtime.backends.ort_backend import PLACES
+from digseg_engine.runtime.backends.ort_backend import PLACES, preload
 from digseg_engine.runtime.source import open_source
 
 PACKAGE = types.SimpleNamespace(get_library_path=lambda: "libplugin.so")
@@ -93,3 +93,12 @@ def test_the_real_package_says_what_this_machine_lacks(nano_models):
     assert "\n" not in usable.reason and "it needs an NVIDIA RTX GPU and its driver" in usable.reason
     with pytest.raises(BackendError, match="cannot register"):
         kinds()[ort_plugin.NAME].create(open_source(nano_models.fp16))
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_cuda_libraries_are_loaded_only_for_a_release_built_with_cuda(built):
+    """1.22 of the CPU prints a warning to standard output otherwise, into the middle of `--json`."""
+    calls, providers = [], ["CUDAExecutionProvider"] * built + ["CPUExecutionProvider"]
+    runtime = types.SimpleNamespace(get_available_providers=lambda: providers, preload_dlls=lambda: calls.append(1))
+    preload(runtime, "CUDAExecutionProvider")
+    assert len(calls) == built

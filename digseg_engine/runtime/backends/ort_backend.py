@@ -148,8 +148,9 @@ class OrtBackend:
 
 def preload(runtime: Any, provider: str) -> None:
     """Load the CUDA and cuDNN libraries that pip installed, where a provider needs them and this release can
-    (1.21 and newer); those on the system's path are found without. What is missing is said when a session is made."""
-    if provider != PROVIDER and hasattr(runtime, "preload_dlls"):
+    (1.21 and newer); those on the system's path are found without. What is missing is said when a session is made. A release
+    that was built without the provider is left alone: 1.22 prints a warning to standard output."""
+    if provider in set(runtime.get_available_providers()) - {PROVIDER} and hasattr(runtime, "preload_dlls"):
         with suppress(Exception):
             runtime.preload_dlls()
 
