@@ -20,6 +20,10 @@ DATA = (
            shown="new crops for ever", only_with=("--data",)),
     Option("--echo", "of a folder: crops of a picture each time it is decoded", kind=int, at_least=1,
            shown="4 in the full recipe without kept crops, else 1", only_with=("--data",)),
+    Option("--balance", "of a folder: draw pictures more often whose classes are in less than this share of all",
+           kind=float, default=0.0, at_least=0, at_most=1, shown="all alike", only_with=("--data",)),
+    Option("--augment", "of a folder: change colour, scale, rotation, blur of pictures; some of them, comma-separated",
+           metavar="KIND,...", default="", shown="none", only_with=("--data",)),
     Option("--workers", "of a folder: how many read pictures ahead", kind=int, default=2, at_least=0,
            only_with=("--data",)),
     Option("--readers", "of a folder: what the workers are", choices=("threads", "processes"), default="threads",
@@ -56,9 +60,10 @@ RUN = (
 
 def run(
     config: str, init: str | None, data: list[str], layout: str | None, split: str, cached_crops: int, echo: int | None,
-    workers: int, readers: Any, output: Path | None, recipe: Any, size: int | None, slot: Any, autoencoder: str | None,
-    student_only: bool, detail_blocks: int | None, changes: list[str], scale: float, seed: int, gradient_checkpointing: bool,
-    tensorboard: bool, resume: bool, override: bool, dry_run: bool, memory: float | None, step_seconds: float | None,
+    balance: float, augment: str, workers: int, readers: Any, output: Path | None, recipe: Any, size: int | None, slot: Any,
+    autoencoder: str | None, student_only: bool, detail_blocks: int | None, changes: list[str], scale: float, seed: int,
+    gradient_checkpointing: bool, tensorboard: bool, resume: bool, override: bool, dry_run: bool, memory: float | None,
+    step_seconds: float | None,
 ) -> None:  # fmt: skip
     from digseg_engine.data.shares import parse_shares
     from digseg_engine.worlds.scenes import is_scenes
@@ -72,7 +77,7 @@ def run(
     check_data(*data)
     if init is not None:
         check_start(init)
-    folder = folder_options(data, layout, split, cached_crops, echo, workers, readers)
+    folder = folder_options(data, layout, split, cached_crops, echo, balance, augment, workers, readers)
     output = output or Path("runs") / (config if init is None else Path(init).resolve().name)
     from digseg_engine.training.recipes.finetune import finetune, recipe_of, settings_of
     from digseg_engine.training.recipes.tiny import TrainConfig
@@ -162,7 +167,8 @@ def adjusted(
 
 
 def folder_options(
-    data: list[str], layout: str | None, split: str, cached_crops: int, echo: int | None, workers: int, readers: Any
+    data: list[str], layout: str | None, split: str, cached_crops: int, echo: int | None, balance: float, augment: str,
+    workers: int, readers: Any,
 ) -> Any:  # fmt: skip
     """The `FolderOptions` of a run. Raises UsageError when options of a folder are given with scenes."""
     from digseg_engine.data.shares import parse_shares
@@ -172,12 +178,15 @@ def folder_options(
     if len(folders) > 1 and layout is not None:
         raise UsageError(f"--layout {layout} describes one folder, and there are {len(folders)}; leave it out, layouts are "
                          "recognised")  # fmt: skip
-    if not folders and (layout, split, cached_crops, echo) != (None, "train", 0, None):
-        raise UsageError("--layout, --split, --cached-crops and --echo describe a folder of labelled pictures; "
-                         f"--data is {', '.join(data)} here")  # fmt: skip
+    if not folders and (layout, split, cached_crops, echo, balance, augment) != (None, "train", 0, None, 0, ""):
+        raise UsageError("--layout, --split, --cached-crops, --echo, --balance and --augment describe a folder of labelled "
+                         f"pictures; --data is {', '.join(data)} here")  # fmt: skip
+    from digseg_engine.data.augmentation import check_installed, parse_kinds
     from digseg_engine.data.batches import FolderOptions
 
-    return FolderOptions(layout, split, cached_crops, workers, readers, echo or 1)
+    kinds = parse_kinds(augment)
+    check_installed(kinds)
+    return FolderOptions(layout, split, cached_crops, workers, readers, echo or 1, balance, kinds)
 
 
 COMMAND = Command(

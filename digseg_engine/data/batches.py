@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,8 +11,12 @@ from typing import Protocol
 import numpy as np
 import torch
 from accelerate import PartialState
+from numpy.typing import NDArray
 from torch import Tensor
 
+from digseg_engine.console import Pace
+from digseg_engine.data.augmentation import augment, check_installed, check_kinds
+from digseg_engine.data.balance import class_presence, repeat_factors
 from digseg_engine.data.batch import Batch, Numbers, carried, choose_names, to_tensor
 from digseg_engine.data.checks import label_counts
 from digseg_engine.data.crops import Crops
@@ -35,6 +40,8 @@ class FolderOptions:
     workers: int = 2  # threads or processes that read ahead; any number gives the same batches
     readers: Readers = "threads"  # what the workers are
     echo: int = 1  # crops of a picture each time it is decoded
+    balance: float = 0.0  # pictures of classes in less than this share of them are drawn more often; 0: all alike
+    augment: tuple[str, ...] = ()  # changes of `augmentation.KINDS`
 
     def __post_init__(self) -> None:
         if self.cached_crops < 0 or self.workers < 0:
@@ -44,13 +51,21 @@ class FolderOptions:
         if self.echo < 1 or (self.echo > 1 and self.cached_crops):
             raise UsageError(f"echo must be 1 or more, and 1 with cached crops, which are few already; got {self.echo} with "
                              f"{self.cached_crops} cached crops")  # fmt: skip
+        if not 0 <= self.balance <= 1:
+            raise UsageError(f"balance must be a share of the pictures from 0 to 1, got {self.balance}")
+        check_kinds(self.augment)
+        if self.cached_crops and {"colour", "blur"} & set(self.augment):
+            raise UsageError("colour and blur are drawn anew for every crop, and cached crops keep their latents; leave one of "
+                             "them out")  # fmt: skip
 
 
 class FolderBatches:
     """Batches from a data set; batch number `step` is a pure function of (seed, step) and the files."""
 
-    def __init__(self, dataset: Dataset, load: CropLoader, encode: Encode, seed: int) -> None:
-        self.dataset, self.load, self.encode, self.seed = dataset, load, encode, seed
+    def __init__(
+        self, dataset: Dataset, load: CropLoader, encode: Encode, seed: int, kinds: Sequence[str] = ()
+    ) -> None:  # fmt: skip
+        self.dataset, self.load, self.encode, self.seed, self.kinds = dataset, load, encode, seed, kinds
         self.names = dataset.names + dataset.table.absent  # numbers past the classes occur in no picture
 
     def batch(self, step: int, size: int, prompts: int) -> Batch:
@@ -66,6 +81,8 @@ class FolderBatches:
         ids, asked, shown = (carried(array, device) for array in (crops.ids, chosen, counts[:, chosen] > 0))
         labels = Numbers(ids, asked, shown, whole=not counts[:, -1].any())
         images = to_tensor(crops.images, device)
+        if self.kinds:
+            images = augment(images, self.kinds, np.random.default_rng([self.seed, step, 5]))
         return Batch(images, self.encode(crops, images), queries, labels)
 
     def phrase(self, rng: np.random.Generator, name: str) -> Query:
@@ -140,15 +157,28 @@ def folder_batches(
     Raises InputError or UsageError for a folder that cannot be used.
     """
     dataset = open_dataset(folder, options.layout, options.split)
-    reader = CropReader(dataset, size, seed, options.cached_crops, options.echo)
+    check_installed(options.augment)
+    odds = None if not options.balance else _odds(dataset, options.balance, cache)
+    windows = tuple(kind for kind in options.augment if kind in ("scale", "rotation"))
+    reader = CropReader(dataset, size, seed, options.cached_crops, options.echo, windows, odds)
     load = CropLoader(reader, options.workers, options.readers)
     encode: Encode = Encoder(vae)
     if options.cached_crops:
         side = size // latent_stride(vae)
+        decisive = size, seed, options.cached_crops, fingerprint(vae), *([windows] if windows else [])
         shape = (int(vae.config.latent_channels), side, side)
-        path = cache / f"latents-{_state(dataset, size, seed, options.cached_crops, fingerprint(vae))}.f16"
+        path = cache / f"latents-{_state(dataset, *decisive)}.f16"
         encode = CachedEncoder(encode, path, len(dataset), options.cached_crops, shape)
-    return FolderBatches(dataset, load, encode, seed)
+    kinds = [kind for kind in options.augment if kind not in windows]
+    return FolderBatches(dataset, load, encode, seed, kinds)
+
+
+def _odds(dataset: Dataset, threshold: float, cache: Path) -> NDArray[np.float64]:
+    """Repeat factors of all pictures; the first process reads the masks, the others wait."""
+    with PartialState().main_process_first():
+        pace = Pace("looking for the classes of every picture", len(dataset), speaks=PartialState().is_main_process)
+        kept = cache / f"classes-{_state(dataset, 'classes', dataset.names)}.npy"
+        return repeat_factors(class_presence(dataset, kept, pace), threshold)
 
 
 def _state(dataset: Dataset, *settings: object) -> str:

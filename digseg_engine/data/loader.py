@@ -35,7 +35,8 @@ class CropReader:
     """What decides every crop: batch number `step` is a pure function of (seed, step, count) and the files.
 
     variants: every picture has so many fixed crops (so that what is computed from them can be kept); 0 draws new ones.
-    echo: crops of every decoded picture.
+    echo: crops of every decoded picture. augment: kinds of `augmentation.KINDS` that windows have. odds: [N], how often
+    pictures are drawn beside each other; None: alike.
     """
 
     dataset: Dataset
@@ -43,6 +44,8 @@ class CropReader:
     seed: int
     variants: int = 0
     echo: int = 1
+    augment: tuple[str, ...] = ()
+    odds: NDArray[np.float64] | None = None
 
     def group(self, step: int) -> tuple[int, ...]:
         """The steps whose batches share their pictures with batch `step`, in order."""
@@ -52,8 +55,8 @@ class CropReader:
 
     def read(self, group: Sequence[int], steps: Sequence[int], count: int) -> list[Crops]:
         """The `count` crops of every batch of `steps`, which all belong to `group`. Raises InputError naming a bad file."""
-        pictures, _ = self._choice(group[0], count)
-        variants = {step: self._choice(step, count)[1] for step in group}
+        pictures, _ = self.choose(group[0], count)
+        variants = {step: self.choose(step, count)[1] for step in group}
         shape = (count, self.side, self.side)
         batches = [
             Crops(pictures, variants[s], np.empty((*shape, 3), np.uint8), np.empty(shape, np.int16)) for s in steps
@@ -68,15 +71,21 @@ class CropReader:
                 batch.ids[n] = cut_labels(ids, windows[step], self.side)
         return batches
 
-    def _choice(self, step: int, count: int) -> tuple[Numbers, Numbers]:
+    def choose(self, step: int, count: int) -> tuple[Numbers, Numbers]:
+        """The pictures [count] of batch `step` if it is the first of its group, and which of their fixed crops."""
         rng = np.random.default_rng([self.seed, step])
-        return rng.integers(0, len(self.dataset), count), rng.integers(0, max(1, self.variants), count)
+        if self.odds is None:
+            pictures = rng.integers(0, len(self.dataset), count)
+        else:
+            heaped = self.odds.cumsum()
+            pictures = np.searchsorted(heaped, rng.random(count) * heaped[-1], side="right").clip(max=len(heaped) - 1)
+        return pictures, rng.integers(0, max(1, self.variants), count)
 
     def _window(
         self, step: int, n: int, picture: int, variants: dict[int, Numbers], shape: tuple[int, ...]
     ) -> Window:  # fmt: skip
         key = [self.seed, 1, picture, int(variants[step][n])] if self.variants else [self.seed, 0, step, n]
-        return draw_window(np.random.default_rng(key), shape[0], shape[1])
+        return draw_window(np.random.default_rng(key), shape[0], shape[1], self.augment)
 
 
 @dataclass
