@@ -146,7 +146,7 @@ def print_plan(
     numeric = "bf16 mixed precision" if precision == "bf16" else "float32"
     shown = Table("", *(each.name for each in plans), title=f"what the run needs, {numeric}; nothing was begun",
                   title_justify="left")  # fmt: skip
-    for row in table(plans, pictures, 1, step_seconds):
+    for row in table(plans, pictures, step_seconds):
         shown.add_row(*row)
     Console().print(shown)
     for line in said(plans, limit) if limit is not None else []:
@@ -158,12 +158,12 @@ def adjusted(
     settings: Settings, scale: float, tensorboard: bool, changes: list[str], gradient_checkpointing: bool = False
 ) -> Settings:
     """The settings as the command line changes them."""
-    from digseg_engine.training.run import scaled, with_checkpointing, with_settings, with_tensorboard
+    from digseg_engine.training.run import in_every_stage, scaled, with_settings
 
-    settings = with_checkpointing(settings) if gradient_checkpointing else settings
+    settings = in_every_stage(settings, gradient_checkpointing=True) if gradient_checkpointing else settings
     settings = with_settings(settings, changes)
     settings = settings if scale == 1 else scaled(settings, scale)
-    return with_tensorboard(settings) if tensorboard else settings
+    return in_every_stage(settings, tensorboard=True) if tensorboard else settings
 
 
 def folder_options(

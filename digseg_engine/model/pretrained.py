@@ -181,12 +181,10 @@ def load_checkpoint(folder: Path | str | None = None) -> Checkpoint:
     unet = from_pretrained(UNet2DConditionModel, folder / "unet")
     text_encoder = from_pretrained(CLIPTextModel, folder / "text_encoder")
     tokenizer = PromptTokenizer.load(folder / "tokenizer" / "tokenizer.json")
-    reference = new_reference(unet, config)
-    _load_into(reference.pathway, folder / "text_pathway" / "model.safetensors")
-    student = new_student(UNet2DConditionModel.from_config(unet.config), config, vae)
-    _load_into(student, folder / "student" / "model.safetensors")
-    loaded = Checkpoint(config, vae, text_encoder, tokenizer, reference, student)
-    for module in (vae, text_encoder, reference, student):
+    loaded = assemble(config, Networks(unet, vae, text_encoder), tokenizer)
+    _load_into(loaded.reference.pathway, folder / "text_pathway" / "model.safetensors")
+    _load_into(loaded.student, folder / "student" / "model.safetensors")
+    for module in (vae, text_encoder, loaded.reference, loaded.student):
         module.eval().requires_grad_(False)
     return loaded
 
@@ -198,6 +196,13 @@ class Networks:
     unet: UNet2DConditionModel
     vae: Autoencoder
     text_encoder: CLIPTextModel
+
+
+def assemble(config: DigsegConfig, networks: Networks, tokenizer: PromptTokenizer) -> Checkpoint:
+    """A checkpoint around networks that are there; the parts that only DiGSeg has, and the student, are drawn at random."""
+    student = new_student(UNet2DConditionModel.from_config(networks.unet.config), config, networks.vae)
+    reference = new_reference(networks.unet, config)
+    return Checkpoint(config, networks.vae, networks.text_encoder, tokenizer, reference, student)
 
 
 def outline_networks(folder: Path, vae: Path) -> Networks:
@@ -213,10 +218,8 @@ def outline_networks(folder: Path, vae: Path) -> Networks:
 
 def outline_checkpoint(folder: Path) -> Checkpoint:
     """The networks that `load_checkpoint` would give, built from their configurations alone, weights random."""
-    config, parts = DigsegConfig.load(folder), outline_networks(folder, folder / "vae")
-    student = new_student(UNet2DConditionModel.from_config(parts.unet.config), config, parts.vae)
     tokenizer = PromptTokenizer.load(folder / "tokenizer" / "tokenizer.json")
-    return Checkpoint(config, parts.vae, parts.text_encoder, tokenizer, new_reference(parts.unet, config), student)
+    return assemble(DigsegConfig.load(folder), outline_networks(folder, folder / "vae"), tokenizer)
 
 
 def autoencoder_class(folder: Path) -> Any:

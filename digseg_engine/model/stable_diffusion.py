@@ -22,10 +22,10 @@ from digseg_engine.model.config import SD21, TINY, DigsegConfig, Prediction, Stu
 from digseg_engine.model.folder import find_directory
 from digseg_engine.model.pretrained import (
     Checkpoint,
+    Networks,
+    assemble,
     autoencoder_class,
     from_pretrained,
-    new_reference,
-    new_student,
     outline_networks,
     quiet_libraries,
 )
@@ -57,14 +57,12 @@ def load_stable_diffusion(
         expand_conv_in(unet, slot)
     raw = CLIPTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True).backend_tokenizer
     tokenizer = PromptTokenizer(raw)
-    config = describe(folder, unet, vae, name)
-    student = new_student(UNet2DConditionModel.from_config(unet.config), config, vae)
-    student.unet.load_state_dict(unet.state_dict())
-    student.neutral = empty_prompt(text_encoder, tokenizer)
-    reference = new_reference(unet, config)
+    made = assemble(describe(folder, unet, vae, name), Networks(unet, vae, text_encoder), tokenizer)
+    made.student.unet.load_state_dict(unet.state_dict())
+    made.student.neutral = empty_prompt(text_encoder, tokenizer)
     for module in (vae, text_encoder):
         module.eval().requires_grad_(False)
-    return Checkpoint(config, vae, text_encoder, tokenizer, reference, student), raw.to_str()
+    return made, raw.to_str()
 
 
 def describe(folder: Path, unet: UNet2DConditionModel, vae: Any, name: str = "digseg") -> DigsegConfig:
@@ -87,11 +85,8 @@ def outline_stable_diffusion(folder: Path, slot: Slot = "zero", autoencoder: str
     _check_sizes(folder, parts.unet, parts.text_encoder, parts.vae)
     if parts.unet.config.in_channels == 4:
         expand_conv_in(parts.unet, slot)
-    config = describe(folder, parts.unet, parts.vae)
-    student = new_student(UNet2DConditionModel.from_config(parts.unet.config), config, parts.vae)
     raw = CLIPTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True).backend_tokenizer
-    reference = new_reference(parts.unet, config)
-    return Checkpoint(config, parts.vae, parts.text_encoder, PromptTokenizer(raw), reference, student)
+    return assemble(describe(folder, parts.unet, parts.vae), parts, PromptTokenizer(raw))
 
 
 def student_sizes(unet: UNet2DConditionModel) -> StudentConfig:

@@ -31,10 +31,10 @@ from digseg_engine.training.log import Log
 from digseg_engine.training.record import read_settings
 from digseg_engine.training.stage_timer import StageTimer
 from digseg_engine.training.state import discard_states, load_state, newest_state, save_state, step_of
-from digseg_engine.training.thrift import make_optimizer, recomputing, resolve_precision, tf32
+from digseg_engine.training.thrift import autocast, make_optimizer, recomputing, resolve_precision, tf32
 
 FREE = ("save_every", "save_minutes", "compile", "stop", "tensorboard")  # settings that a resumed run may change
-Parts = Mapping[str, Tensor]  # what a loss is made of
+Parts = Mapping[str, Tensor]  # what a loss is made of, for the log
 Loss = Callable[[nn.Module, int], tuple[Tensor, Parts]]
 
 
@@ -166,12 +166,6 @@ def averaged(module: nn.Module, config: StageConfig) -> AveragedModel:
     return AveragedModel(module, place, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
 
 
-def mixed_precision(accelerator: Accelerator) -> torch.autocast:
-    """Autocast in the stage's precision; accelerate's own, in some releases, stays on after a loss that raises."""
-    kind = torch.float16 if accelerator.mixed_precision == "fp16" else torch.bfloat16
-    return torch.autocast(accelerator.device.type, kind, enabled=accelerator.mixed_precision != "no")
-
-
 def unwrap(module: Any) -> Any:
     """The plain module behind DistributedDataParallel or torch.compile."""
     module = getattr(module, "_orig_mod", module)
@@ -219,7 +213,7 @@ def _accumulate(
         number = (step * config.accumulate + i) * accelerator.num_processes + accelerator.process_index
         ready = i + 1 == config.accumulate or accelerator.num_processes == 1
         with nullcontext() if ready else accelerator.no_sync(forward):
-            with mixed_precision(accelerator):
+            with autocast(accelerator.device.type, accelerator.mixed_precision):
                 value, parts = loss(forward, number)
             accelerator.backward(value / config.accumulate)
         values.append(value.detach())

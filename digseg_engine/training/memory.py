@@ -27,7 +27,7 @@ from digseg_engine.training.objectives.few_step import FewStepLoss
 from digseg_engine.training.objectives.one_step import OneStepLoss
 from digseg_engine.training.objectives.pairs import Pairs
 from digseg_engine.training.objectives.student import DistillationLoss
-from digseg_engine.training.thrift import make_optimizer, recomputing
+from digseg_engine.training.thrift import NETWORKS, autocast, make_optimizer, recomputing
 
 PROMPT = "a thing with a name of some words"
 BYTES_8BIT = 2 * (1 + 4 / 256)  # two moments of a byte each, and a float32 scale for every 256 weights (bitsandbytes)
@@ -88,7 +88,6 @@ class ShapedBatches:
 
     def __init__(self, checkpoint: Checkpoint, size: int, encodes: bool) -> None:
         self.checkpoint, self.size, self.encodes = checkpoint, size, encodes
-        self.queries: list[Query] = []
 
     def batch(self, step: int, size: int, prompts: int) -> Batch:
         images = torch.zeros(size, 3, self.size, self.size)
@@ -180,8 +179,8 @@ def stage_work(
     teacher_steps: int,
 ) -> tuple[nn.Module, Loss, set[str]]:
     """(what is trained, its loss, the checkpoint's networks that the stage asks)."""
-    for part in (checkpoint.vae, checkpoint.text_encoder, checkpoint.reference, checkpoint.student):
-        part.eval().requires_grad_(False)
+    for part in NETWORKS:
+        getattr(checkpoint, part).eval().requires_grad_(False)
     pairs: Any = ShapedPairs(batches, config)
     asked = {"vae", "text_encoder", "reference"}
     if name == "student":
@@ -199,7 +198,7 @@ def stage_work(
 
 def drop(checkpoint: Checkpoint, asked: set[str]) -> None:
     """Forget the networks that the stage does not ask: they lie on the CPU meanwhile."""
-    for part in {"vae", "text_encoder", "reference", "student"} - asked:
+    for part in set(NETWORKS) - asked:
         setattr(checkpoint, part, None)
 
 
@@ -214,8 +213,7 @@ def _step(
     module: nn.Module, loss: Loss, config: StageConfig, optimizer: torch.optim.Optimizer, precision: str, step: int
 ) -> None:
     for _ in range(min(2, config.accumulate)):
-        kind = torch.float16 if precision == "fp16" else torch.bfloat16
-        with torch.autocast("cpu", kind, enabled=precision != "no"):
+        with autocast("cpu", precision):
             value, _ = loss(module, step)
         value.backward()
     optimizer.step()

@@ -51,6 +51,7 @@ def _fit(count: Count, name: str, config: StageConfig, limit: float | None) -> S
     found = StagePlan(name, config, memory, memory)
     if found.fits(limit):
         return found
+    smaller = config
     for smaller in thriftier(config):
         fitted = count(name, smaller)
         if limit is not None and fitted.peak <= limit:
@@ -77,9 +78,9 @@ def differences(name: str, before: StageConfig, after: StageConfig) -> Iterator[
             yield f"--set {name}.{key}={str(value).lower() if isinstance(value, bool) else value}"
 
 
-def table(plans: list[StagePlan], pictures: int | None, processes: int, step_seconds: float | None) -> list[list[str]]:
+def table(plans: list[StagePlan], pictures: int | None, step_seconds: float | None) -> list[list[str]]:
     """A plan as rows of text, one column per stage; pictures: in the data set, None for an endless one."""
-    asked = [each.config.batch * each.config.accumulate * processes for each in plans]
+    asked = [each.config.batch * each.config.accumulate for each in plans]
     steps = [each.config.steps for each in plans]
     sizes = ("weights", "frozen", "gradients", "optimizer", "average", "activations", "peak")
     lines = [
@@ -104,6 +105,7 @@ def said(plans: list[StagePlan], limit: float) -> list[str]:
             lines.append(f"{each.name} needs {each.memory.peak / GB:.1f} GB; {' '.join(each.changes)} makes it "
                          f"{each.fitted.peak / GB:.1f}")  # fmt: skip
         else:
-            lines.append(f"{each.name} needs {each.memory.peak / GB:.1f} GB and does not fit {limit / GB:g}, not even with "
-                         f"{' '.join(each.changes)}; train on smaller pictures (--size)")  # fmt: skip
+            tried = f", not even with {' '.join(each.changes)}" if each.changes else ""
+            lines.append(f"{each.name} needs {each.memory.peak / GB:.1f} GB and does not fit {limit / GB:g}{tried}; train on "
+                         "smaller pictures (--size)")  # fmt: skip
     return lines

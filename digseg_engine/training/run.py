@@ -21,6 +21,7 @@ from digseg_engine.training.log import event_writer
 from digseg_engine.training.loop import FREE, Loss, StageConfig, train_stage
 from digseg_engine.training.record import CHANGES, differences, flat, note_changes, record_run, settings_in_force
 from digseg_engine.training.state import complete_states, newest_state, step_of
+from digseg_engine.training.thrift import NETWORKS, keep_on_device
 
 Config = TypeVar("Config")
 WEIGHTS = "weights.safetensors"
@@ -90,17 +91,12 @@ def _parse(text: str, old: Any, change: str) -> Any:
         raise UsageError(f"--set {change!r}: expected {kind}, as the present value {old}, got {text!r}") from error
 
 
-def with_checkpointing(config: Config) -> Config:
-    """The same run, every stage computing its activations twice instead of keeping them."""
-    more: dict[str, Any] = {n: replace(stage, gradient_checkpointing=True) for n, stage in stages_of(config).items()}
-    return replace(config, **more)  # type: ignore[type-var]
-
-
-def with_tensorboard(config: Config) -> Config:
-    """The same run, every stage also logging for TensorBoard. Raises UsageError when that is not installed."""
-    event_writer()
-    more: dict[str, Any] = {name: replace(stage, tensorboard=True) for name, stage in stages_of(config).items()}
-    return replace(config, **more)  # type: ignore[type-var]
+def in_every_stage(config: Config, **settings: Any) -> Config:
+    """The same run with these settings in every stage. Raises UsageError when TensorBoard is asked for and not installed."""
+    if settings.get("tensorboard"):
+        event_writer()
+    changed: dict[str, Any] = {name: replace(stage, **settings) for name, stage in stages_of(config).items()}
+    return replace(config, **changed)  # type: ignore[type-var]
 
 
 @dataclass
@@ -205,9 +201,7 @@ class Run:
 
 def move(checkpoint: Checkpoint) -> Checkpoint:
     """All parts of a checkpoint to this process's device."""
-    device = PartialState().device if torch.cuda.is_available() else torch.device("cpu")
-    for module in (checkpoint.vae, checkpoint.text_encoder, checkpoint.reference, checkpoint.student):
-        module.to(device)
+    keep_on_device(checkpoint, NETWORKS)
     return checkpoint
 
 

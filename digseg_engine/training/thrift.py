@@ -21,6 +21,7 @@ from digseg_engine.model.student import Student
 from digseg_engine.training.muon import Muon
 
 BETAS = (0.9, 0.98)
+NETWORKS = ("vae", "text_encoder", "reference", "student")  # of a checkpoint
 
 
 def resolve_precision(precision: str) -> str:
@@ -28,6 +29,12 @@ def resolve_precision(precision: str) -> str:
     if precision != "auto":
         return precision
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+
+
+def autocast(device: str, precision: str) -> torch.autocast:
+    """Mixed precision "bf16" or "fp16", or none ("no"). PyTorch's own: accelerate's, in some releases, stays on after a loss
+    that raises."""
+    return torch.autocast(device, torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "no")
 
 
 def make_optimizer(
@@ -92,5 +99,5 @@ def tf32(active: bool) -> Iterator[None]:
 def keep_on_device(checkpoint: Any, names: Collection[str]) -> None:
     """The networks of a checkpoint that a stage asks to this process's device, its others to the CPU."""
     device = PartialState().device if torch.cuda.is_available() else torch.device("cpu")
-    for name in ("vae", "text_encoder", "reference", "student"):
+    for name in NETWORKS:
         getattr(checkpoint, name).to(device if name in names else "cpu")

@@ -108,6 +108,9 @@ def test_a_plan_names_the_cheapest_changes_that_fit_and_they_do(build):
     after = count_stage(build, "student", stages_of(with_settings(config, told))["student"], 64)
     assert after == fitted.fitted
     assert "--set student.gradient_checkpointing=true" in said([fitted], limit)[0]
+    thrifty = replace(CONFIG, batch=1, optimizer="muon", gradient_checkpointing=True, average_on_cpu=True)
+    (nothing_left,) = plan(build, {"student": thrifty}, 64, 1000.0)
+    assert nothing_left.fitted is None and nothing_left.changes == ()
     (hopeless,) = plan(build, {"student": replace(CONFIG, batch=1, optimizer="muon")}, 64, 1000.0)
     assert hopeless.fitted is None and "does not fit" in said([hopeless], 1000.0)[0]
 

@@ -10,9 +10,8 @@ from transformers import CLIPTextModel
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.student import Student
 from digseg_engine.text import PromptTokenizer, pad_tokens
-from digseg_engine.training.loop import StageConfig
+from digseg_engine.training.loop import Parts, StageConfig
 from digseg_engine.training.objectives.dense import pool_regions
-from digseg_engine.training.objectives.losses import Parts
 from digseg_engine.worlds.pool import SceneBatches
 
 TEMPERATURE = 2.3  # starting logarithm of the temperature: ten, as SigLIP

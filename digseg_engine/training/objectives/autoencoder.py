@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from digseg_engine.model.autoencoder import draw_mask, raw_latent
 from digseg_engine.model.devices import device_of
-from digseg_engine.training.loop import StageConfig, unwrap
-from digseg_engine.training.objectives.losses import Parts
+from digseg_engine.training.loop import Parts, StageConfig, unwrap
 from digseg_engine.training.objectives.noise import generator
 from digseg_engine.worlds.pool import SceneBatches
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.sampler import Schedule
-from digseg_engine.training.loop import unwrap
-from digseg_engine.training.objectives.losses import Parts, latent_error
+from digseg_engine.training.loop import Parts, unwrap
+from digseg_engine.training.objectives.losses import latent_error
 from digseg_engine.training.objectives.noise import NoiseKind, draw_noise, generator
 from digseg_engine.training.objectives.pairs import PairSource
 

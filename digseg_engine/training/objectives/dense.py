@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.mask_head import upsample_sum
 from digseg_engine.model.student import FoldedText, Student
-from digseg_engine.training.loop import StageConfig
-from digseg_engine.training.objectives.losses import Parts, shrink
+from digseg_engine.training.loop import Parts, StageConfig
+from digseg_engine.training.objectives.losses import shrink
 from digseg_engine.worlds.pool import NAMES, Drawn, SceneBatches
 from digseg_engine.worlds.scenes import ALL_PAIRS, CLASSES
 

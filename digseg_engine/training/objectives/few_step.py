@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.reference import Reference
 from digseg_engine.model.sampler import Schedule, sample, trailing_timesteps
-from digseg_engine.training.objectives.losses import Parts
+from digseg_engine.training.loop import Parts
 from digseg_engine.training.objectives.noise import generator
 from digseg_engine.training.objectives.pairs import PairSource
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-Parts = Mapping[str, Tensor]  # what a loss is made of, for the log
 
 
 def dice_loss(logits: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from digseg_engine.model.autoencoder import decode_value
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.sampler import Schedule
-from digseg_engine.training.objectives.losses import Parts, latent_error, mask_loss
+from digseg_engine.training.loop import Parts
+from digseg_engine.training.objectives.losses import latent_error, mask_loss
 from digseg_engine.training.objectives.noise import generator
 from digseg_engine.training.objectives.pairs import PairSource
 

@@ -15,9 +15,9 @@ from digseg_engine.model.reference import Reference
 from digseg_engine.model.sampler import Schedule, sample
 from digseg_engine.model.student import Student
 from digseg_engine.text import PromptTokenizer
-from digseg_engine.training.loop import StageConfig, unwrap
+from digseg_engine.training.loop import Parts, StageConfig, unwrap
 from digseg_engine.training.objectives.dense import Tutored, dense_loss
-from digseg_engine.training.objectives.losses import Parts, mask_loss, ranking_loss, shrink, shrink_labels
+from digseg_engine.training.objectives.losses import mask_loss, ranking_loss, shrink, shrink_labels
 from digseg_engine.training.objectives.noise import generator
 
 # Weights of the loss, Dice being 1. Chosen by hand, not searched.

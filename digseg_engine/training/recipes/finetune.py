@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from accelerate import PartialState
@@ -53,7 +53,7 @@ class FinetuneConfig:
     folder: FolderOptions = FolderOptions()  # when trained on a folder of labelled pictures
     size: int | None = None  # pixels; None: the model's own
     imitate_every: int = IMITATE_EVERY  # the student imitates the reference in every so manieth micro-batch; 0: never
-    noise: str = "gaussian"  # of the stage `reference`; or "multi-resolution", annealed (Marigold's)
+    noise: NoiseKind = "gaussian"  # of the stage `reference`; or "multi-resolution", annealed (Marigold's)
     dense: bool = False  # the student learns dense labels of single words beside the prompts (scenes only)
     reference: StageConfig = StageConfig(20000, 4, 3e-5, warmup=100, accumulate=8, ema=0.999, optimizer="adamw")
     one_step: StageConfig = StageConfig(10000, 2, 3e-5, warmup=100, accumulate=16, ema=0.999, optimizer="adamw")
@@ -171,11 +171,9 @@ def finetune(
 def outline(source: str, slot: Slot = "zero", autoencoder: str | None = None) -> Checkpoint:
     """The networks that `load_start` would give, built from their configurations alone, weights random."""
     folder = find_start(source)
-    return (
-        outline_checkpoint(folder)
-        if (folder / CONFIG).is_file()
-        else outline_stable_diffusion(folder, slot, autoencoder)
-    )
+    if (folder / CONFIG).is_file():
+        return outline_checkpoint(folder)
+    return outline_stable_diffusion(folder, slot, autoencoder)
 
 
 def plan_finetune(
@@ -200,12 +198,8 @@ def _train_reference(run: Run, checkpoint: Checkpoint, batches: Batches, config:
     keep_on_device(checkpoint, ("vae", "text_encoder", "reference"))
     frozen = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer)
     noisy = PairSource(batches, *frozen, config.reference)
-    run.stage(
-        "reference",
-        checkpoint.reference,
-        DenoisingLoss(noisy, checkpoint.schedule, cast(NoiseKind, config.noise)),
-        config.reference,
-    )
+    denoising = DenoisingLoss(noisy, checkpoint.schedule, config.noise)
+    run.stage("reference", checkpoint.reference, denoising, config.reference)
     single = PairSource(batches, *frozen, config.one_step)
     with recomputing(config.one_step.gradient_checkpointing, checkpoint.vae):
         run.stage("one_step", checkpoint.reference, OneStepLoss(single, checkpoint.schedule), config.one_step)
