@@ -42,7 +42,7 @@ RUN = (
     Option("--seed", "random seed", kind=int, default=0),
     Option(
         "--gradient-checkpointing",
-        "compute activations twice instead of keeping them: less memory, a third more time",
+        "compute activations twice instead of keeping them: less memory, one more forward pass",
         kind=bool,
         default=False,
     ),

@@ -66,7 +66,7 @@ def _adamw8bit(weights: Iterable[nn.Parameter], rate: float, weight_decay: float
 def recomputing(active: bool, *modules: nn.Module) -> Iterator[None]:
     """While open, the blocks of these networks keep their inputs only and compute the rest again in the backward pass.
 
-    The gradients are the same; a step costs about a third more time.
+    The gradients are the same; a step costs one more forward pass of the blocks.
     """
     if active:
         _recompute(modules, True)
