@@ -43,8 +43,9 @@ class Measure:
     def answers(self, one: Scene, names: list[str], truth: Any) -> dict[str, Any]:
         canvas = fit(one.image, self.checkpoint.config.image_size, self.checkpoint.stride)
         ids, mask = self.checkpoint.tokenizer.encode(names)
-        logits = self.student(one.image, names)
-        found = {"student": logits, **{f"reference@{n}": ask(one.image, names) for n, ask in self.reference.items()}}
+        logits = self.student(one.image, names).whole()
+        reference = {f"reference@{n}": ask(one.image, names).whole() for n, ask in self.reference.items()}
+        found = {"student": logits, **reference}
         starts = {"refine_student": logits, "refine_truth": np.where(truth, SURE, -SURE).astype(np.float32)}
         for name, start in starts.items():
             for n in REFINE_STEPS:

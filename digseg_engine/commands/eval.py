@@ -7,21 +7,48 @@ from pathlib import Path
 from digseg_engine.commands.declare import Command, Option
 from digseg_engine.commands.train import check_data
 from digseg_engine.errors import UsageError
+from digseg_engine.evaluation.presets import protocol_names
+from digseg_engine.evaluation.views import Views
 from digseg_engine.folders import check_output_file
+
+PROTOCOLS = protocol_names()
 
 
 def run(
-    model: Path | None, data: str, layout: str | None, split: str | None, count: int, size: int | None,
-    reference_steps: int, report: Path | None, device: str | None,
+    model: Path | None, data: str, layout: str | None, split: str | None, count: int | None, seed: int, size: int | None,
+    reference_steps: int, slide: bool, short_side: int | None, scales: tuple[float, ...], flip: bool, protocol: str | None,
+    report: Path | None, device: str | None,
 ) -> None:  # fmt: skip
     check_data(data)
+    if protocol is not None and not Path(data).is_dir():
+        raise UsageError(f"--protocol {protocol} scores a folder of labelled pictures; add --data FOLDER")
     if model is not None and not model.is_dir():
         raise UsageError(f"--model {model} is not a folder; expected a checkpoint or a bundle")
     if report is not None:
         check_output_file(report)
-    from digseg_engine.evaluation.score import score_model
+    views = Views(scales, flip, slide, short_side=short_side)
+    from digseg_engine.evaluation.presets import read_protocol
+    from digseg_engine.evaluation.protocols import EVERY
+    from digseg_engine.evaluation.score import Request, score_model
 
-    score_model(model, data, count, size, reference_steps, report, layout, split, device)
+    preset = None if protocol is None else read_protocol(protocol)
+    if count is None:
+        count = 100 if preset is None else EVERY
+    asked = Request(model, data, count, size, reference_steps, layout, split, device, seed, views, preset)
+    score_model(asked, report)
+
+
+def counted(text: str) -> int:
+    """A number of pictures, or "all"."""
+    number = 0 if text == "all" else int(text)
+    if number < (text != "all"):
+        raise ValueError(text)
+    return number
+
+
+def scaled(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them."""
+    return tuple(float(part) for part in text.split(","))
 
 
 COMMAND = Command(
@@ -34,13 +61,24 @@ COMMAND = Command(
         Option("--data", "scenes, scenes:DOMAIN,... or a folder of labelled pictures", default="scenes", metavar="DATA"),
         Option("--layout", "layout of the folder", shown="recognised", metavar="NAME"),
         Option("--split", "split of the folder", shown="its validation split", metavar="NAME"),
-        Option("--count", "test scenes per domain; of a folder, at most so many pictures at random", kind=int, default=100,
-               at_least=1),
+        Option("--count", "test scenes per domain; of a folder, at most so many pictures at random, or all", kind=counted,
+               metavar="N", shown="100; of a protocol, all", expects="a whole number of at least 1, or all"),
+        Option("--seed", "which pictures of a folder are chosen", kind=int, default=0, at_least=0),
         Option("--size --imgsz", "working size in pixels", kind=int, shown="the model's own"),
+        Option("--protocol", "score as a well-known benchmark does: " + ", ".join(PROTOCOLS), choices=PROTOCOLS,
+               metavar="NAME", not_with=("--slide", "--short-side")),
+        Option("--slide", "windows of the working size over the picture, overlapping by a third, instead of reducing it",
+               kind=bool, default=False),
+        Option("--short-side", "bring the picture's shorter side to so many pixels first", kind=int, at_least=16,
+               shown="its longer side to the working size; with --slide as it is"),
+        Option("--scales", "work at several sizes and average, as 0.75,1,1.25", kind=scaled, default=(1.0,), shown="1",
+               metavar="X,...", expects="numbers such as 0.75,1,1.25"),
+        Option("--flip", "average with the mirrored picture", kind=bool, default=False),
         Option("--reference-steps", "score the reference with this many steps instead of the student", kind=int,
                default=0, at_least=0),
         Option("--device", "cpu, cuda or cuda:1", shown="cpu; of a bundle, its backend's", metavar="NAME"),
         Option("--report", "write all figures to this .json, with .csv and .png", kind=Path, metavar="FILE"),
     ),
-    examples=("digseg eval --count 20", "digseg eval --model runs/mine/checkpoint --data mydata --report scores.json"),
+    examples=("digseg eval --count 20", "digseg eval --model runs/mine/checkpoint --data mydata --report scores.json",
+              "digseg eval --model runs/ade/checkpoint --data ADEChallengeData2016 --protocol ade20k --device cuda"),
 )  # fmt: skip

@@ -5,17 +5,30 @@ Everything is counted at the pictures' own resolution, pixels marked as ignored 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from digseg_engine.evaluation.outlines import band_counts, largest_piece
+from digseg_engine.evaluation.alarms import label_alarms
+from digseg_engine.evaluation.calibration import Calibration
+from digseg_engine.evaluation.outlines import band_counts, label_band_counts, largest_piece
 
 FALSE_PIXELS = 20  # a false alarm is one connected piece of more pixels, for a prompt that is not there
 COUNTS = ("intersection", "predicted", "truth", "edge_intersection", "edge_union", "pictures", "asked")
-Plane = Callable[[int], NDArray[np.bool_]]  # the mask [H, W] of a name by its number
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Pixels of one picture per prompt [K]: in mask and truth, in the mask, in the truth; which masks [K] are false alarms;
+    and the pixels that count."""
+
+    inside: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    truth: NDArray[np.int64]
+    alarms: NDArray[np.bool_]
+    pixels: int
 
 
 @dataclass
@@ -33,11 +46,14 @@ class Score:
     false_pairs: int = 0  # absent prompts answered with a piece of more than FALSE_PIXELS
     false_pictures: int = 0  # pictures with any of those
     per_picture: list[float] = field(default_factory=list)  # mean IoU over the prompts that are present, NaN if none is
+    presence: NDArray[np.int64] = field(init=False)  # [2, 2] pairs: is it there x was any pixel of it answered
+    calibration: Calibration = field(default_factory=Calibration)
 
     def __post_init__(self) -> None:
         k = len(self.names)
         self.counts = {name: np.zeros(k, np.int64) for name in COUNTS}
         self.dice_sum = np.zeros(k)
+        self.presence = np.zeros((2, 2), np.int64)
         self.confusion = np.zeros((k + 1, k + 1) if self.exclusive else (0, 0), np.int64)
 
     def add(
@@ -53,7 +69,14 @@ class Score:
             p[k], t[k] = np.count_nonzero(mask), np.count_nonzero(right)
             inside[k] = np.count_nonzero(mask & right) if p[k] and t[k] else 0
         self._tally(inside, p, t, int(known.sum()))
-        self._look(p, t, predicted.__getitem__, truth.__getitem__, valid)
+        self._count_alarms(
+            [largest_piece(predicted[k] & known) > FALSE_PIXELS for k in np.flatnonzero((t == 0) & (p > 0))]
+        )
+        if self.outlines:
+            for k in np.flatnonzero((p > 0) | (t > 0)).tolist():
+                both, either = band_counts(predicted[k], truth[k], valid)
+                self.counts["edge_intersection"][k] += both
+                self.counts["edge_union"][k] += either
 
     def add_labels(
         self, predicted: NDArray[np.integer], truth: NDArray[np.integer], valid: NDArray[np.bool_] | None = None
@@ -66,7 +89,17 @@ class Score:
         self.confusion += table
         p, t = table.sum(0)[:-1], table.sum(1)[:-1]
         self._tally(table.diagonal()[:-1], p, t, int(pairs.size))
-        self._look(p, t, predicted.__eq__, truth.__eq__, valid)
+        shown = predicted if valid is None else np.where(valid, predicted, -1)
+        self._count_alarms(label_alarms(shown, t == 0, FALSE_PIXELS))
+        if self.outlines:
+            both, either = label_band_counts(predicted, truth, n - 1, valid)
+            self.counts["edge_intersection"] += both
+            self.counts["edge_union"] += either
+
+    def add_counts(self, counted: Counted) -> None:
+        """One picture that was counted elsewhere."""
+        self._tally(counted.inside, counted.predicted, counted.truth, counted.pixels)
+        self._count_alarms(counted.alarms)
 
     def _tally(self, inside: NDArray[np.int64], p: NDArray[np.int64], t: NDArray[np.int64], size: int) -> None:
         """Pixels of one picture [K]: of both, predicted, true; size: of all that count."""
@@ -81,31 +114,17 @@ class Score:
         }
         for name, values in added.items():
             self.counts[name] += values
+        np.add.at(self.presence, (present.astype(int), (p > 0).astype(int)), 1)
         self.dice_sum[present] += 2 * inside[present] / (p + t)[present]
         self.false_area_sum += float((p[~present] / max(1, size)).sum())
         self.absent_pairs += int((~present).sum())
         self.per_picture.append(float((inside / (p + t - inside).clip(1))[present].mean()) if present.any() else np.nan)
 
-    def _look(
-        self,
-        p: NDArray[np.int64],
-        t: NDArray[np.int64],
-        predicted: Plane,
-        truth: Plane,
-        valid: NDArray[np.bool_] | None,
-    ) -> None:
-        """Outlines and pieces of the names that occur in one picture or were predicted there; the others cost nothing."""
-        alarms = 0
-        for k in np.flatnonzero((p > 0) | (t > 0)).tolist():
-            mask = predicted(k)
-            if self.outlines:
-                inside, union = band_counts(mask, truth(k), valid)
-                self.counts["edge_intersection"][k] += inside
-                self.counts["edge_union"][k] += union
-            if not t[k] and p[k] > FALSE_PIXELS:
-                alarms += largest_piece(mask if valid is None else mask & valid) > FALSE_PIXELS
-        self.false_pairs += alarms
-        self.false_pictures += alarms > 0
+    def _count_alarms(self, alarms: Sequence[bool] | NDArray[np.bool_]) -> None:
+        """One picture: which prompts that are not there were answered with a false alarm."""
+        count = int(np.count_nonzero(alarms))
+        self.false_pairs += count
+        self.false_pictures += count > 0
 
     @property
     def _union(self) -> NDArray[np.int64]:
@@ -134,6 +153,14 @@ class Score:
         """Mean Dice over (picture, prompt) pairs whose prompt is present; absent prompts are judged by `false_area`."""
         return float(self.dice_sum.sum()) / max(1, int(self.counts["pictures"].sum()))
 
+    def picture_iou(self) -> float:
+        """Mean over pictures of the mean IoU of the prompts that are there; pictures without any are left out."""
+        return _mean([iou for iou in self.per_picture if not np.isnan(iou)])
+
+    def thresholded_jaccard(self, least: float = 0.65) -> float:
+        """`picture_iou` where a picture below `least` counts as 0 (ISIC 2018)."""
+        return _mean([iou if iou >= least else 0.0 for iou in self.per_picture if not np.isnan(iou)])
+
     def boundary_iou(self) -> float:
         """Mean boundary IoU over the names that occur in the truth; NaN where outlines were not wanted."""
         if not self.outlines:
@@ -152,6 +179,12 @@ class Score:
     def false_picture_rate(self) -> float:
         """Share of the pictures with at least one false alarm."""
         return self.false_pictures / max(1, len(self.per_picture))
+
+    def presence_mcc(self) -> float:
+        """Matthews correlation, over (picture, prompt) pairs, of being there and being answered; NaN where all are alike."""
+        (none, wrong), (missed, right) = self.presence.astype(float)
+        spread = (none + wrong) * (none + missed) * (right + wrong) * (right + missed)
+        return float((none * right - wrong * missed) / np.sqrt(spread)) if spread else float("nan")
 
     def rows(self) -> list[dict[str, object]]:
         """One line per name: counts and figures, None where a name never occurs."""

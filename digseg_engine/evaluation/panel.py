@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from digseg_engine.evaluation.answers import Answer
 from digseg_engine.evaluation.metrics import Scores
 from digseg_engine.evaluation.predictors import Predict, decide
 from digseg_engine.evaluation.protocols import Samples
@@ -30,7 +31,8 @@ def panel(sets: list[Samples], scores: Mapping[str, Scores], predict: Predict) -
         draw.text((GAP, top), f"{samples.name}: picture, truth, prediction", "black", FONT)
         for column, (label, i) in enumerate(score.best_median_worst().items()):
             sample = samples[i]
-            predicted = decide(predict(sample.image, [query.text for query in samples.queries]), samples.rule)
+            answer = Answer.of(predict(sample.image, [query.text for query in samples.queries]))
+            predicted = decide(answer, samples.rule)
             visible = np.flatnonzero(sample.truth.any((1, 2)) | predicted.any((1, 2)))
             views = [sample.image, *(tinted(sample.image, masks, visible) for masks in (sample.truth, predicted))]
             left, title = GAP + column * (GROUP + 2 * GAP), f"{label}: {sample.name}, IoU {score.per_picture[i]:.3f}"

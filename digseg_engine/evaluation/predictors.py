@@ -1,4 +1,4 @@
-"""What is evaluated: student, reference at N steps or exported bundle, all as picture + prompts -> full-size logits."""
+"""What is evaluated: student, reference at N steps or exported bundle, all as picture + prompts -> answer."""
 
 from __future__ import annotations
 
@@ -15,21 +15,42 @@ from torch import Tensor
 from digseg_engine.bundle import MANIFEST, read_manifest
 from digseg_engine.data.wordings import encode_text
 from digseg_engine.errors import UsageError
-from digseg_engine.images import fit, unfit
+from digseg_engine.evaluation.answers import Answer, View
+from digseg_engine.evaluation.views import WHOLE, Views
+from digseg_engine.images import Frame, fit
 from digseg_engine.model.autoencoder import decode_mask, encode_image
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
 from digseg_engine.model.student import FoldedText
 
-Logits = NDArray[np.float32]
-Predict = Callable[[NDArray[np.uint8], list[str]], Logits]  # [H, W, 3], K prompts -> [K, H, W], 0 is the border
+Rgb = NDArray[np.uint8]
+Predict = Callable[[Rgb, list[str]], Answer]  # [H, W, 3], K prompts -> logits of K prompts
+Ask = Callable[
+    [Rgb, list[str], int], tuple[Tensor, Frame]
+]  # the same and pixels of the longer side -> [K, h, w], its frame
 Rule = Literal["each", "strongest", "strongest or none"]
 CHUNK = 16  # (picture, prompt) pairs that the reference denoises together
 
 
+def predictor(ask: Ask, size: int, stride: int, views: Views = WHOLE) -> Predict:
+    """Answers of `ask` to the views of a picture; size: pixels of the longer side that a view is usually worked at."""
+
+    def predict(image: Rgb, prompts: list[str]) -> Answer:
+        shape = int(image.shape[0]), int(image.shape[1])
+        found = []
+        for (left, top, right, bottom), longer in views.boxes(shape, size, stride):
+            part = image[top:bottom, left:right]
+            for mirrored in (False, True) if views.flip else (False,):
+                planes, frame = ask(np.ascontiguousarray(part[:, ::-1]) if mirrored else part, prompts, longer)
+                found.append(View.of_frame(planes.float(), frame, left, top, mirrored))
+        return Answer(shape, tuple(found))
+
+    return predict
+
+
 def choose_predictor(
-    model: Path | None, reference_steps: int = 0, size: int | None = None, device: str | None = None
-) -> tuple[Predict, str, int]:
+    model: Path | None, reference_steps: int = 0, size: int | None = None, device: str | None = None, views: Views = WHOLE
+) -> tuple[Predict, str, int]:  # fmt: skip
     """(predictor, its name, working size) for a checkpoint or bundle directory; None = the bundled checkpoint.
 
     device: "cpu", "cuda", "cuda:1"; None is the CPU for a checkpoint and the engine's choice for a bundle. Raises
@@ -39,29 +60,28 @@ def choose_predictor(
         if reference_steps:
             raise UsageError("--reference-steps needs a checkpoint; a bundle holds the student only")
         size = size or int(read_manifest(model)["model"]["image_size"])
-        return bundle_predictor(model, size, device), f"bundle {model.name}", size
+        return bundle_predictor(model, size, device, views), f"bundle {model.name}", size
     checkpoint = on_device(load_checkpoint(model), device or "cpu")
     name, size = (model or BUNDLED).name, size or checkpoint.config.image_size
     if reference_steps:
         kind = f"{name}, reference, {reference_steps} step{'s' if reference_steps > 1 else ''}"
-        return reference_predictor(checkpoint, reference_steps, size), kind, size
-    return student_predictor(checkpoint, size), f"{name}, student, one step", size
+        return reference_predictor(checkpoint, reference_steps, size, views=views), kind, size
+    return student_predictor(checkpoint, size, views), f"{name}, student, one step", size
 
 
-def student_predictor(checkpoint: Checkpoint, size: int | None = None) -> Predict:
+def student_predictor(checkpoint: Checkpoint, size: int | None = None, views: Views = WHOLE) -> Predict:
     """One pass of the student for all prompts, at `size` pixels of the longer side."""
-    student, working = checkpoint.student, size or checkpoint.config.image_size
+    student = checkpoint.student
 
     @lru_cache(maxsize=4)
     def fold(prompts: tuple[str, ...]) -> FoldedText:
         return student.fold_text(*encode_text(checkpoint.text_encoder, checkpoint.tokenizer, list(prompts)))
 
-    def predict(image: NDArray[np.uint8], prompts: list[str]) -> Logits:
-        canvas = fit(image, working, checkpoint.stride)
-        logits = student_logits(checkpoint, torch.from_numpy(canvas.pixels), fold(tuple(prompts)))
-        return unfit(logits[0].float().cpu().numpy(), canvas)
+    def ask(image: Rgb, prompts: list[str], longer: int) -> tuple[Tensor, Frame]:
+        canvas = fit(image, longer, checkpoint.stride)
+        return student_logits(checkpoint, torch.from_numpy(canvas.pixels), fold(tuple(prompts)))[0], canvas.frame
 
-    return predict
+    return predictor(ask, size or checkpoint.config.image_size, checkpoint.stride, views)
 
 
 @torch.no_grad()
@@ -101,44 +121,56 @@ def on_device(checkpoint: Checkpoint, device: str) -> Checkpoint:
 
 
 def reference_predictor(
-    checkpoint: Checkpoint, steps: int, size: int | None = None, noise: bool | None = None
+    checkpoint: Checkpoint, steps: int, size: int | None = None, noise: bool | None = None, views: Views = WHOLE
 ) -> Predict:
     """`steps` passes of the reference for every (picture, prompt) pair, from noise or (one step, unless `noise` says
     otherwise) from the zero slot."""
-    working, from_noise = size or checkpoint.config.image_size, steps > 1 if noise is None else noise
+    from_noise = steps > 1 if noise is None else noise
 
-    def predict(image: NDArray[np.uint8], prompts: list[str]) -> Logits:
-        canvas = fit(image, working, checkpoint.stride)
-        logits = reference_logits(checkpoint, torch.from_numpy(canvas.pixels), prompts, steps, from_noise)
-        return unfit(logits.float().cpu().numpy(), canvas)
+    def ask(image: Rgb, prompts: list[str], longer: int) -> tuple[Tensor, Frame]:
+        canvas = fit(image, longer, checkpoint.stride)
+        return reference_logits(checkpoint, torch.from_numpy(canvas.pixels), prompts, steps, from_noise), canvas.frame
 
-    return predict
+    return predictor(ask, size or checkpoint.config.image_size, checkpoint.stride, views)
 
 
-def bundle_predictor(folder: Path, size: int, device: str | None = None) -> Predict:
+def bundle_predictor(folder: Path, size: int, device: str | None = None, views: Views = WHOLE) -> Predict:
     """An exported bundle through the engine's own runtime."""
     from digseg_engine.runtime.engine import Engine
+    from digseg_engine.runtime.pipeline import picture_logits
 
     engine = Engine.load(folder, device=device)
 
-    def predict(image: NDArray[np.uint8], prompts: list[str]) -> Logits:
-        canvas = fit(image, size, engine.stride)
-        return unfit(engine.segment(image, prompts, size=size).logits, canvas)
+    def ask(image: Rgb, prompts: list[str], longer: int) -> tuple[Tensor, Frame]:
+        planes, frame = picture_logits(engine, image, prompts, longer)
+        return torch.from_numpy(np.array(planes, np.float32)), frame
 
-    return predict
+    return predictor(ask, size, engine.stride, views)
 
 
-def choose_labels(logits: Logits, rule: Rule) -> NDArray[np.int64]:
-    """Logits [K, H, W] -> number of the strongest prompt, [H, W]; -1 where none is above 0, unless the rule is "strongest".
+def choose_labels(logits: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    """Logits [K, H, W] -> the strongest one and the number of its prompt, [H, W] each; -1 where none is above 0, unless the
+    rule is "strongest". Of equal ones the first wins.
 
     "strongest or none" is the runtime's rule `strongest` at threshold 0.5 (`runtime.labels`).
     """
-    best = logits.argmax(0)
-    return best if rule == "strongest" else np.where(logits.max(0) > 0, best, -1)
+    best, number = _strongest(logits) if logits.device.type == "cpu" else logits.max(0)
+    return best, number if rule == "strongest" else torch.where(best > 0, number, -1)
 
 
-def decide(logits: Logits, rule: Rule) -> NDArray[np.bool_]:
-    """Logits -> masks [K, H, W]: every prompt above 0 ("each"), the strongest alone, or the strongest where it is above 0."""
+def _strongest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """`logits.max(0)`, plane by plane: the reduction over the first axis goes through memory across its lines."""
+    planes = logits.numpy()
+    best, number = planes[0].copy(), np.zeros(planes.shape[1:], np.int32)
+    for k in range(1, len(planes)):
+        np.copyto(number, k, where=planes[k] > best)
+        np.maximum(best, planes[k], out=best)
+    return torch.from_numpy(best), torch.from_numpy(number)
+
+
+def decide(answer: Answer, rule: Rule) -> NDArray[np.bool_]:
+    """Masks [K, H, W]: every prompt above 0 ("each"), the strongest alone, or the strongest where it is above 0."""
     if rule == "each":
-        return np.asarray(logits > 0)
-    return np.asarray(choose_labels(logits, rule) == np.arange(len(logits))[:, None, None])
+        return answer.masks()
+    labels = torch.cat([choose_labels(logits, rule)[1] for _, logits in answer.strips()]).cpu().numpy()
+    return np.asarray(labels == np.arange(answer.count)[:, None, None])

@@ -11,27 +11,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digseg_engine.data.checks import HELD_OUT
-from digseg_engine.data.datasets import dataset_splits, open_dataset
+from digseg_engine.data.datasets import IGNORE, dataset_splits, open_dataset
 from digseg_engine.data.query import Query
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import Rule
 from digseg_engine.worlds.scenes import ALL_PAIRS, CLASSES, is_scenes, scene
 
 TEST_SEED = 1_000_000
-CHOICE_SEED = 0  # of the pictures that are scored when not all are
+EVERY = 0  # the count that means all pictures of a folder
 OVERLAPPING = ("microscopy",)  # a nucleus is part of its cell
 REWORDED = "the {shape} that is {colour}"  # a wording that no training prompt has
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled picture. `labels` says the same as `truth` where labels are exclusive."""
+    """One labelled picture: a mask per query, or where labels are exclusive a label map, which says the same."""
 
     name: str
     image: NDArray[np.uint8]  # [H, W, 3]
-    truth: NDArray[np.bool_]  # [K, H, W], one per query
+    masks: NDArray[np.bool_] | None = None  # [K, H, W], one per query
     valid: NDArray[np.bool_] | None = None  # [H, W], False where pixels do not count
     labels: NDArray[np.int16] | None = None  # [H, W], number of the query, negative where it is none
+    count: int = 0  # K, for labels
+
+    @property
+    def truth(self) -> NDArray[np.bool_]:
+        """The mask of every query, [K, H, W]."""
+        if self.masks is not None:
+            return self.masks
+        assert self.labels is not None
+        return np.asarray(self.labels == np.arange(self.count, dtype=self.labels.dtype)[:, None, None])
 
 
 class Samples(Protocol):
@@ -82,21 +91,24 @@ class TestScenes:
 class LabelledPictures:
     """Pictures of a folder (see `data.datasets`), every class asked about every picture.
 
-    Of more than `count` pictures a random choice is taken, always the same one: the first of a list are often of one
-    place or one day.
+    Of more than `count` pictures a random choice is taken, the same one for the same seed: the first of a list are often
+    of one place or one day.
     """
 
-    def __init__(self, folder: Path, count: int, layout: str | None = None, split: str | None = None) -> None:
-        if count < 1:
-            raise UsageError(f"the number of pictures must be at least 1, got {count}")
+    def __init__(
+        self, folder: Path, count: int = EVERY, layout: str | None = None, split: str | None = None, seed: int = 0
+    ) -> None:
+        if count < 0:
+            raise UsageError(f"the number of pictures must be at least 1, or {EVERY} for all, got {count}")
         chosen = split or held_out_split(folder, layout)
         self.dataset = open_dataset(folder, layout, chosen)
         self.name = f"{self.dataset.layout.name} {self.dataset.split}"
         whole = len(self.dataset)
-        self.numbers = np.sort(np.random.default_rng(CHOICE_SEED).permutation(whole)[:count]).tolist()
+        self.numbers = np.sort(np.random.default_rng(seed).permutation(whole)[: count or whole]).tolist()
         self.notes: list[str] = []
-        if count < whole:
-            self.notes.append(f"{self.name}: a random choice of {count} of {whole} pictures, always the same")
+        if len(self.numbers) < whole:
+            chosen_by = "always the same" if seed == 0 else f"that of seed {seed}"
+            self.notes.append(f"{self.name}: a random choice of {count} of {whole} pictures, {chosen_by}")
         if split is None and not held_out(chosen):
             self.notes.append(f"{self.name}: no split of {folder} is held out for scoring; these pictures may have been trained "
                               "on, and figures on them say little about others")  # fmt: skip
@@ -110,7 +122,8 @@ class LabelledPictures:
 
     def __getitem__(self, i: int) -> Sample:
         item = self.dataset[self.numbers[i]]
-        return Sample(item.name, item.image, *self.dataset.truth(item.ids), labels=item.ids)
+        valid = item.ids != IGNORE
+        return Sample(item.name, item.image, None, valid, item.ids, len(self.queries))
 
 
 def held_out(split: str) -> bool:
@@ -137,17 +150,22 @@ def scene_queries(domain: str, reworded: bool = False) -> list[Query]:
 
 
 def open_samples(
-    data: str, count: int, size: int, layout: str | None = None, split: str | None = None
+    data: str, count: int, size: int, layout: str | None = None, split: str | None = None, seed: int = 0
 ) -> list[Samples]:
     """Test sets named by `data`: "scenes", "scenes:DOMAIN,..." or a folder of labelled pictures.
 
-    count: scenes per domain, or at most so many pictures of a folder, a fixed random choice. Raises UsageError or InputError.
+    count: scenes per domain, or at most so many pictures of a folder, a random choice by `seed`, or EVERY one. Raises
+    UsageError or InputError.
     """
     if is_scenes(data):
         from digseg_engine.worlds.sources import parse_domains
 
         if layout or split:
             raise UsageError("--layout and --split describe a folder of labelled pictures; --data is scenes here")
+        if seed:
+            raise UsageError("--seed chooses pictures of a folder; the test scenes are fixed")
+        if count == EVERY:
+            raise UsageError("--count all means the pictures of a folder; of scenes there is no end, so give a number")
         sets: list[Samples] = []
         for domain in parse_domains(data):
             sets.append(TestScenes(domain, count, size))
@@ -156,4 +174,4 @@ def open_samples(
         return sets
     if not Path(data).is_dir():
         raise UsageError(f"--data must be scenes, scenes:DOMAIN,... or a folder of labelled pictures, got {data!r}")
-    return [LabelledPictures(Path(data), count, layout, split)]
+    return [LabelledPictures(Path(data), count, layout, split, seed)]

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from digseg_engine.evaluation.charts import draw_calibration, draw_confusion
 from digseg_engine.evaluation.metrics import Scores
 from digseg_engine.evaluation.panel import panel
 from digseg_engine.evaluation.predictors import Predict
@@ -19,7 +20,8 @@ from digseg_engine.files import replacing, write_json
 def write_report(
     path: Path, sets: list[Samples], scores: Mapping[str, Scores], predict: Predict, about: dict[str, Any]
 ) -> list[Path]:
-    """Write `path` (.json), the same name with .csv and .png; returns the three paths."""
+    """Write `path` (.json), the same name with .csv and .png, and where they apply -confusion.png and -calibration.png;
+    returns the paths."""
     path = path.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     body = {**about, "iou": {name: outcome.together.iou() for name, outcome in scores.items()}}
@@ -28,13 +30,19 @@ def write_report(
     }
     if confusion:
         body["confusion"] = {"rows": "truth", "columns": "prediction", "last": "none of the names", **confusion}
+    body["calibration"] = {
+        name: {"error": outcome.together.calibration.error(), "bins": outcome.together.calibration.rows()}
+        for name, outcome in scores.items()
+    }
     write_json(path, _finite(body))
     table, picture = path.with_suffix(".csv"), path.with_suffix(".png")
     with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         _write_table(file, scores)
     with replacing(picture) as temporary:
         panel(sets, scores, predict).save(temporary, format="PNG", optimize=True)
-    return [path, table, picture]
+    charts = {"confusion": draw_confusion, "calibration": draw_calibration}
+    drawn = [path.with_name(f"{path.stem}-{name}.png") for name in charts]
+    return [path, table, picture, *(at for at, draw in zip(drawn, charts.values()) if draw(scores, at))]
 
 
 def _write_table(file: TextIO, scores: Mapping[str, Scores]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import torch
 from rich.progress import Progress, TaskID
 
 from digseg_engine.console import Pace, note, telling
+from digseg_engine.evaluation.answers import Answer
+from digseg_engine.evaluation.counting import count_labels
 from digseg_engine.evaluation.metrics import FALSE_PIXELS, Score, Scores, labels_of
-from digseg_engine.evaluation.predictors import Predict, choose_labels, choose_predictor, decide
-from digseg_engine.evaluation.protocols import Samples, open_samples
+from digseg_engine.evaluation.predictors import Predict, choose_predictor
+from digseg_engine.evaluation.presets import FIGURES, Protocol
+from digseg_engine.evaluation.protocols import LabelledPictures, Samples, open_samples
 from digseg_engine.evaluation.report import write_report
 from digseg_engine.evaluation.tables import parts_of, print_scores
+from digseg_engine.evaluation.views import WHOLE, Views
 
 
 def evaluate(predict: Predict, samples: Samples, tick: Callable[[int], None] = lambda done: None) -> Scores:
@@ -25,13 +30,16 @@ def evaluate(predict: Predict, samples: Samples, tick: Callable[[int], None] = l
     scores = Scores(Score(names, exclusive=samples.rule != "each"), Score(names, outlines=False))
     for i in range(len(samples)):
         sample = samples[i]
-        logits = predict(sample.image, prompts)
+        answer = Answer.of(predict(sample.image, prompts))
         if samples.rule == "each":
-            scores.together.add(decide(logits, "each"), sample.truth, sample.valid)
+            masks = answer.masks()
+            scores.together.add(masks, sample.truth, sample.valid)
+            scores.alone.add(masks, sample.truth, sample.valid)
         else:
             truth = labels_of(sample.truth) if sample.labels is None else sample.labels
-            scores.together.add_labels(choose_labels(logits, samples.rule), truth, sample.valid)
-        scores.alone.add(decide(logits, "each"), sample.truth, sample.valid)
+            chosen, alone = count_labels(answer, truth, sample.valid, samples.rule, scores.together.calibration)
+            scores.together.add_labels(chosen, truth, sample.valid)
+            scores.alone.add_counts(alone)
         tick(1)
     return scores
 
@@ -47,22 +55,95 @@ def figures(name: str, scores: Scores) -> dict[str, float]:
         "boundary IoU": s.boundary_iou(), "false area, each prompt alone": scores.alone.false_area(),
         "false alarms, each prompt alone": scores.alone.false_rate(),
         "pictures with a false alarm, each prompt alone": scores.alone.false_picture_rate(),
+        "mean IoU of a picture": s.picture_iou(), "thresholded Jaccard": s.thresholded_jaccard(),
+        "presence MCC": s.presence_mcc(), "presence MCC, each prompt alone": scores.alone.presence_mcc(),
     }  # fmt: skip
+    if s.exclusive:
+        extra["calibration error"] = s.calibration.error()
     return {**found, **{f"{name}, {key}": value for key, value in extra.items()}}
 
 
-def score_model(
-    model: Path | None, data: str, count: int, size: int | None, reference_steps: int, report: Path | None,
-    layout: str | None = None, split: str | None = None, device: str | None = None,
-) -> dict[str, Scores]:  # fmt: skip
-    """Score, print, optionally write `report` (.json) with a .csv and a .png beside it; returns the scores per set."""
+@dataclass(frozen=True)
+class Request:
+    """What `digseg eval` is asked: a model, data, how many pictures of them and how they are shown.
+
+    size: pixels of the longer side, None for the model's own; count: `protocols.EVERY` for all pictures of a folder.
+    """
+
+    model: Path | None = None
+    data: str = "scenes"
+    count: int = 100
+    size: int | None = None
+    reference_steps: int = 0
+    layout: str | None = None
+    split: str | None = None
+    device: str | None = None
+    seed: int = 0
+    views: Views = WHOLE
+    protocol: Protocol | None = None
+
+    def samples(self, size: int) -> list[Samples]:
+        """The test sets. Raises UsageError or InputError."""
+        if self.protocol is None:
+            return open_samples(self.data, self.count, size, self.layout, self.split, self.seed)
+        split = self.split or self.protocol.split
+        sets: list[Samples] = []
+        for folder in self.protocol.folders(Path(self.data)):
+            layout = self.protocol.layout_of(folder, self.layout)
+            opened = LabelledPictures(folder, self.count, layout, split, self.seed)
+            opened.name = f"{folder.name}, {opened.name}" if self.protocol.many else opened.name
+            sets.append(opened)
+        return sets
+
+    def about(self, name: str, size: int, sets: list[Samples]) -> dict[str, Any]:
+        """What a report says of how it was made."""
+        return {
+            "model": name, "data": self.data, "pictures": {s.name: len(s) for s in sets}, "size": size,
+            "views": asdict(self.views), "seed": self.seed, "reference_steps": self.reference_steps,
+            "device": self.device or "cpu", "torch": torch.__version__,
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "notes": [said for s in sets for said in s.notes], "false_alarm_pixels": FALSE_PIXELS,
+        }  # fmt: skip
+
+
+def score_model(request: Request, report: Path | None = None) -> dict[str, Scores]:
+    """Score, print, optionally write `report` (.json) with its table and pictures beside it; returns the scores per set."""
+    protocol = request.protocol
+    views = request.views if protocol is None else protocol.views(request.views)
+    request = replace(request, views=views)
     with telling():
-        predict, name, working = choose_predictor(model, reference_steps, size, device)
-    sets = open_samples(data, count, working, layout, split)
+        predict, name, working = choose_predictor(
+            request.model, request.reference_steps, request.size, request.device, views
+        )
+    sets = request.samples(working)
     for samples in sets:
         for said in samples.notes:
             note("digseg", f"note: {said}")
-    scores, began = {}, time.perf_counter()
+    began = time.perf_counter()
+    scores = _score_all(predict, sets)
+    seconds = time.perf_counter() - began
+    print_scores(scores, f"{name}: {len(sets[0])} pictures per set at {working} px", seconds)
+    about = request.about(name, working, sets)
+    about["figures"] = {key: value for each in sets for key, value in figures(each.name, scores[each.name]).items()}
+    if protocol is not None:
+        value = protocol.result(scores)
+        about["protocol"] = {
+            "name": protocol.name,
+            "about": str(protocol),
+            "figure": FIGURES[protocol.figure],
+            "value": value,
+        }
+        print(f"protocol {protocol.name}: {FIGURES[protocol.figure]} {value:.4f} over {sum(map(len, sets))} pictures "
+              f"({protocol.note})")  # fmt: skip
+    if report is not None:
+        for path in write_report(report, sets, scores, predict, about):
+            print(f"wrote {path}")
+    return scores
+
+
+def _score_all(predict: Predict, sets: list[Samples]) -> dict[str, Scores]:
+    """Every set, with progress."""
+    scores = {}
     with Progress(transient=True) as bar:
         for samples in sets:
             task = bar.add_task(samples.name, total=len(samples))
@@ -73,16 +154,4 @@ def score_model(
                 pace(done)
 
             scores[samples.name] = evaluate(predict, samples, tick)
-    seconds = time.perf_counter() - began
-    print_scores(scores, f"{name}: {len(sets[0])} pictures per set at {working} px", seconds)
-    if report is not None:
-        about: dict[str, Any] = {
-            "model": name, "data": data, "pictures": {s.name: len(s) for s in sets}, "size": working,
-            "reference_steps": reference_steps, "device": device or "cpu", "torch": torch.__version__,
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "notes": [said for s in sets for said in s.notes], "false_alarm_pixels": FALSE_PIXELS,
-        }  # fmt: skip
-        about["figures"] = {key: value for each in sets for key, value in figures(each.name, scores[each.name]).items()}
-        for path in write_report(report, sets, scores, predict, about):
-            print(f"wrote {path}")
     return scores

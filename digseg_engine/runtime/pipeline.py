@@ -100,6 +100,18 @@ def segment_pictures(
     ]
 
 
+def picture_logits(engine: Engine, pixels: Any, prompts: Sequence[str], size: int | None = None) -> tuple[Array, Frame]:
+    """Steps 1 to 4 for one picture [H, W, 3]: logits [K, h', w'] as the model gives them, and how the picture lies in them.
+
+    For evaluation and tools, which go on by themselves; nothing is enlarged.
+    """
+    texts = check_prompts(prompts)
+    _check_size(engine, size)
+    canvas = _fit(engine, Picture(pixels), size)
+    logits, _ = _answer(engine, [canvas], *engine.prompts.fold(texts))
+    return logits[0], canvas.frame
+
+
 def _about(engine: Engine, frame: Frame, rules: Rules, notes: tuple[str, ...]) -> About:
     """What made a result."""
     return About.of(engine.source, engine.backend.detail, max(frame.content), rules, engine.fallbacks + notes)

@@ -4,7 +4,7 @@ import pytest
 
 from digseg_engine import console
 from digseg_engine.console import Pace, telling
-from digseg_engine.evaluation.score import score_model
+from digseg_engine.evaluation.score import Request, score_model
 from digseg_engine.training import stage_timer
 from digseg_engine.training.stage_timer import StageTimer
 from digseg_engine.worlds.pool import build_pool
@@ -33,7 +33,7 @@ def test_training_says_again_and_again_how_long_it_takes(monkeypatch, capsys):
 
 def test_scores_and_painted_pictures_are_announced(nano_models, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(console, "SECONDS", 0.0)
-    score_model(nano_models.checkpoint, "scenes:crops", 2, None, 0, None)
+    score_model(Request(nano_models.checkpoint, "scenes:crops", 2))
     assert "digseg: scoring crops (2)\n" in capsys.readouterr().err
     build_pool("crops", 2, 32, tmp_path, workers=1)
     assert "painting scenes of crops" in capsys.readouterr().err

@@ -117,8 +117,8 @@ def test_the_strongest_prompt_is_the_one_the_runtime_shows():
     logits = np.random.default_rng(0).normal(size=(5, 20, 30)).astype(np.float32)
     logits[3] = logits[1]  # equal answers: the first wins
     shown = label(list(logits), lambda plane: plane, (20, 30), Rules(labels="strongest")).label_map
-    assert np.array_equal(choose_labels(logits, "strongest or none"), shown.astype(int) - 1)
-    assert choose_labels(logits, "strongest").min() == 0
+    assert np.array_equal(choose_labels(torch.from_numpy(logits), "strongest or none")[1], shown.astype(int) - 1)
+    assert choose_labels(torch.from_numpy(logits), "strongest")[1].min() == 0
 
 
 def test_predictors_ask_a_model_where_it_is(nano):
@@ -177,7 +177,8 @@ def test_fewer_pictures_than_there_are_are_a_random_choice_that_stays(tmp_path):
 
 def test_the_command_prints_a_line_per_class_the_worst_first(nano_folder, tmp_path, capsys):
     folder = folders(tmp_path / "d", "train", count=3)
-    command.run(nano_folder, str(folder), None, None, 2, 64, 0, tmp_path / "r.json", "cpu")
+    asked = dict(command.COMMAND.completed({"model": nano_folder, "data": str(folder), "count": 2, "size": 64}))
+    command.run(**{**asked, "report": tmp_path / "r.json", "device": "cpu"})
     said = capsys.readouterr()
     assert "folder train: classes, the worst first" in said.out and "have a false alarm" in said.out
     assert "a random choice of 2 of 3 pictures" in said.err and "may have been trained on" in said.err

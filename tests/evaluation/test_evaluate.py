@@ -10,13 +10,14 @@ from PIL import Image
 
 from digseg_engine.data.query import Query
 from digseg_engine.errors import UsageError
+from digseg_engine.evaluation.answers import Answer
 from digseg_engine.evaluation.metrics import Score
 from digseg_engine.evaluation.outlines import outline_band
 from digseg_engine.evaluation.panel import CELL, GAP, GROUP, panel
 from digseg_engine.evaluation.predictors import decide, reference_predictor, student_predictor
-from digseg_engine.evaluation.protocols import Sample, TestScenes, open_samples, scene_queries
+from digseg_engine.evaluation.protocols import EVERY, Sample, TestScenes, open_samples, scene_queries
 from digseg_engine.evaluation.report import write_report
-from digseg_engine.evaluation.score import evaluate, figures, score_model
+from digseg_engine.evaluation.score import Request, evaluate, figures, score_model
 from digseg_engine.worlds.scenes import SEEN_PAIRS, UNSEEN_PAIRS, phrase
 from tests.training import dataset_trees
 
@@ -84,7 +85,7 @@ def test_ignored_pixels_count_nowhere_and_confusions_are_kept():
 
 
 def test_rules_that_make_masks_of_logits():
-    logits = np.array([[[-1.0, 2.0]], [[-2.0, 3.0]]], np.float32)
+    logits = Answer.of(np.array([[[-1.0, 2.0]], [[-2.0, 3.0]]], np.float32))
     assert decide(logits, "strongest").tolist() == [[[True, False]], [[False, True]]]
     assert decide(logits, "strongest or none").tolist() == [[[False, False]], [[False, True]]]
     assert decide(logits, "each").tolist() == [[[False, True]], [[False, True]]]
@@ -139,7 +140,7 @@ def test_rewordings_mean_the_same_regions_and_are_no_training_phrase():
 def test_student_and_reference_answer_every_prompt_at_the_pictures_size(nano):
     image = np.zeros((50, 70, 3), np.uint8)
     for predict in (student_predictor(nano, 64), reference_predictor(nano, 2, 64), reference_predictor(nano, 1, 64)):
-        logits = predict(image, ["soil", "weed", "crop row"])
+        logits = predict(image, ["soil", "weed", "crop row"]).whole()
         assert logits.shape == (3, 50, 70) and np.isfinite(logits).all()
 
 
@@ -174,15 +175,17 @@ def test_the_panel_is_a_grid_with_one_row_per_set_and_the_views_in_place():
 
 
 def test_a_checkpoint_is_scored_from_the_command(nano_folder, tmp_path, capsys):
-    score_model(nano_folder, "scenes:crops,objects", 2, None, 0, tmp_path / "r.json")
+    score_model(Request(nano_folder, "scenes:crops,objects", 2), tmp_path / "r.json")
     body = json.loads((tmp_path / "r.json").read_text())
     assert body["pictures"] == {"crops": 2, "objects": 2, "objects, reworded": 2}
     assert "objects, reworded, unseen" in capsys.readouterr().out
 
 
 def test_unusable_requests_are_refused(tmp_path, nano_folder):
+    with pytest.raises(UsageError, match="of scenes there is no end"):
+        open_samples("scenes", EVERY, 48)
     with pytest.raises(UsageError, match="at least 1"):
-        open_samples("scenes", 0, 48)
+        open_samples("scenes", -1, 48)
     with pytest.raises(UsageError, match="a folder of labelled pictures, got 'nowhere'"):
         open_samples("nowhere", 1, 48)
     with pytest.raises(UsageError, match="--data is scenes here"):
