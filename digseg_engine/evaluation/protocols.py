@@ -39,8 +39,7 @@ class Sample:
         """The mask of every query, [K, H, W]."""
         if self.masks is not None:
             return self.masks
-        assert self.labels is not None
-        return np.asarray(self.labels == np.arange(self.count, dtype=self.labels.dtype)[:, None, None])
+        return np.asarray(np.asarray(self.labels) == np.arange(self.count, dtype=np.int16)[:, None, None])
 
 
 class Samples(Protocol):

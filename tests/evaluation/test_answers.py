@@ -1,5 +1,7 @@
 """Answers in strips and views: what is counted is what full-size logits would say, wherever the pieces lie."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -57,7 +59,13 @@ def test_counting_in_strips_is_counting_masks(rule, strip, monkeypatch):
         truth = rng.integers(-2, count - 2, (6, 8)).repeat(10, 0).repeat(11, 1)[:, :83].astype(np.int16)
         valid = truth != -1 if n else None
         right = truth == np.arange(count)[:, None, None]
-        labels, counted = count_labels(answer, truth, valid, rule, Calibration())
+        calibration = Calibration()
+        labels, counted = count_labels(answer, truth, valid, rule, calibration)
+        answered = (labels >= 0) & (True if valid is None else valid)
+        assert (calibration.pixels.sum(), calibration.right.sum()) == (
+            answered.sum(),
+            (answered & (labels == truth)).sum(),
+        )
         assert np.array_equal(labels == np.arange(count)[:, None, None], decide(Answer.of(full), rule))
         by_masks, by_counts = Score(list("abcdefg"), outlines=False), Score(list("abcdefg"), outlines=False)
         by_masks.add(full > 0, right, valid)
@@ -77,12 +85,14 @@ def test_alarms_are_the_largest_pieces(share):
     masks = speckled(rng, (12, 40, 57), share)
     masks[3], masks[4] = False, True
     masks[5] = False
-    masks[5, 7, 10 : 10 + FALSE_PIXELS] = True  # one too few
+    masks[5, 8, 10 : 10 + FALSE_PIXELS], masks[5, 20, 3] = True, True  # one too few, and one elsewhere
+    masks[9:11] = False
+    masks[9, -1, 10:25], masks[10, 0, 10:25] = True, True  # the end of one mask lies before the start of the next
     masks[6] = False
     masks[6, 18:23, 30:34], masks[6, 23, 30] = True, True  # 21 pixels over two strips
     asked = np.arange(12) != 8
     want = np.array([largest_piece(mask) > FALSE_PIXELS for mask in masks]) & asked
-    assert want[4] and want[6] and not want[5] and 1 < want.sum() < 12
+    assert want[4] and want[6] and not want[[5, 9, 10]].any() and 1 < want.sum() < 12
     for step in (7, 20, 40):
         alarms = Alarms(asked, (40, 57), FALSE_PIXELS)
         counts = sum(alarms.look(first, masks[:, first : first + step]) for first in range(0, 40, step))
@@ -92,6 +102,17 @@ def test_alarms_are_the_largest_pieces(share):
     want = np.array([largest_piece(labels == k) > FALSE_PIXELS for k in range(6)])
     assert np.array_equal(label_alarms(labels, np.ones(6, bool), FALSE_PIXELS), want) and want.sum() >= 2
     assert not label_alarms(labels, np.zeros(6, bool), FALSE_PIXELS).any()
+
+
+def test_what_lies_under_ignored_pixels_is_no_alarm():
+    truth, answer = np.zeros((30, 40), int), np.zeros((30, 40), int)
+    answer[5:15, 5:15] = 1
+    valid = np.ones((30, 40), bool)
+    for ignored, alarms in ((slice(0, 0), 1), (slice(0, 13), 0)):
+        valid[ignored] = False
+        score = Score(["ground", "thing"], exclusive=True)
+        score.add_labels(answer, truth, valid)
+        assert (score.false_pairs, score.presence.tolist()) == (alarms, [[0, 1], [0, 1]])
 
 
 @pytest.mark.parametrize("shape", [(48, 60), (90, 11), (3, 200)])
@@ -121,7 +142,7 @@ def test_windows_cover_a_picture_and_overlap():
         assert seen.min() == 1 or min(shape) <= side
         assert seen.min() >= 1 and len(set(boxes)) == len(boxes)
     lefts = [box[0] for box in windows((64, 260), 64, 1 / 3)]
-    assert all(after - before <= 43 for before, after in zip(lefts, lefts[1:])) and lefts[-1] == 260 - 64
+    assert all(after - before <= 43 for before, after in pairwise(lefts)) and lefts[-1] == 260 - 64
 
 
 @pytest.mark.parametrize("views", [Views(), Views(flip=True), Views(slide=True), Views(slide=True, flip=True)])
