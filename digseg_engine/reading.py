@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -59,7 +58,9 @@ def pixel_limit() -> int:
     return limit
 
 
-def decode(path: PictureFile, read: Callable[[Image.Image], Decoded], most: int | None = None, reduce: int = 1) -> Decoded:
+def decode(
+    path: PictureFile, read: Callable[[Image.Image], Decoded], most: int | None = None, reduce: int = 1
+) -> Decoded:
     """Open a picture file and hand the decoded Pillow picture to `read`. Raises InputError naming the file.
 
     most: pixels that may be decoded (default: `pixel_limit`). reduce: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its

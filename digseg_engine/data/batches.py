@@ -47,7 +47,9 @@ class FolderOptions:
     echo: int = 1  # crops of a picture each time it is decoded
     balance: float = 0.0  # pictures of classes in less than this share of them are drawn more often; 0: all alike
     augment: tuple[str, ...] = ()  # changes of `augmentation.KINDS`
-    shard_window: int | None = None  # shards drawn from at a time; 0: all; None: all of local ones, REMOTE_WINDOW of others
+    shard_window: int | None = (
+        None  # shards drawn from at a time; 0: all; None: all of local ones, REMOTE_WINDOW of others
+    )
     shard_cache: float | None = None  # GB of copies of remote shards on this machine; None: shard_cache.LIMIT, 0: none
 
     def __post_init__(self) -> None:
@@ -61,7 +63,9 @@ class FolderOptions:
         if not 0 <= self.balance <= 1:
             raise UsageError(f"balance must be a share of the pictures from 0 to 1, got {self.balance}")
         if (self.shard_window or 0) < 0 or (self.shard_cache or 0) < 0:
-            raise UsageError(f"shard window and shard cache must be 0 or more, got {self.shard_window} and {self.shard_cache}")
+            raise UsageError(
+                f"shard window and shard cache must be 0 or more, got {self.shard_window} and {self.shard_cache}"
+            )
         check_kinds(self.augment)
         if self.cached_crops and {"colour", "blur"} & set(self.augment):
             raise UsageError("colour and blur are drawn anew for every crop, and cached crops keep their latents; leave one of "
@@ -187,9 +191,6 @@ def _shard_order(dataset: Dataset, options: FolderOptions, seed: int) -> ShardOr
     """The order in which shards are read, None where pictures are drawn from all of them; sets up the copies."""
     records = dataset.records
     if not isinstance(records, ShardRecords):
-        if options.shard_window:
-            raise UsageError(f"a shard window needs shards, and {dataset.root} is a folder of pictures; leave --shard-window "
-                             "out, or write shards: digseg data FOLDER --pack OUT")  # fmt: skip
         return None
     window = options.shard_window
     if window is None:

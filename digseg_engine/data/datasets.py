@@ -118,7 +118,7 @@ def open_dataset(path: Path | str, layout: str | None = None, split: str = "trai
         choice = ", ".join(dict.fromkeys([*available, "all"]))
         raise UsageError(f"{path} ({found.name}) has no split {split!r}; expected one of {choice}")
     names = [split] if split in available else available
-    records: dict[Path, Record] = {}  # a picture that fits two descriptions of its place is one picture
+    records: dict[object, Record] = {}  # a picture that fits two descriptions of its place is one picture
     for name in names:
         for part in _parts(found, name, root):
             for record in list_records(part, root):

@@ -99,7 +99,7 @@ class ShardCache:
     def _make_room(self, size: int, wanted: list[Blob]) -> bool:
         """Remove copies, the least recently used first and wanted ones never, until `size` bytes fit."""
         keep = {self._path(blob) for blob in wanted}
-        copies = sorted(((path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.glob("*.tar")))
+        copies = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.glob("*.tar"))
         used = sum(size for _, size, _ in copies)
         for _, old, path in copies:
             if used + size <= self.limit:
@@ -118,4 +118,6 @@ class ShardCache:
         """Where the copy of a shard of these contents lies; None where changes of the shard could not be told."""
         if not blob.stamp:
             return None
-        return self.folder / f"{hashlib.sha256(f'{blob.address}/{blob.size}/{blob.stamp}'.encode()).hexdigest()[:24]}.tar"
+        return (
+            self.folder / f"{hashlib.sha256(f'{blob.address}/{blob.size}/{blob.stamp}'.encode()).hexdigest()[:24]}.tar"
+        )

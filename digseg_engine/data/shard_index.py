@@ -119,5 +119,5 @@ def _parsed(text: str, size: int) -> list[Place] | None:
         places = [Place(str(name), int(offset), int(length)) for name, offset, length in body["members"]]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    sound = all(BLOCK <= place.offset and 0 <= place.size <= size - place.offset for place in places)
+    sound = all(place.offset >= BLOCK and 0 <= place.size <= size - place.offset for place in places)
     return places if sound else None

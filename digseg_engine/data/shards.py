@@ -219,7 +219,7 @@ def shard_splits(data: str) -> dict[str, list[str]]:
 
 
 def _split_of(stem: str) -> str:
-    """"city-train-000012" -> "train"; "city-000012" -> "city"."""
+    """ "city-train-000012" -> "train"; "city-000012" -> "city"."""
     name = NUMBER.sub("", stem)
     last = re.split(r"[-_.]", name)[-1]
     return last if _known_split(last) else name
@@ -239,7 +239,7 @@ def shard_layout(data: str, splits: dict[str, list[str]]) -> Layout:
         body = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{source} is not JSON: {error}; expected something like {EXAMPLE}") from error
-    return Layout(SHARDS, data, parse_classes(body, source), {name: () for name in splits})
+    return Layout(SHARDS, data, parse_classes(body, source), dict.fromkeys(splits, ()))
 
 
 def open_shard_records(splits: Sequence[Sequence[str]]) -> ShardRecords:

@@ -80,7 +80,9 @@ def find_blob(address: str) -> Blob:
         files, path = _file_system(address)
         facts = files.info(path)
     if facts.get("size") is None:
-        raise InputError(f"{address} does not tell its size, so parts of it cannot be read; expected a server that takes ranges")
+        raise InputError(
+            f"{address} does not tell its size, so parts of it cannot be read; expected a server that takes ranges"
+        )
     return Blob(address, int(facts["size"]), next((str(facts[mark]) for mark in MARKS if facts.get(mark)), ""))
 
 
@@ -116,7 +118,7 @@ def beside(address: str, name: str) -> str:
 
 
 def _counted(pattern: str) -> list[str]:
-    """"a-{08..10}" -> "a-08", "a-09", "a-10"."""
+    """ "a-{08..10}" -> "a-08", "a-09", "a-10"."""
     numbers = NUMBERS.search(pattern)
     if numbers is None:
         return [pattern]
@@ -130,18 +132,15 @@ def _counted(pattern: str) -> list[str]:
 def _matching(pattern: str) -> list[str]:
     with _reading(pattern):
         if not remote(pattern):
-            path = local_path(pattern)
-            if path.is_dir():
-                return sorted(str(tar) for tar in path.glob("*.tar") if not tar.name.startswith("."))
-            return sorted(glob(str(path))) if has_magic(str(path)) and not path.exists() else [str(path)]
+            place = local_path(pattern)
+            if place.is_dir():
+                return sorted(str(tar) for tar in place.glob("*.tar") if not tar.name.startswith("."))
+            return sorted(glob(str(place))) if has_magic(str(place)) and not place.exists() else [str(place)]
         files, path = _file_system(pattern)
-        if has_magic(path.partition("?")[0] if pattern.startswith("http") else path):
-            found = files.glob(path)
-        elif path.endswith(".tar") or ".tar?" in path:
+        if (path.endswith(".tar") and not has_magic(path)) or ".tar?" in path:
             return [pattern]
-        else:
-            found = [name for name in files.ls(path, detail=False) if str(name).endswith(".tar")]
-        return sorted(str(files.unstrip_protocol(name)) for name in found)
+        found = files.glob(path) if has_magic(path) else files.ls(path, detail=False)
+        return sorted(str(files.unstrip_protocol(name)) for name in found if str(name).endswith(".tar"))
 
 
 def _read_far(address: str, start: int, end: int) -> bytes:
