@@ -10,8 +10,8 @@ from digseg_engine.errors import UsageError
 
 
 def run(
-    folder: str, layout: str | None, split: str, output: Path, pictures: int, pack: Path | None, shard_size: float,
-    shuffle: int | None,
+    folder: str, layout: str | None, split: str, output: Path, pictures: int, pack: Path | None = None,
+    shard_size: float = 500.0, shuffle: int | None = None,
 ) -> int:  # fmt: skip
     from rich.console import Console
     from rich.progress import Progress
