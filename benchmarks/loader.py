@@ -7,7 +7,8 @@ behind its pixels), resized by Pillow, labels carried as one float mask per prom
 alternate; figures are medians over the rounds, in crops a second on the CPU alone, nothing encoded.
 
 "crops" are pixels and class numbers; "batch" is all that the CPU does before a GPU has the batch (the peer: float pictures
-and masks; now: 8-bit pixels and class numbers, from which the GPU makes both). Making both on the CPU is shown too.
+and masks; now: 8-bit pixels and class numbers, from which the GPU makes both). Making both on the CPU is shown too. "shards" are
+the same pictures, packed into about five tar files.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from digseg_engine.data.crops import Crops, Window, draw_window
 from digseg_engine.data.datasets import IGNORE, Dataset, open_dataset
 from digseg_engine.data.loader import APART, CropLoader, CropReader
 from digseg_engine.data.masks import read_mask
+from digseg_engine.data.packing import pack
+from digseg_engine.data.shard_order import ShardOrder
+from digseg_engine.data.shards import ShardRecords
 from digseg_engine.files import write_json
 from digseg_engine.images import decode, to_rgb
 from digseg_engine.reading import open_image
@@ -137,6 +141,8 @@ CASES = {
     "peer, crops": ("peer", 1, "crops"),
     "threads, crops": ("threads", 1, "crops"),
     "threads, echo 4, crops": ("threads", 4, "crops"),
+    "threads, shards, crops": ("threads", 1, "crops"),
+    "threads, window of 2 shards, crops": ("threads", 1, "crops"),
     "processes, crops": ("processes", 1, "crops"),
     "processes, echo 4, crops": ("processes", 4, "crops"),
     "peer, batch": ("peer", 1, "batch"),
@@ -146,12 +152,15 @@ CASES = {
 }
 
 
-def step_of(dataset: Dataset, side: int, reader: str, echo: int, made: str) -> Callable[[int], object]:
-    """What one step of a case does."""
+def step_of(
+    dataset: Dataset, side: int, reader: str, echo: int, made: str, windowed: bool = False
+) -> Callable[[int], object]:  # fmt: skip
+    """What one step of a case does. windowed: pictures are drawn from two shards at a time."""
     if reader == "peer":
         peer = Peer(dataset, side, WORKERS)
         return lambda step: peer(step, COUNT) if made == "crops" else peer_batch(peer(step, COUNT))
-    load = CropLoader(CropReader(dataset, side, 0, echo=echo), WORKERS, reader)  # type: ignore[arg-type]
+    order = ShardOrder(dataset.records.starts, 2, 0) if windowed and isinstance(dataset.records, ShardRecords) else None
+    load = CropLoader(CropReader(dataset, side, 0, echo=echo, order=order), WORKERS, reader)  # type: ignore[arg-type]
     if made == "crops":
         return lambda step: load(step, COUNT)
     batches = FolderBatches(dataset, load, Unencoded("meta" if made == "batch" else "cpu"), 0)
@@ -181,10 +190,13 @@ def measure(kind: str, side: int, pictures: int, rounds: int) -> dict[str, objec
     found: dict[str, list[float]] = {name: [] for name in CASES}
     with tempfile.TemporaryDirectory() as folder:
         dataset = open_dataset(make_folder(Path(folder) / "data", *KINDS[kind], pictures))
+        pack({"all": dataset}, Path(folder) / "shards", sum(p.stat().st_size for p in Path(folder).rglob("*.*")) // 4)
+        packed = open_dataset(Path(folder) / "shards")
         for _ in range(rounds):
             for name, (reader, echo, made) in CASES.items():
                 steps = 2 * APART * echo if echo > 1 else 10  # whole groups, so that decoding counts as it should
-                found[name].append(rate(step_of(dataset, side, reader, echo, made), steps))
+                read = packed if "shard" in name else dataset
+                found[name].append(rate(step_of(read, side, reader, echo, made, "window" in name), steps))
     rates = {name: round(statistics.median(values), 1) for name, values in found.items()}
     ratios = {
         name: round(rates[name] / rates["peer, crops" if name.endswith("crops") else "peer, batch"], 2)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from digseg_engine.errors import InputError
-from digseg_engine.reading import FORMATS, MAX_PIXELS, MIN_SIDE, SUFFIXES, Rgb, check_size, decode, to_rgb
+from digseg_engine.reading import FORMATS, MAX_PIXELS, MIN_SIDE, SUFFIXES, PictureFile, Rgb, check_size, decode, to_rgb
 
 __all__ = ["FORMATS", "MAX_PIXELS", "MIN_SIDE", "SUFFIXES", "Canvas", "Float", "Frame", "Picture", "Rgb", "as_picture",
            "as_rgb", "check_size", "decode", "fit", "fitted_size", "host_view", "read_image", "read_picture", "to_rgb", "unfit",
@@ -61,16 +61,16 @@ class Canvas:
         return Frame((self.pixels.shape[2], self.pixels.shape[3]), self.content, self.original)
 
 
-def read_image(path: Path | str, max_pixels: int | None = None) -> Rgb:
+def read_image(path: PictureFile | str, max_pixels: int | None = None) -> Rgb:
     """Decode a picture file to [H, W, 3] uint8 RGB. max_pixels: refuse more (default: `reading.pixel_limit`). Raises
     InputError naming the file and what is wrong with it."""
     return read_picture(path, max_pixels).pixels
 
 
-def read_picture(path: Path | str, max_pixels: int | None = None) -> Picture:
+def read_picture(path: PictureFile | str, max_pixels: int | None = None) -> Picture:
     """As `read_image`, with notes on what was left unread or is doubtful."""
     notes: list[str] = []
-    pixels = decode(Path(path), lambda image: to_rgb(image, notes), max_pixels)
+    pixels = decode(Path(path) if isinstance(path, str) else path, lambda image: to_rgb(image, notes), max_pixels)
     return Picture(pixels, tuple(notes), str(path))
 
 

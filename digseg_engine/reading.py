@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +34,18 @@ Rgb = NDArray[np.uint8]
 Decoded = TypeVar("Decoded")
 
 
+class PictureFile(Protocol):
+    """What pictures are read from: a `Path`, or a file inside another one that does the same. `str` of it names it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def suffix(self) -> str: ...
+    def exists(self) -> bool: ...
+    def is_file(self) -> bool: ...
+    def open(self, mode: Literal["rb"]) -> Any: ...
+
+
 def pixel_limit() -> int:
     """The most pixels that are decoded at once: `$DIGSEG_MAX_PIXELS`, else 64 million. Raises UsageError for no number."""
     value = os.environ.get("DIGSEG_MAX_PIXELS", "").strip() or str(MAX_PIXELS)
@@ -47,7 +58,9 @@ def pixel_limit() -> int:
     return limit
 
 
-def decode(path: Path, read: Callable[[Image.Image], Decoded], most: int | None = None, reduce: int = 1) -> Decoded:
+def decode(
+    path: PictureFile, read: Callable[[Image.Image], Decoded], most: int | None = None, reduce: int = 1
+) -> Decoded:
     """Open a picture file and hand the decoded Pillow picture to `read`. Raises InputError naming the file.
 
     most: pixels that may be decoded (default: `pixel_limit`). reduce: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its
@@ -57,6 +70,9 @@ def decode(path: Path, read: Callable[[Image.Image], Decoded], most: int | None 
     try:
         _check_file(path)
         with path.open("rb") as file:
+            if not file.read(1):
+                raise InputError(f"{path} is empty (0 bytes); expected a picture ({', '.join(FORMATS)})")
+            file.seek(0)
             image = open_image(file)
             check_size(image.height, image.width, str(path), limit)
             if reduce > 1:
@@ -75,13 +91,11 @@ def decode(path: Path, read: Callable[[Image.Image], Decoded], most: int | None 
         raise InputError(f"{path} cannot be decoded: {why}; the file is damaged or cut short, save it again") from error
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: PictureFile) -> None:
     if not path.exists():
         raise InputError(f"{path}: file not found; check the path")
     if not path.is_file():
         raise InputError(f"{path} is not a file; give a picture, a folder or a pattern")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes); expected a picture ({', '.join(FORMATS)})")
 
 
 def open_image(file: BinaryIO) -> Image.Image:

@@ -13,14 +13,16 @@ from digseg_engine.model.folder import check_start
 
 def run(
     model: str, data: list[str], layout: str | None, split: str, cached_crops: int, echo: int | None, balance: float,
-    augment: str, workers: int, readers: Any, output: Path, teacher_steps: int, steps: str, changes: list[str],
-    scale: float, seed: int, gradient_checkpointing: bool, tensorboard: bool, resume: bool, override: bool,
+    augment: str, shard_window: int | None, shard_cache: float | None, workers: int, readers: Any, output: Path,
+    teacher_steps: int, steps: str, changes: list[str], scale: float,
+    seed: int, gradient_checkpointing: bool, tensorboard: bool, resume: bool, override: bool,
 ) -> None:  # fmt: skip
     if not all(part.strip().isdigit() for part in steps.split(",")):
         raise UsageError(f"--steps must be whole numbers separated by commas, such as 1,2,4, got {steps!r}")
     check_data(*data)
     check_start(model)
-    folder = folder_options(data, layout, split, cached_crops, echo, balance, augment, workers, readers)
+    folder = folder_options(data, layout, split, cached_crops, echo, balance, augment, workers, readers, shard_window,
+                            shard_cache)  # fmt: skip
     from digseg_engine.training.recipes.distill import DistillConfig, distill
 
     grid = tuple(int(part) for part in steps.split(","))

@@ -58,7 +58,7 @@ COMMAND = Command(
     extras=("train",),
     options=(
         Option("--model", "checkpoint or bundle", kind=Path, shown="the bundled model", metavar="FOLDER"),
-        Option("--data", "scenes, scenes:DOMAIN,... or a folder of labelled pictures", default="scenes", metavar="DATA"),
+        Option("--data", "scenes, scenes:DOMAIN,... or labelled pictures, a folder or shards", default="scenes", metavar="DATA"),
         Option("--layout", "layout of the folder", shown="recognised", metavar="NAME"),
         Option("--split", "split of the folder", shown="its validation split", metavar="NAME"),
         Option("--count", "test scenes per domain; of a folder, at most so many pictures at random, or all", kind=counted,

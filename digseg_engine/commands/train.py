@@ -12,8 +12,8 @@ from digseg_engine.model.folder import check_start
 
 Settings = TypeVar("Settings")
 DATA = (
-    Option("--data", "scenes, scenes:DOMAIN,... or a folder of labelled pictures (docs/data.md), =WEIGHT behind it; repeatable: "
-           "a mixture", default=("scenes",), shown="scenes", metavar="DATA", many=True),
+    Option("--data", "scenes, scenes:DOMAIN,... or labelled pictures, a folder or shards (docs/data.md), =WEIGHT behind it; "
+           "repeatable: a mixture", default=("scenes",), shown="scenes", metavar="DATA", many=True),
     Option("--layout", "layout of the folder, if it is the only one", shown="recognised", metavar="NAME", only_with=("--data",)),
     Option("--split", "split of the folders to train on", default="train", metavar="NAME", only_with=("--data",)),
     Option("--cached-crops", "of a folder: fixed crops per picture with kept latents", kind=int, default=0, at_least=0,
@@ -24,6 +24,10 @@ DATA = (
            kind=float, default=0.0, at_least=0, at_most=1, shown="all alike", only_with=("--data",)),
     Option("--augment", "of a folder: change colour, scale, rotation, blur of pictures; some of them, comma-separated",
            metavar="KIND,...", default="", shown="none", only_with=("--data",)),
+    Option("--shard-window", "of shards: draw pictures from so many of them at a time, 0 from all", kind=int, at_least=0,
+           shown="4 of remote ones, else 0", metavar="N", only_with=("--data",)),
+    Option("--shard-cache", "of remote shards: GB of copies kept on this machine, 0 for none", kind=float, at_least=0,
+           shown="20", metavar="GB", only_with=("--data",)),
     Option("--workers", "of a folder: how many read pictures ahead", kind=int, default=2, at_least=0,
            only_with=("--data",)),
     Option("--readers", "of a folder: what the workers are", choices=("threads", "processes"), default="threads",
@@ -60,7 +64,8 @@ RUN = (
 
 def run(
     config: str, init: str | None, data: list[str], layout: str | None, split: str, cached_crops: int, echo: int | None,
-    balance: float, augment: str, workers: int, readers: Any, output: Path | None, recipe: Any, size: int | None, slot: Any,
+    balance: float, augment: str, shard_window: int | None, shard_cache: float | None, workers: int, readers: Any,
+    output: Path | None, recipe: Any, size: int | None, slot: Any,
     autoencoder: str | None, student_only: bool, detail_blocks: int | None, changes: list[str], scale: float, seed: int,
     gradient_checkpointing: bool, tensorboard: bool, resume: bool, override: bool, dry_run: bool, memory: float | None,
     step_seconds: float | None,
@@ -77,7 +82,8 @@ def run(
     check_data(*data)
     if init is not None:
         check_start(init)
-    folder = folder_options(data, layout, split, cached_crops, echo, balance, augment, workers, readers)
+    folder = folder_options(data, layout, split, cached_crops, echo, balance, augment, workers, readers, shard_window,
+                            shard_cache)  # fmt: skip
     output = output or Path("runs") / (config if init is None else Path(init).resolve().name)
     from digseg_engine.training.recipes.finetune import finetune, recipe_of, settings_of
     from digseg_engine.training.recipes.tiny import TrainConfig
@@ -111,14 +117,15 @@ def refuse_idle(changes: list[str], student_alone: bool) -> None:
 
 
 def check_data(*data: str) -> None:
-    """Raises UsageError for data that are neither scenes nor a folder, before anything is imported or written."""
+    """Raises UsageError for data that are neither scenes, a folder nor shards, before anything is imported or written."""
+    from digseg_engine.data.shards import is_data
     from digseg_engine.data.shares import parse_shares
     from digseg_engine.worlds.scenes import is_scenes
 
     for share in parse_shares(data):
-        if not is_scenes(share.data) and not Path(share.data).is_dir():
-            raise UsageError(f"--data {share.data} is neither scenes nor a folder; expected scenes, scenes:DOMAIN,... or a "
-                             "folder of labelled pictures (docs/data.md)")  # fmt: skip
+        if not is_scenes(share.data) and not is_data(share.data):
+            raise UsageError(f"--data {share.data} is neither scenes nor a folder; expected scenes, scenes:DOMAIN,..., a "
+                             "folder of labelled pictures or shards (docs/data.md)")  # fmt: skip
 
 
 def show_plan(
@@ -168,9 +175,10 @@ def adjusted(
 
 def folder_options(
     data: list[str], layout: str | None, split: str, cached_crops: int, echo: int | None, balance: float, augment: str,
-    workers: int, readers: Any,
+    workers: int, readers: Any, shard_window: int | None = None, shard_cache: float | None = None,
 ) -> Any:  # fmt: skip
     """The `FolderOptions` of a run. Raises UsageError when options of a folder are given with scenes."""
+    from digseg_engine.data.shards import is_shards
     from digseg_engine.data.shares import parse_shares
     from digseg_engine.worlds.scenes import is_scenes
 
@@ -178,6 +186,10 @@ def folder_options(
     if len(folders) > 1 and layout is not None:
         raise UsageError(f"--layout {layout} describes one folder, and there are {len(folders)}; leave it out, layouts are "
                          "recognised")  # fmt: skip
+    sharded = [folder for folder in folders if is_shards(folder)]
+    if not sharded and (shard_window is not None or shard_cache is not None):
+        raise UsageError("--shard-window and --shard-cache describe shards, and --data names none; leave them out, or write "
+                         "shards: digseg data FOLDER --pack OUT")  # fmt: skip
     if not folders and (layout, split, cached_crops, echo, balance, augment) != (None, "train", 0, None, 0, ""):
         raise UsageError("--layout, --split, --cached-crops, --echo, --balance and --augment describe a folder of labelled "
                          f"pictures; --data is {', '.join(data)} here")  # fmt: skip
@@ -186,7 +198,9 @@ def folder_options(
 
     kinds = parse_kinds(augment)
     check_installed(kinds)
-    return FolderOptions(layout, split, cached_crops, workers, readers, echo or 1, balance, kinds)
+    return FolderOptions(
+        layout, split, cached_crops, workers, readers, echo or 1, balance, kinds, shard_window, shard_cache
+    )
 
 
 COMMAND = Command(

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
 
+from digseg_engine.cache import own_folder
 from digseg_engine.console import Pace
 from digseg_engine.data.augmentation import augment, check_installed, check_kinds
 from digseg_engine.data.balance import class_presence, repeat_factors
@@ -23,7 +24,11 @@ from digseg_engine.data.crops import Crops
 from digseg_engine.data.datasets import Dataset, open_dataset
 from digseg_engine.data.loader import CropLoader, CropReader, Readers
 from digseg_engine.data.query import Query
+from digseg_engine.data.shard_cache import LIMIT, ShardCache
+from digseg_engine.data.shard_order import REMOTE_WINDOW, ShardOrder
+from digseg_engine.data.shards import ShardRecords
 from digseg_engine.errors import UsageError
+from digseg_engine.extras import require
 from digseg_engine.model.autoencoder import Autoencoder, encode_image, fingerprint, latent_stride
 from digseg_engine.model.devices import device_of
 
@@ -42,6 +47,10 @@ class FolderOptions:
     echo: int = 1  # crops of a picture each time it is decoded
     balance: float = 0.0  # pictures of classes in less than this share of them are drawn more often; 0: all alike
     augment: tuple[str, ...] = ()  # changes of `augmentation.KINDS`
+    shard_window: int | None = (
+        None  # shards drawn from at a time; 0: all; None: all of local ones, REMOTE_WINDOW of others
+    )
+    shard_cache: float | None = None  # GB of copies of remote shards on this machine; None: shard_cache.LIMIT, 0: none
 
     def __post_init__(self) -> None:
         if self.cached_crops < 0 or self.workers < 0:
@@ -53,6 +62,10 @@ class FolderOptions:
                              f"{self.cached_crops} cached crops")  # fmt: skip
         if not 0 <= self.balance <= 1:
             raise UsageError(f"balance must be a share of the pictures from 0 to 1, got {self.balance}")
+        if (self.shard_window or 0) < 0 or (self.shard_cache or 0) < 0:
+            raise UsageError(
+                f"shard window and shard cache must be 0 or more, got {self.shard_window} and {self.shard_cache}"
+            )
         check_kinds(self.augment)
         if self.cached_crops and {"colour", "blur"} & set(self.augment):
             raise UsageError("colour and blur are drawn anew for every crop, and cached crops keep their latents; leave one of "
@@ -160,7 +173,8 @@ def folder_batches(
     check_installed(options.augment)
     odds = None if not options.balance else _odds(dataset, options.balance, cache)
     windows = tuple(kind for kind in options.augment if kind in ("scale", "rotation"))
-    reader = CropReader(dataset, size, seed, options.cached_crops, options.echo, windows, odds)
+    order = _shard_order(dataset, options, seed)
+    reader = CropReader(dataset, size, seed, options.cached_crops, options.echo, windows, odds, order)
     load = CropLoader(reader, options.workers, options.readers)
     encode: Encode = Encoder(vae)
     if options.cached_crops:
@@ -171,6 +185,24 @@ def folder_batches(
         encode = CachedEncoder(encode, path, len(dataset), options.cached_crops, shape)
     kinds = [kind for kind in options.augment if kind not in windows]
     return FolderBatches(dataset, load, encode, seed, kinds)
+
+
+def _shard_order(dataset: Dataset, options: FolderOptions, seed: int) -> ShardOrder | None:
+    """The order in which shards are read, None where pictures are drawn from all of them; sets up the copies."""
+    records = dataset.records
+    if not isinstance(records, ShardRecords):
+        return None
+    window = options.shard_window
+    if window is None:
+        window = REMOTE_WINDOW if records.remote else 0
+    if not 0 < window < len(records.starts) - 1:
+        return None
+    gigabytes = LIMIT if options.shard_cache is None else options.shard_cache
+    folder = own_folder(create=True)
+    if records.remote and gigabytes and folder is not None:
+        require("copies of shards on this machine", "remote")
+        records.store.cache = ShardCache(folder / "shards", int(gigabytes * 1e9))
+    return ShardOrder(records.starts, window, seed)
 
 
 def _odds(dataset: Dataset, threshold: float, cache: Path) -> NDArray[np.float64]:
@@ -185,6 +217,5 @@ def _state(dataset: Dataset, *settings: object) -> str:
     """Short hash of the pictures' names, sizes and times, and of whatever else decides the latents."""
     digest = hashlib.sha256(repr(settings).encode())
     for record in dataset.records:
-        stat = record.image.stat()
-        digest.update(f"{record.image}/{stat.st_size}/{stat.st_mtime_ns}".encode())
+        digest.update(record.state().encode())
     return digest.hexdigest()[:12]

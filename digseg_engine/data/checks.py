@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digseg_engine.data.classes import BACKGROUND, ClassTable
-from digseg_engine.data.layouts import OWN
 from digseg_engine.errors import InputError
 from digseg_engine.images import SUFFIXES
 
@@ -40,7 +39,7 @@ def check_marks(dataset: Dataset, most: int = SAMPLED) -> list[str]:
     """Read all masks, of more than `most` so many, evenly spread; returns notes on black and white ones among others.
 
     Raises InputError when all of those are black and white, and white is ignored by default."""
-    if dataset.layout.name != OWN or not assumes_white(dataset.table):
+    if not dataset.layout.own or not assumes_white(dataset.table):
         return []
     numbers = sorted({round(i) for i in np.linspace(0, len(dataset) - 1, min(most, len(dataset))).tolist()})
     counts = np.stack([label_counts(dataset.read_ids(i), len(dataset.names)) for i in numbers])

@@ -153,6 +153,35 @@ def parse_classes(body: Any, source: str) -> ClassTable:
     return table
 
 
+def table_json(table: ClassTable, own: bool = True) -> dict[str, Any]:
+    """The classes.json that says what a table says. own: the table is a user's; of others all is written down that was known."""
+    classes = []
+    counted = not table.own_ids and all(label_class.ids == (i,) for i, label_class in enumerate(table.classes))
+    for label_class in table.classes:
+        body: dict[str, Any] = {"name": label_class.name, "id": list(label_class.ids)}
+        if label_class.colours:
+            body["colour"] = [_rgb(colour) for colour in label_class.colours]
+        if label_class.prompt:
+            body["prompt"] = label_class.prompt
+        if label_class.synonyms:
+            body["synonyms"] = list(label_class.synonyms)
+        if counted:  # ids that were written down would be held against the palettes of masks
+            del body["id"]
+        classes.append(body)
+    written: dict[str, Any] = {"classes": classes, "templates": list(table.templates), "masks": table.masks}
+    if table.own_ignore or not own:
+        written["ignore"] = list(table.ignore)
+    lists = {"background": list(table.background), "absent": list(table.absent)}
+    lists |= {"ignore_colour": [_rgb(colour) for colour in table.ignore_colours]}
+    lists |= {"background_colour": [_rgb(colour) for colour in table.background_colours]}
+    written |= {name: values for name, values in lists.items() if values}
+    return written | ({"orientation": table.orientation} if table.orientation else {})
+
+
+def _rgb(colour: int) -> list[int]:
+    return [colour >> 16, colour >> 8 & 255, colour & 255]
+
+
 def _class(body: Any, source: str, number: int) -> LabelClass:
     if isinstance(body, str):
         body = {"name": body}

@@ -1,10 +1,11 @@
-"""Labelled pictures on disk: `open_dataset(folder)` for own data and for the layouts of well-known data sets.
+"""Labelled pictures: `open_dataset(data)` for own data, the layouts of well-known data sets, and shards of either.
 
 A data set is a numbered list of (picture, class of every pixel, name), always in the same order. Torch-free.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +14,17 @@ from numpy.typing import NDArray
 
 from digseg_engine.data.checks import check_marks
 from digseg_engine.data.classes import BACKGROUND, IGNORE, ClassTable
-from digseg_engine.data.layouts import Layout, Part, Record, find_layout, layout_names, list_records
+from digseg_engine.data.layouts import Layout, Part, Record, find_layout, layout_names, list_records, stray_masks
 from digseg_engine.data.masks import Ids, read_mask
 from digseg_engine.data.query import Query
+from digseg_engine.data.shards import (
+    ShardRecords,
+    check_layout_name,
+    is_shards,
+    open_shard_records,
+    shard_layout,
+    shard_splits,
+)
 from digseg_engine.data.turning import shown_shape, upright_mask
 from digseg_engine.errors import InputError, UsageError
 from digseg_engine.images import decode, read_image, to_rgb
@@ -34,7 +43,7 @@ class Item(NamedTuple):
 class Dataset:
     """The pictures of one split; item `i` is always the same. Items raise InputError naming the file at fault."""
 
-    def __init__(self, layout: Layout, root: Path, split: str, records: list[Record]) -> None:
+    def __init__(self, layout: Layout, root: Path | str, split: str, records: Sequence[Record]) -> None:
         self.layout, self.root, self.split, self.records = layout, root, split, records
 
     @property
@@ -80,19 +89,27 @@ class Dataset:
                              f"{width}x{height}; a mask must have its picture's size")  # fmt: skip
         return ids
 
+    def stray_masks(self) -> list[str]:
+        """A line for every mask of own data that has no picture."""
+        if isinstance(self.records, ShardRecords):
+            return self.records.strays()
+        return stray_masks(self.layout, Path(self.root), self.split)
+
     def truth(self, ids: Ids) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """ids [H, W] -> (one mask per name [K, H, W], valid [H, W] which is False where pixels do not count)."""
         return ids[None] == np.arange(len(self.names), dtype=ids.dtype)[:, None, None], ids != IGNORE
 
 
 def open_dataset(path: Path | str, layout: str | None = None, split: str = "train", strict: bool = True) -> Dataset:
-    """Open a folder of labelled pictures.
+    """Open a folder of labelled pictures, or shards: a folder, pattern or address of .tar files (`data.shards`).
 
     layout: "folder" for own data (images/, masks/, classes.json) or one of `layout_names()`; None recognises it. split:
     one of `dataset_splits`, or "all" for the pictures of all splits; "train" of an undivided data set is all of it.
     strict: a picture without a mask, and masks of 0 and 255 whose 255 nobody explained, are errors now, not later.
     Raises InputError or UsageError saying what was looked for, and the first file that is missing.
     """
+    if is_shards(path):
+        return _open_shards(str(path), layout, split, strict)
     found, root = find_layout(Path(path), layout)
     if split == "train" and set(found.splits) == {"all"}:
         split = "all"
@@ -101,7 +118,7 @@ def open_dataset(path: Path | str, layout: str | None = None, split: str = "trai
         choice = ", ".join(dict.fromkeys([*available, "all"]))
         raise UsageError(f"{path} ({found.name}) has no split {split!r}; expected one of {choice}")
     names = [split] if split in available else available
-    records: dict[Path, Record] = {}  # a picture that fits two descriptions of its place is one picture
+    records: dict[object, Record] = {}  # a picture that fits two descriptions of its place is one picture
     for name in names:
         for part in _parts(found, name, root):
             for record in list_records(part, root):
@@ -117,9 +134,31 @@ def open_dataset(path: Path | str, layout: str | None = None, split: str = "trai
 
 
 def dataset_splits(path: Path | str, layout: str | None = None) -> tuple[str, ...]:
-    """The splits of a folder that are on disk; ("all",) for an undivided one."""
+    """The splits of a folder or of shards that are there; ("all",) for an undivided set."""
+    if is_shards(path):
+        check_layout_name(str(path), layout)
+        return tuple(shard_splits(str(path)))
     found, root = find_layout(Path(path), layout)
     return tuple(name for name in found.splits if _parts(found, name, root))
+
+
+def _open_shards(data: str, layout: str | None, split: str, strict: bool) -> Dataset:
+    check_layout_name(data, layout)
+    splits = shard_splits(data)
+    if split == "train" and set(splits) == {"all"}:
+        split = "all"
+    if split != "all" and split not in splits:
+        raise UsageError(f"{data} has no split {split!r}; expected one of {', '.join(dict.fromkeys([*splits, 'all']))}")
+    found = shard_layout(data, splits)
+    records = open_shard_records([splits[split]] if split in splits else list(splits.values()))
+    if not len(records):
+        raise InputError(f"{data} holds no picture; expected samples KEY.jpg with KEY.mask.png in the .tar files")
+    dataset = Dataset(found, data, split, records)
+    if strict:
+        if without := records.without_mask():
+            raise missing_mask(without[0], len(without), len(records))
+        check_marks(dataset)
+    return dataset
 
 
 def _parts(layout: Layout, split: str, root: Path) -> list[Part]:

@@ -10,24 +10,40 @@ import json
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from digseg_engine.data.classes import EXAMPLE, ClassTable, composed, parse_classes, read_classes
 from digseg_engine.errors import InputError, UsageError
-from digseg_engine.images import SUFFIXES as PICTURES
+from digseg_engine.reading import SUFFIXES as PICTURES
+from digseg_engine.reading import PictureFile
 
 TABLES = Path(__file__).resolve().parent.parent / "assets" / "datasets"
 OWN = "folder"
+SHARDS = "shards"  # own data in tar files
 CLASSES_FILE = "classes.json"
+
+
+class PackedFile(PictureFile, Protocol):
+    """A file inside another one; `state` changes with its contents."""
+
+    @property
+    def state(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class Record:
-    """One labelled picture on disk. The files are where they must be, whether they are there or not."""
+    """One labelled picture. The files are where they must be, whether they are there or not."""
 
     name: str
-    image: Path
-    mask: Path
+    image: Path | PackedFile
+    mask: Path | PackedFile
+
+    def state(self) -> str:
+        """What tells this picture from every other one, and from itself when it was changed."""
+        if isinstance(self.image, Path):
+            about = self.image.stat()
+            return f"{self.image}/{about.st_size}/{about.st_mtime_ns}"
+        return self.image.state
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,11 @@ class Layout:
     inside: tuple[str, ...] = ("",)
     marks: tuple[str, ...] = ()
     label_names: str | None = None
+
+    @property
+    def own(self) -> bool:
+        """Is the table the user's own, not that of a known data set?"""
+        return self.name in (OWN, SHARDS)
 
     def root(self, folder: Path) -> Path | None:
         """The folder itself or the usual folder inside it, whichever holds a part of any split."""

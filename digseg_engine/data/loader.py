@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 from digseg_engine.data.crops import Crops, Window, cut_labels, cut_picture, draw_window
 from digseg_engine.data.datasets import Dataset
+from digseg_engine.data.shard_order import ShardOrder
+from digseg_engine.data.shards import ShardRecords
 from digseg_engine.errors import TrainingError
 
 APART = 8  # steps from one batch of a group to the next
@@ -36,7 +38,7 @@ class CropReader:
 
     variants: every picture has so many fixed crops (so that what is computed from them can be kept); 0 draws new ones.
     echo: crops of every decoded picture. augment: kinds of `augmentation.KINDS` that windows have. odds: [N], how often
-    pictures are drawn beside each other; None: alike.
+    pictures are drawn beside each other; None: alike. order: of shards, the ones that pictures are drawn from; None: all.
     """
 
     dataset: Dataset
@@ -46,6 +48,7 @@ class CropReader:
     echo: int = 1
     augment: tuple[str, ...] = ()
     odds: NDArray[np.float64] | None = None
+    order: ShardOrder | None = None
 
     def group(self, step: int) -> tuple[int, ...]:
         """The steps whose batches share their pictures with batch `step`, in order."""
@@ -56,6 +59,7 @@ class CropReader:
     def read(self, group: Sequence[int], steps: Sequence[int], count: int) -> list[Crops]:
         """The `count` crops of every batch of `steps`, which all belong to `group`. Raises InputError naming a bad file."""
         pictures, _ = self.choose(group[0], count)
+        self._expect_shards(group[0], count)
         variants = {step: self.choose(step, count)[1] for step in group}
         shape = (count, self.side, self.side)
         batches = [
@@ -74,12 +78,23 @@ class CropReader:
     def choose(self, step: int, count: int) -> tuple[Numbers, Numbers]:
         """The pictures [count] of batch `step` if it is the first of its group, and which of their fixed crops."""
         rng = np.random.default_rng([self.seed, step])
+        within = None if self.order is None else self.order.pictures(self._drawn(step, count))
         if self.odds is None:
-            pictures = rng.integers(0, len(self.dataset), count)
+            pictures = rng.integers(0, len(self.dataset) if within is None else len(within), count)
         else:
-            heaped = self.odds.cumsum()
+            heaped = (self.odds if within is None else self.odds[within]).cumsum()
             pictures = np.searchsorted(heaped, rng.random(count) * heaped[-1], side="right").clip(max=len(heaped) - 1)
+        pictures = pictures if within is None else within[pictures]
         return pictures, rng.integers(0, max(1, self.variants), count)
+
+    def _drawn(self, step: int, count: int) -> int:
+        """How many pictures the groups before that of batch `step` draw."""
+        return (step // (APART * self.echo) * APART + step % APART) * count
+
+    def _expect_shards(self, step: int, count: int) -> None:
+        records = self.dataset.records
+        if self.order is not None and isinstance(records, ShardRecords):
+            records.expect(self.order.coming(self._drawn(step, count)))
 
     def _window(
         self, step: int, n: int, picture: int, variants: dict[int, Numbers], shape: tuple[int, ...]

@@ -5,7 +5,6 @@ Nothing is guessed: a value or colour that the class table does not explain is a
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 
 from digseg_engine.data.classes import BACKGROUND, IGNORE, UNKNOWN, ClassTable, colour_text, list_text
 from digseg_engine.errors import InputError
-from digseg_engine.images import decode
+from digseg_engine.reading import PictureFile, decode
 
 Ids = NDArray[np.int16]
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
@@ -23,7 +22,7 @@ PACK = np.array((1 << 16, 1 << 8, 1), np.int64)
 UNPACK = {"L;2": 85, "L;4": 17}  # Pillow stretches grey of 2 and 4 bits to 0..255
 
 
-def read_mask(path: Path, table: ClassTable) -> Ids:
+def read_mask(path: PictureFile, table: ClassTable) -> Ids:
     """Class of every pixel, [H, W] int16: 0..C-1, IGNORE (-1) or BACKGROUND (-2).
 
     Raises InputError naming the file for an unreadable one, an unknown id or colour, or a wrong palette.
@@ -39,7 +38,7 @@ def read_mask(path: Path, table: ClassTable) -> Ids:
     return decode(path, lambda image: _labels(image, table, path))
 
 
-def _labels(image: Image.Image, table: ClassTable, path: Path) -> Ids:
+def _labels(image: Image.Image, table: ClassTable, path: PictureFile) -> Ids:
     if image.mode == "P":
         return _by_palette(image, table, path)
     if image.mode in ("RGB", "RGBA"):
@@ -51,15 +50,15 @@ def _labels(image: Image.Image, table: ClassTable, path: Path) -> Ids:
     raise InputError(f"{path} is a mask of Pillow mode {image.mode}; expected grey (8 or 16 bits), palette or RGB")
 
 
-def _packing(path: Path) -> str:
+def _packing(path: PictureFile) -> str:
     """Pillow's name for how grey values are packed in a file."""
-    with Image.open(path) as image:
+    with path.open("rb") as file, Image.open(file) as image:
         arguments = [piece[3] for piece in image.tile]
     packing = arguments[0] if arguments else ""
     return packing if isinstance(packing, str) else str(packing[0]) if packing else ""
 
 
-def _by_id(values: NDArray[np.integer[Any]], table: ClassTable, path: Path) -> Ids:
+def _by_id(values: NDArray[np.integer[Any]], table: ClassTable, path: PictureFile) -> Ids:
     if values.min() < 0 or values.max() >= len(table.by_id):
         raise InputError(f"{path}: mask values reach {values.min()}..{values.max()}, expected ids from 0 to 65535")
     ids = table.by_id[values]
@@ -68,7 +67,7 @@ def _by_id(values: NDArray[np.integer[Any]], table: ClassTable, path: Path) -> I
     return ids
 
 
-def _refuse_ids(strange: NDArray[np.integer[Any]], pixels: int, table: ClassTable, path: Path) -> None:
+def _refuse_ids(strange: NDArray[np.integer[Any]], pixels: int, table: ClassTable, path: PictureFile) -> None:
     found = np.unique(strange)
     known = sorted(
         {i for label_class in table.classes for i in label_class.ids} | set(table.ignore) | set(table.background)
@@ -89,7 +88,7 @@ def _ranges(values: list[int]) -> str:
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
-def _by_palette(image: Image.Image, table: ClassTable, path: Path) -> Ids:
+def _by_palette(image: Image.Image, table: ClassTable, path: PictureFile) -> Ids:
     """A palette PNG. Where classes have colours, the palette's colours decide; otherwise its indexes do."""
     index = np.asarray(image)
     if not table.by_colour:
@@ -119,7 +118,7 @@ def _name(k: int, table: ClassTable) -> str:
     return {IGNORE: "ignore", BACKGROUND: "background"}.get(k) or repr(table.names[k])
 
 
-def _by_colour(image: Image.Image, table: ClassTable, path: Path) -> Ids:
+def _by_colour(image: Image.Image, table: ClassTable, path: PictureFile) -> Ids:
     if not table.by_colour:
         raise InputError(f"{path} is a colour mask, but the classes in {table.source} have no colours; expected a grey or "
                          'palette PNG of ids, or give every class a "colour"')  # fmt: skip
@@ -139,12 +138,13 @@ def _by_colour(image: Image.Image, table: ClassTable, path: Path) -> Ids:
     return np.array([table.by_colour[int(key)] for key in keys], np.int16)[place]
 
 
-def _matlab(path: Path) -> NDArray[np.int64]:
+def _matlab(path: PictureFile) -> NDArray[np.int64]:
     """`LabelMap` of a Pascal Context .mat file."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
     try:
-        return np.asarray(loadmat(path)["LabelMap"]).astype(np.int64)
+        with path.open("rb") as file:
+            return np.asarray(loadmat(file)["LabelMap"]).astype(np.int64)
     except (MatReadError, OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
         raise InputError(f"{path} cannot be read: {error}; expected a MATLAB file with LabelMap") from error

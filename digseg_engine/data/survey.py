@@ -6,6 +6,7 @@ import colorsys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from digseg_engine.data.checks import (
 )
 from digseg_engine.data.classes import IGNORE, ClassTable
 from digseg_engine.data.datasets import Dataset, Item, dataset_splits, open_dataset
-from digseg_engine.data.layouts import OWN, stray_masks
+from digseg_engine.data.layouts import OWN
 from digseg_engine.errors import InputError
 from digseg_engine.words import counted
 
@@ -80,15 +81,16 @@ def survey(dataset: Dataset, tick: Callable[[], None] = lambda: None, workers: i
             found.counts[i] = checked[0]
             if checked[1]:
                 dark.append(dataset.records[i].name)
-    found.problems += stray_masks(dataset.layout, dataset.root, dataset.split)
-    if dataset.layout.name == OWN:
+    found.problems += dataset.stray_masks()
+    if dataset.layout.own:
         if problem := white_ignored(dataset.table, found.pixels):
             found.problems.append(problem)
         else:
             names = [dataset.records[i].name for i in found.good]
             found.notes += white_among_others(dataset.table, found.counts[found.good], names)
             found.notes += split_notes(dataset.table, _by_split(dataset, found))
-        found.notes += unread_files([dataset.root / "images"])
+    if dataset.layout.name == OWN:
+        found.notes += unread_files([Path(dataset.root) / "images"])
     found.notes += dark_note(dark, len(dataset))
     return found
 

@@ -6,7 +6,6 @@ sizes tell the two apart the size decides, otherwise the data set has to say it 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,13 @@ from numpy.typing import NDArray
 from digseg_engine.data.classes import ClassTable
 from digseg_engine.errors import DigsegError, InputError
 from digseg_engine.images import read_image
-from digseg_engine.reading import open_image, orientation_of
+from digseg_engine.reading import PictureFile, open_image, orientation_of
 
 UPRIGHT = 1
 SIDEWAYS = (5, 6, 7, 8)  # width and height change places
 
 
-def turn_of(path: Path) -> int:
+def turn_of(path: PictureFile) -> int:
     """EXIF orientation 1 to 8 of a picture file; 1 where there is none that can be read."""
     try:
         with path.open("rb") as file:
@@ -30,7 +29,7 @@ def turn_of(path: Path) -> int:
         return UPRIGHT
 
 
-def shown_shape(path: Path) -> tuple[int, int]:
+def shown_shape(path: PictureFile) -> tuple[int, int]:
     """(height, width) of a picture file as it is shown, from its header. Raises InputError naming an unreadable file."""
     try:
         with path.open("rb") as file:
@@ -55,7 +54,7 @@ def turned(array: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def upright_mask(
-    ids: NDArray[Any], shown: tuple[int, int], picture: Path, mask: Path, table: ClassTable
+    ids: NDArray[Any], shown: tuple[int, int], picture: PictureFile, mask: PictureFile, table: ClassTable
 ) -> NDArray[Any]:
     """The mask of a picture shown at (height, width), turned as the picture is if it was drawn on the stored pixels.
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from digseg_engine.data.checks import HELD_OUT
 from digseg_engine.data.datasets import IGNORE, dataset_splits, open_dataset
 from digseg_engine.data.query import Query
+from digseg_engine.data.shards import is_data
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import Rule
 from digseg_engine.worlds.scenes import ALL_PAIRS, CLASSES, is_scenes, scene
@@ -95,7 +96,7 @@ class LabelledPictures:
     """
 
     def __init__(
-        self, folder: Path, count: int = EVERY, layout: str | None = None, split: str | None = None, seed: int = 0
+        self, folder: Path | str, count: int = EVERY, layout: str | None = None, split: str | None = None, seed: int = 0
     ) -> None:
         if count < 0:
             raise UsageError(f"the number of pictures must be at least 1, or {EVERY} for all, got {count}")
@@ -130,7 +131,7 @@ def held_out(split: str) -> bool:
     return split.lower() != "all" and not split.lower().startswith("train")
 
 
-def held_out_split(folder: Path, layout: str | None) -> str:
+def held_out_split(folder: Path | str, layout: str | None) -> str:
     """The split of a folder that is meant for scoring: its validation or test split, else any that is no training split,
     else what there is."""
     splits = dataset_splits(folder, layout)
@@ -171,6 +172,8 @@ def open_samples(
             if domain == "objects":
                 sets.append(TestScenes(domain, count, size, reworded=True))
         return sets
-    if not Path(data).is_dir():
-        raise UsageError(f"--data must be scenes, scenes:DOMAIN,... or a folder of labelled pictures, got {data!r}")
-    return [LabelledPictures(Path(data), count, layout, split, seed)]
+    if not is_data(data):
+        raise UsageError(
+            f"--data must be scenes, scenes:DOMAIN,..., a folder of labelled pictures or shards, got {data!r}"
+        )
+    return [LabelledPictures(data, count, layout, split, seed)]

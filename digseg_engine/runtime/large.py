@@ -1,19 +1,22 @@
 """Windows of pictures too large for memory, read from disk piece by piece.
 
 What can be read that way: `.npy` arrays ([H, W, 3] uint8) and, with the optional `tifffile`, RGB TIFF files of 8 bits, in
-strips or tiles, compressed or not (`imagecodecs` reads the compressions that `tifffile` alone does not), turned as their
-orientation says. Other files are decoded whole, within the limit of `reading.py`.
+strips or tiles, compressed or not (each piece by Pillow; `imagecodecs` reads the compressions that Pillow does not), turned as
+their orientation says. Other files are decoded whole, within the limit of `reading.py`.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import TiffImagePlugin
 
 from digseg_engine.errors import InputError
 from digseg_engine.images import MIN_SIDE, Rgb, as_picture
@@ -21,6 +24,9 @@ from digseg_engine.reading import pixel_limit
 
 HOW = "save it as an RGB TIFF in tiles or as a NumPy array (.npy, uint8 [H, W, 3])"
 SEGMENT_BYTES = 256 << 20  # a strip or tile that is larger is not decoded as a piece
+# Bits, compression, photometric, fill order, bands, planes, predictor, JPEG tables, subsampling, reference values.
+SEGMENT_TAGS = (258, 259, 262, 266, 277, 284, 317, 347, 529, 530, 531, 532)
+RGB, YCBCR, JPEG = 2, 6, 7  # photometric 2 and 6, compression 7
 CACHE_BYTES = 256 << 20  # of decoded strips and tiles kept: a row of tiles is read again for the row of windows below
 
 
@@ -106,8 +112,7 @@ class SegmentedTiff:
         try:
             self._file.filehandle.seek(self._page.dataoffsets[index])
             data = self._file.filehandle.read(self._page.databytecounts[index])
-            decoded = self._page.decode(data, index, jpegtables=self._page.jpegtables)[0]
-            piece: Rgb = np.ascontiguousarray(decoded[0][..., :3], np.uint8)
+            piece = self._decoded(data, index)
         except Exception as error:  # decoders of foreign formats raise whatever the damage leads them to
             raise InputError(f"{self._path}: strip or tile {index} cannot be decoded: {error}; the file is damaged, or "
                              "pip install imagecodecs for its compression") from error  # fmt: skip
@@ -116,8 +121,35 @@ class SegmentedTiff:
             self._known.popitem(last=False)
         return piece
 
+    def _decoded(self, data: bytes, index: int) -> Rgb:
+        """A strip or tile as it is decoded with the whole picture: by Pillow, else by tifffile, which asks imagecodecs."""
+        rows = min(self._step[0], self.shape[0] - index // self._columns * self._step[0])
+        size = (rows if not self._page.is_tiled else self._step[0], self._step[1])
+        try:
+            return segment_by_pillow(
+                data, size, {tag.code: tag.value for tag in self._page.tags if tag.code in SEGMENT_TAGS}
+            )
+        except Exception:
+            if int(self._page.photometric) == YCBCR and self._page.compression != JPEG:
+                raise  # tifffile would give its values as if they were red, green and blue
+            decoded = self._page.decode(data, index, jpegtables=self._page.jpegtables)[0]
+            return np.ascontiguousarray(decoded[0][..., :3], np.uint8)
+
     def close(self) -> None:
         self._file.close()
+
+
+def segment_by_pillow(data: bytes, size: tuple[int, int], tags: Mapping[int, Any]) -> Rgb:
+    """One strip or tile of (height, width), [height, width, 3]: as the only strip of a TIFF of its own, with the picture's
+    `tags` that say how it is stored. Raises what Pillow raises."""
+    directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0")
+    for code, value in tags.items():
+        directory[code] = int(value) if isinstance(value, int) else value
+    directory[256], directory[257], directory[278] = size[1], size[0], size[0]
+    directory[273], directory[279] = 0, len(data)  # Pillow counts the place from the end of the directory
+    body = b"II*\0\x08\0\0\0" + directory.tobytes(8) + data
+    image = TiffImagePlugin.TiffImageFile(io.BytesIO(body))
+    return np.asarray(image.convert("RGB"))
 
 
 class Turned:
@@ -214,13 +246,13 @@ def _windows_of(path: Path, file: Any) -> Windows | None:
     page = file.pages[0]
     shape = tuple(page.shape)
     fits = page.dtype == np.uint8 and page.planarconfig == 1 and len(shape) == 3 and shape[2] == 3
-    if not fits or int(page.photometric) not in (2, 6):  # RGB, or YCbCr inside JPEG
+    if not fits or int(page.photometric) not in (RGB, YCBCR):
         return None
     orientation = page.tags.get(274)
     turn = int(orientation.value) if orientation is not None else 1
     _check_side(shape[0], shape[1], str(path))
     windows: Windows
-    if page.is_contiguous and page.compression == 1 and int(page.photometric) == 2:
+    if page.is_contiguous and page.compression == 1 and int(page.photometric) == RGB:
         windows = RawFile(path, int(page.dataoffsets[0]), (int(shape[0]), int(shape[1])))
     else:
         windows = SegmentedTiff(path, file, page)
@@ -232,8 +264,8 @@ def _windows_of(path: Path, file: Any) -> Windows | None:
         except InputError as error:
             if shape[0] * shape[1] <= pixel_limit():
                 return None
-            raise InputError(f"{path} is compressed with {page.compression.name}, which tifffile alone cannot read in "
-                             "pieces; pip install imagecodecs") from error  # fmt: skip
+            raise InputError(f"{path} is compressed with {page.compression.name}, which neither Pillow nor tifffile alone "
+                             "reads in pieces; pip install imagecodecs") from error  # fmt: skip
     return Turned(windows, turn) if 2 <= turn <= 8 else windows
 
 

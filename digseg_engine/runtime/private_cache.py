@@ -11,8 +11,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from digseg_engine.cache import folder as cache_folder
 from digseg_engine.errors import BackendError
-from digseg_engine.runtime.verdicts import folder as cache_folder
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 

@@ -7,8 +7,9 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
+from digseg_engine.data.turning import shown_shape, turned
 from digseg_engine.errors import InputError, UsageError
 from digseg_engine.images import as_picture, read_image, read_picture
 
@@ -182,3 +183,23 @@ def test_avif_is_read_and_heic_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "film.png").write_bytes(b"\0\0\0\x18ftypisom" + b"\0" * 100)
     with pytest.raises(InputError, match="not a picture"):
         read_image(tmp_path / "film.png")
+
+
+QUARTERS = np.kron([[[255, 255, 255], [200, 0, 0]], [[0, 160, 0], [0, 0, 0]]], np.ones((24, 32, 1))).astype(np.uint8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["heic", "avif"])
+def test_heic_and_avif_are_turned_upright_once_and_so_is_their_size(suffix, orientation, tmp_path):
+    """Both keep the turn in the file's own boxes (irot, imir), which their decoders apply or hand on as EXIF."""
+    if suffix == "heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    elif not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(QUARTERS).save(path, exif=tags.tobytes(), quality=95)
+    got, want = read_image(path), turned(QUARTERS, orientation)
+    assert got.shape == want.shape == (*shown_shape(path), 3)
+    assert np.abs(got.astype(int) - want).mean() < 4

@@ -1,5 +1,6 @@
 """Tiles: every pixel once, seams blended, memory that follows the tile, the same answer from every kind of file."""
 
+import io
 import itertools
 import json
 
@@ -250,16 +251,79 @@ def test_tiffs_are_read_in_pieces_as_they_are_decoded_whole(layout, orientation,
     windows.close()
 
 
-def test_what_tifffile_cannot_decode_is_decoded_whole_or_says_what_to_install(tmp_path, monkeypatch):
+def encoded(pixels, compression):
+    """A strip or tile as a file holds it, from Pillow's encoders."""
+    body = io.BytesIO()
+    if compression == "jpeg":
+        Image.fromarray(pixels).save(body, "JPEG", quality=90)
+        return body.getvalue()
+    Image.fromarray(pixels).save(body, "TIFF", compression="tiff_lzw", tiffinfo={278: len(pixels)})
+    with Image.open(body) as image:
+        (place,), (size,) = image.tag_v2[273], image.tag_v2[279]
+    return body.getvalue()[place : place + size]
+
+
+def compressed_tiff(path, pixels, compression, tile, orientation):
+    """A TIFF in LZW- or JPEG-compressed tiles or strips; JPEG with colours of half the resolution."""
+    tifffile = pytest.importorskip("tifffile")
+    down, across = tile
+    strips = across == pixels.shape[1]  # the last one ends with the picture, tiles are whole
+    below = 0 if strips else -len(pixels) % down
+    padded = np.pad(pixels, ((0, below), (0, -pixels.shape[1] % across), (0, 0)), mode="edge")
+    starts = [(y, x) for y in range(0, len(padded), down) for x in range(0, padded.shape[1], across)]
+    pieces = [encoded(padded[y : y + down, x : x + across], compression) for y, x in starts]
+    layout = {"rowsperstrip": down} if strips else {"tile": tile}
+    colours = {"photometric": "ycbcr"} if compression == "jpeg" else {"photometric": "rgb"}
+    tifffile.imwrite(path, iter(pieces), shape=pixels.shape, dtype=np.uint8, compression="zlib", **colours, **layout,
+                     extratags=[(274, "H", 1, orientation, True)])  # fmt: skip
+    with tifffile.TiffFile(path, mode="r+") as file:  # the pieces are not what it was told
+        file.pages[0].tags["Compression"].overwrite({"lzw": 5, "jpeg": 7}[compression])
+        if compression == "jpeg":
+            file.pages[0].tags["YCbCrSubSampling"].overwrite((2, 2))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("tile", [(32, 48), (32, 210)], ids=["tiles", "strips"])
+@pytest.mark.parametrize("compression", ["lzw", "jpeg"])
+def test_lzw_and_jpeg_tiffs_are_read_in_pieces_without_another_package(
+    compression, tile, orientation, tmp_path, monkeypatch
+):
+    path, rgb = tmp_path / "a.tif", np.asarray(Image.fromarray(picture(30, 42)).resize((210, 150)))
+    compressed_tiff(path, rgb, compression, tile, orientation)
+    want = read_image(path)
+    shown = [rgb, rgb[:, ::-1], rgb[::-1, ::-1], rgb[::-1], rgb.swapaxes(0, 1), rgb[::-1].swapaxes(0, 1),
+             rgb[::-1, ::-1].swapaxes(0, 1), rgb[:, ::-1].swapaxes(0, 1)][orientation - 1]  # fmt: skip
+    assert np.abs(want.astype(int) - shown).mean() < (20 if compression == "jpeg" else 1e-9)
+    monkeypatch.setenv("DIGSEG_MAX_PIXELS", "5000")  # nothing is decoded whole
+    windows = open_windows(path)
+    assert windows.shape == want.shape[:2] and np.array_equal(windows.read(0, 0, *windows.shape), want)
+    assert np.array_equal(windows.read(41, 23, 60, 70), want[41:101, 23:93])
+    windows.close()
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"])
+@pytest.mark.parametrize("mode", ["RGB", "YCbCr"])
+def test_tiffs_of_pillow_are_read_as_pillow_reads_them(mode, compression, tmp_path):
+    pytest.importorskip("tifffile")
+    image = Image.fromarray(picture(100, 120)).convert(mode)
+    image.save(tmp_path / "a.tif", compression=compression, tiffinfo={278: 24})
+    windows = open_windows(tmp_path / "a.tif")
+    assert np.array_equal(windows.read(0, 0, 100, 120), read_image(tmp_path / "a.tif"))
+    windows.close()
+
+
+def test_what_neither_pillow_nor_tifffile_can_decode_is_decoded_whole_or_says_what_to_install(tmp_path, monkeypatch):
     tifffile = pytest.importorskip("tifffile")
     path, rgb = tmp_path / "a.tif", picture(100, 120)
     tifffile.imwrite(path, rgb, photometric="rgb", tile=(32, 32), compression="zlib")
     monkeypatch.setattr(tifffile.TiffPage, "decode", property(lambda page: lambda *a, **k: 1 / 0))
+    assert isinstance(open_windows(path), large.SegmentedTiff)
+    monkeypatch.setattr(large, "segment_by_pillow", lambda *arguments: 1 / 0)
     whole_picture = open_windows(path)
     assert isinstance(whole_picture, large.InMemory) and np.array_equal(whole_picture.rgb, rgb)
     monkeypatch.setenv("DIGSEG_MAX_PIXELS", "5000")
     with pytest.raises(
-        InputError, match=r"DEFLATE, which tifffile alone cannot read in pieces; pip install imagecodecs"
+        InputError, match=r"DEFLATE, which neither Pillow nor tifffile alone reads in pieces; pip install imagecodecs"
     ):
         open_windows(path)
 

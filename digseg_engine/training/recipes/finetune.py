@@ -22,6 +22,7 @@ from digseg_engine.data.batches import FolderOptions, folder_batches
 from digseg_engine.data.checks import READ, check_marks
 from digseg_engine.data.datasets import open_dataset
 from digseg_engine.data.mixtures import MixedBatches
+from digseg_engine.data.shards import is_data
 from digseg_engine.data.shares import Data, parse_shares
 from digseg_engine.data.wordings import typical_tokens
 from digseg_engine.errors import CheckpointError, UsageError
@@ -221,8 +222,10 @@ def _check_share(data: str, options: FolderOptions) -> None:
     if is_scenes(data):
         parse_domains(data)
         return
-    if not Path(data).is_dir():
-        raise UsageError(f"--data must be scenes, scenes:DOMAIN,... or a folder of labelled pictures, got {data!r}")
+    if not is_data(data):
+        raise UsageError(
+            f"--data must be scenes, scenes:DOMAIN,..., a folder of labelled pictures or shards, got {data!r}"
+        )
     opened = open_dataset(data, options.layout, options.split)
     for said in check_marks(opened, READ) if PartialState().is_main_process else []:
         note("digseg", f"warning: {said}")

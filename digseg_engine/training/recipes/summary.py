@@ -74,8 +74,8 @@ def _test_sets(data: str, size: int, folder: FolderOptions) -> tuple[list[Sample
     """Test sets of one part of the data, and what their pictures are."""
     if is_scenes(data):
         return open_samples(data, PICTURES, size), "test scenes"
-    split = held_out_split(Path(data), folder.layout)
-    alone = split == folder.split or len(dataset_splits(Path(data), folder.layout)) == 1
+    split = held_out_split(data, folder.layout)
+    alone = split == folder.split or len(dataset_splits(data, folder.layout)) == 1
     kind = "of the training pictures (there is no val or test split)" if alone else f"pictures of the {split} split"
     return open_samples(data, PICTURES, size, folder.layout, split), kind
 
