@@ -1,5 +1,6 @@
 """Run by `accelerate launch`: trains a small convolutional network and leaves its weights. Arguments: folder,
-micro-batches per step, the micro-batch at which the run is killed (-1: never), "resume" or "new"."""
+micro-batches per step, the micro-batch at which the run is killed (-1: never), "resume" or "new", and for longer runs steps
+and steps between saves."""
 
 import os
 import sys
@@ -23,7 +24,7 @@ class Small(nn.Module):
         return self.layers(x)
 
 
-def main(folder: Path, accumulate: int, kill_at: int, resume: bool) -> None:
+def main(folder: Path, accumulate: int, kill_at: int, resume: bool, steps: int = 8, save_every: int = 3) -> None:
     torch.manual_seed(0)
     model = Small()
 
@@ -34,11 +35,11 @@ def main(folder: Path, accumulate: int, kill_at: int, resume: bool) -> None:
         value = (module(x) - x.mean(1, keepdim=True)[..., 1:-1, 1:-1]).square().mean()
         return value, {"mse": float(value.detach())}
 
-    config = StageConfig(8, 4, 0.02, warmup=2, save_every=3, accumulate=accumulate)
+    config = StageConfig(steps, 4, 0.02, warmup=2, save_every=save_every, accumulate=accumulate)
     train_stage("small", model, loss, config, folder, resume)
     if PartialState().is_main_process:
         save_file(model.state_dict(), folder / "weights.safetensors")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "resume")
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "resume", *map(int, sys.argv[5:]))

@@ -1,30 +1,13 @@
 """Two processes repeat what one process accumulates, on generated data and on a folder; a killed run of two resumes."""
 
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import run_command
 from dataset_trees import TREES
+from launching import launch, small
 from safetensors.torch import load_file
 
-HERE = Path(__file__).parent
 STUDENT = Path("student") / "weights.safetensors"
-
-
-def launch(processes, program, folder, *arguments):
-    several = (
-        "--multi_gpu" if processes > 1 else "--cpu"
-    )  # accelerate's name for torch's launcher, with or without GPUs
-    return run_command(
-        sys.executable, "-m", "accelerate.commands.launch", several, "--num_processes", str(processes),
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-        str(HERE / program), *map(str, arguments), cwd=folder, env={"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-def small(folder, processes, accumulate, kill_at=-1, mode="new"):
-    return launch(processes, "several_processes.py", folder.parent, folder, accumulate, kill_at, mode)
 
 
 def difference(one, two):
