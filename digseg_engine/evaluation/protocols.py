@@ -17,7 +17,7 @@ from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import Rule
 from digseg_engine.worlds.scenes import ALL_PAIRS, CLASSES, is_scenes, scene
 
-TEST_SEED = 1_000_000
+TEST_SEED, VALIDATION_SEED = 1_000_000, 2_000_000  # numbers of the first scenes; training's begin at 0
 CHOICE_SEED = 0  # of the pictures that are scored when not all are
 OVERLAPPING = ("microscopy",)  # a nucleus is part of its cell
 REWORDED = "the {shape} that is {colour}"  # a wording that no training prompt has
@@ -57,14 +57,19 @@ class Samples(Protocol):
 
 
 class TestScenes:
-    """Test scenes 0..count-1 of a domain at size x size pixels; every prompt is asked about every picture."""
+    """Test scenes 0..count-1 of a domain at size x size pixels; every prompt is asked about every picture.
+
+    first: number of the first scene, split: "test", or "train" for scenes painted as training's are.
+    """
 
     __test__ = False  # not a test case, whatever the name says
 
-    def __init__(self, domain: str, count: int, size: int, reworded: bool = False) -> None:
+    def __init__(
+        self, domain: str, count: int, size: int, reworded: bool = False, first: int = TEST_SEED, split: str = "test"
+    ) -> None:
         if count < 1:
             raise UsageError(f"the number of test scenes must be at least 1, got {count}")
-        self.domain, self.count, self.size = domain, count, size
+        self.domain, self.count, self.size, self.first, self.split = domain, count, size, first, split
         self.name = f"{domain}, reworded" if reworded else domain
         self.notes: list[str] = []
         self.queries = scene_queries(domain, reworded)
@@ -74,7 +79,7 @@ class TestScenes:
         return self.count
 
     def __getitem__(self, i: int) -> Sample:
-        picture = scene(TEST_SEED + i, self.domain, self.size, "test")
+        picture = scene(self.first + i, self.domain, self.size, self.split)
         truth = np.stack([picture.mask(query.name) for query in self.queries])
         return Sample(f"{self.domain}-{i:04d}", picture.image, truth)
 
@@ -82,18 +87,20 @@ class TestScenes:
 class LabelledPictures:
     """Pictures of a folder (see `data.datasets`), every class asked about every picture.
 
-    Of more than `count` pictures a random choice is taken, always the same one: the first of a list are often of one
-    place or one day.
+    Of more than `count` pictures a random choice is taken, always the same one of a `seed`: the first of a list are often of
+    one place or one day.
     """
 
-    def __init__(self, folder: Path, count: int, layout: str | None = None, split: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, count: int, layout: str | None = None, split: str | None = None, seed: int = CHOICE_SEED
+    ) -> None:
         if count < 1:
             raise UsageError(f"the number of pictures must be at least 1, got {count}")
         chosen = split or held_out_split(folder, layout)
         self.dataset = open_dataset(folder, layout, chosen)
         self.name = f"{self.dataset.layout.name} {self.dataset.split}"
         whole = len(self.dataset)
-        self.numbers = np.sort(np.random.default_rng(CHOICE_SEED).permutation(whole)[:count]).tolist()
+        self.numbers = np.sort(np.random.default_rng(seed).permutation(whole)[:count]).tolist()
         self.notes: list[str] = []
         if count < whole:
             self.notes.append(f"{self.name}: a random choice of {count} of {whole} pictures, always the same")
