@@ -177,11 +177,12 @@ def _run_steps(work: Work, forward: Any, loss: Loss, config: StageConfig, start:
             said = bar.tasks[task].fields["loss"]
             if accelerator.device.type == "cpu" or step % 10 == 0:  # reading a loss waits for the GPU
                 said = " ".join(f"{name} {float(value):.4f}" for name, value in parts.items())
-            bar.update(task, advance=1, loss=said, validation=validation.said)
+            bar.update(task, advance=1, loss=said)
             timer.tell(done, validation.said)
             if validation.due(done, config.steps):
                 with meter.paused():
                     validation.run(work.average, work.log, work.name, done)
+                bar.update(task, validation=validation.said)
             enough = validation.exhausted
             interrupted, due = _anywhere(accelerator, work.interruption.came, timer.due())
             if interrupted or due or enough or done % config.save_every == 0 or done == last:

@@ -127,7 +127,7 @@ class Validation:
             self.stale = 0 if better else self.stale + 1
             if better:
                 self.best_step, self.best_miou = done, figures.miou
-            self.said = f"mIoU {figures.miou:.3f}, best {max(self.best_miou, 0.0):.3f}"
+            self.said = f"mIoU {figures.miou:.3f}"
             if self.accelerator.is_main_process:
                 self._write(figures, module if better else None, log, done)
                 picture = sheet(self.validator.sets, figures.scores, predict)
