@@ -52,7 +52,7 @@ def open_trackers(config: Any, folder: Path, start: int) -> list[GeneralTracker]
         try:
             tracker.start()
         except Exception as error:
-            said = " ".join(str(error).split())[:200] or type(error).__name__
+            said = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
             login = "log in with `wandb login`, set WANDB_MODE=offline, or " if tracker.name == "wandb" else ""
             raise UsageError(f"--{tracker.name} cannot begin: {said}; {login}leave the option out") from error
     return trackers
