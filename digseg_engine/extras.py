@@ -20,6 +20,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {  # extra -> modules that must be importab
     "gpu": ("onnxruntime",),
     "train": ("torch", "diffusers", "transformers", "accelerate", "skimage", "matplotlib"),
     "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
     "augment": ("kornia",),
     "remote": ("fsspec", "filelock"),
     "export": ("torch", "diffusers", "transformers", "skimage", "onnx", "onnxscript", "onnxruntime"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from digseg_engine.commands.declare import Command, Option
-from digseg_engine.commands.train import DATA, RUN, adjusted, check_data, folder_options
+from digseg_engine.commands.train import DATA, RUN, adjusted, check_data, folder_options, watching
 from digseg_engine.errors import UsageError
 from digseg_engine.model.folder import check_start
 
@@ -14,8 +14,8 @@ from digseg_engine.model.folder import check_start
 def run(
     model: str, data: list[str], layout: str | None, split: str, cached_crops: int, echo: int | None, balance: float,
     augment: str, shard_window: int | None, shard_cache: float | None, workers: int, readers: Any, output: Path,
-    teacher_steps: int, steps: str, changes: list[str], scale: float,
-    seed: int, gradient_checkpointing: bool, tensorboard: bool, resume: bool, override: bool,
+    teacher_steps: int, steps: str, changes: list[str], scale: float, seed: int, gradient_checkpointing: bool,
+    tensorboard: bool, wandb: bool, validate_every: int | None, early_stop: int | None, resume: bool, override: bool,
 ) -> None:  # fmt: skip
     if not all(part.strip().isdigit() for part in steps.split(",")):
         raise UsageError(f"--steps must be whole numbers separated by commas, such as 1,2,4, got {steps!r}")
@@ -27,7 +27,8 @@ def run(
 
     grid = tuple(int(part) for part in steps.split(","))
     settings = DistillConfig(seed=seed, teacher_steps=teacher_steps, grid=grid, folder=folder)
-    settings = adjusted(settings, scale, tensorboard, changes, gradient_checkpointing)
+    watch = watching(tensorboard, wandb, validate_every, early_stop)
+    settings = adjusted(settings, scale, watch, changes, gradient_checkpointing)
     written = distill(model, output, settings, resume, data[0] if len(data) == 1 else data, override)
     print(f"checkpoint written to {written}; quality and cost per number of steps in {written / 'distill.png'}")
 

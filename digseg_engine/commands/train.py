@@ -51,6 +51,22 @@ RUN = (
         default=False,
     ),
     Option("--tensorboard", "also write event files for TensorBoard", kind=bool, default=False),
+    Option("--wandb", "also log to Weights & Biases", kind=bool, default=False),
+    Option(
+        "--validate-every",
+        "steps between two validations on held-out pictures; the best weights are kept; 0: none",
+        kind=int,
+        at_least=0,
+        shown="50 in the quick recipe on folders with a validation split, else 0",
+    ),
+    Option(
+        "--early-stop",
+        "end a stage after so many validations that were not better",
+        kind=int,
+        at_least=1,
+        metavar="PATIENCE",
+        shown="never",
+    ),
     Option("--resume", "continue the run in the output folder", kind=bool, default=False),
     Option(
         "--override",
@@ -67,8 +83,8 @@ def run(
     balance: float, augment: str, shard_window: int | None, shard_cache: float | None, workers: int, readers: Any,
     output: Path | None, recipe: Any, size: int | None, slot: Any,
     autoencoder: str | None, student_only: bool, detail_blocks: int | None, changes: list[str], scale: float, seed: int,
-    gradient_checkpointing: bool, tensorboard: bool, resume: bool, override: bool, dry_run: bool, memory: float | None,
-    step_seconds: float | None,
+    gradient_checkpointing: bool, tensorboard: bool, wandb: bool, validate_every: int | None, early_stop: int | None,
+    resume: bool, override: bool, dry_run: bool, memory: float | None, step_seconds: float | None,
 ) -> None:  # fmt: skip
     from digseg_engine.data.shares import parse_shares
     from digseg_engine.worlds.scenes import is_scenes
@@ -88,9 +104,11 @@ def run(
     from digseg_engine.training.recipes.finetune import finetune, recipe_of, settings_of
     from digseg_engine.training.recipes.tiny import TrainConfig
     from digseg_engine.training.recipes.tiny import train as from_nothing
+    from digseg_engine.training.recipes.validating import validated_by_default
 
+    watch = watching(tensorboard, wandb, validate_every, early_stop)
     if init is None:
-        settings = adjusted(TrainConfig(seed=seed), scale, tensorboard, changes, gradient_checkpointing)
+        settings = adjusted(TrainConfig(seed=seed), scale, watch, changes, gradient_checkpointing)
         written = from_nothing(config, output, settings, resume, data[0], override)
     else:
         given: Any = data[0] if len(data) == 1 else data
@@ -100,7 +118,9 @@ def run(
             folder = replace(folder, echo=FULL_ECHO)
         refuse_idle(changes, alone)
         recipe_settings = settings_of(chosen, seed=seed, size=size, folder=folder)
-        tuned = adjusted(recipe_settings, scale, tensorboard, changes, gradient_checkpointing)
+        if chosen == "quick":
+            recipe_settings = validated_by_default(recipe_settings, given, folder)
+        tuned = adjusted(recipe_settings, scale, watch, changes, gradient_checkpointing)
         if dry_run:
             return show_plan(init, tuned, given, memory, step_seconds, slot, autoencoder, alone)
         written = finetune(init, output, tuned, resume, given, slot, autoencoder, alone, detail_blocks, override)
@@ -161,16 +181,26 @@ def print_plan(
     print("counted on tensors without contents; a GPU needs 1 to 2 GB more for its context, workspaces and fragments")
 
 
+def watching(tensorboard: bool, wandb: bool, validate_every: int | None, early_stop: int | None) -> dict[str, Any]:
+    """What was asked for of the settings by which a run is watched."""
+    asked = {"tensorboard": tensorboard, "wandb": wandb, "validate_every": validate_every, "early_stop": early_stop}
+    return {name: value for name, value in asked.items() if value is not None and value is not False}
+
+
 def adjusted(
-    settings: Settings, scale: float, tensorboard: bool, changes: list[str], gradient_checkpointing: bool = False
+    settings: Settings, scale: float, watch: dict[str, Any], changes: list[str], gradient_checkpointing: bool = False
 ) -> Settings:
-    """The settings as the command line changes them."""
-    from digseg_engine.training.run import in_every_stage, scaled, with_settings
+    """The settings as the command line changes them; watch: of every stage, not scaled (see `watching`)."""
+    from digseg_engine.training.run import in_every_stage, scaled, stages_of, with_settings
 
     settings = in_every_stage(settings, gradient_checkpointing=True) if gradient_checkpointing else settings
     settings = with_settings(settings, changes)
     settings = settings if scale == 1 else scaled(settings, scale)
-    return in_every_stage(settings, tensorboard=True) if tensorboard else settings
+    settings = in_every_stage(settings, **watch)
+    patient = [stage for stage in stages_of(settings).values() if stage.early_stop]
+    if patient and not any(stage.validate_every for stage in patient):
+        raise UsageError("--early-stop counts validations, and this run has none; add --validate-every N")
+    return settings
 
 
 def folder_options(

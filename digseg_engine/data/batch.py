@@ -124,6 +124,9 @@ class Batches(Protocol):
 
     def phrase(self, rng: np.random.Generator, name: str) -> Query: ...
 
+    def pictures(self, step: int, size: int) -> list[str]:
+        """The files, or scenes by their numbers, that batch number `step` of `size` pictures is made of."""
+
 
 def choose_names(rng: np.random.Generator, present: list[str], names: tuple[str, ...], count: int) -> list[str]:
     """`count` of `names`: mostly those present in a batch, a fifth from anywhere (absent ones have an empty mask)."""

@@ -101,6 +101,10 @@ class FolderBatches:
     def phrase(self, rng: np.random.Generator, name: str) -> Query:
         return self.dataset.table.phrase(rng, name)
 
+    def pictures(self, step: int, size: int) -> list[str]:
+        reader = self.load.reader
+        return [str(self.dataset.records[i].image) for i in reader.choose(reader.group(step)[0], size)[0].tolist()]
+
 
 class Encode(Protocol):
     """Crops and their pixels [B, 3, S, S] in -1..1 -> latents [B, 4, s, s] in float32."""

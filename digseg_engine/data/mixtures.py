@@ -46,6 +46,10 @@ class MixedBatches:
     def phrase(self, rng: np.random.Generator, name: str) -> Query:
         return next(part for part in self.parts if name in part.names).phrase(rng, name)
 
+    def pictures(self, step: int, size: int) -> list[str]:
+        number, own_step = self.place(step)
+        return self.parts[number].pictures(own_step, size)
+
     def place(self, step: int) -> tuple[int, int]:
         """(number of the set that batch `step` comes from, number of the batch in that set)."""
         block, within = divmod(step, BLOCK)

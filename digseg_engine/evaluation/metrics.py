@@ -41,20 +41,22 @@ class Score:
     counts: dict[str, NDArray[np.int64]] = field(init=False)
     dice_sum: NDArray[np.float64] = field(init=False)
     confusion: NDArray[np.int64] = field(init=False)  # [K + 1, K + 1] truth x prediction, last = none of the names
+    presence: NDArray[np.int64] = field(
+        init=False
+    )  # [2, 2] (picture, prompt) pairs, truth x prediction: absent, present
     false_area_sum: float = 0.0
     absent_pairs: int = 0
     false_pairs: int = 0  # absent prompts answered with a piece of more than FALSE_PIXELS
     false_pictures: int = 0  # pictures with any of those
     per_picture: list[float] = field(default_factory=list)  # mean IoU over the prompts that are present, NaN if none is
-    presence: NDArray[np.int64] = field(init=False)  # [2, 2] pairs: is it there x was any pixel of it answered
     calibration: Calibration = field(default_factory=Calibration)
 
     def __post_init__(self) -> None:
         k = len(self.names)
         self.counts = {name: np.zeros(k, np.int64) for name in COUNTS}
         self.dice_sum = np.zeros(k)
-        self.presence = np.zeros((2, 2), np.int64)
         self.confusion = np.zeros((k + 1, k + 1) if self.exclusive else (0, 0), np.int64)
+        self.presence = np.zeros((2, 2), np.int64)
 
     def add(
         self, predicted: NDArray[np.bool_], truth: NDArray[np.bool_], valid: NDArray[np.bool_] | None = None
@@ -114,7 +116,7 @@ class Score:
         }
         for name, values in added.items():
             self.counts[name] += values
-        np.add.at(self.presence, (present.astype(int), (p > 0).astype(int)), 1)
+        self.presence += np.bincount(2 * present + (p > 0), minlength=4).reshape(2, 2)
         self.dice_sum[present] += 2 * inside[present] / (p + t)[present]
         self.false_area_sum += float((p[~present] / max(1, size)).sum())
         self.absent_pairs += int((~present).sum())
@@ -181,10 +183,8 @@ class Score:
         return self.false_pictures / max(1, len(self.per_picture))
 
     def presence_mcc(self) -> float:
-        """Matthews correlation, over (picture, prompt) pairs, of being there and being answered; NaN where all are alike."""
-        (none, wrong), (missed, right) = self.presence.astype(float)
-        spread = (none + wrong) * (none + missed) * (right + wrong) * (right + missed)
-        return float((none * right - wrong * missed) / np.sqrt(spread)) if spread else float("nan")
+        """Matthews correlation coefficient of presence, see `matthews`."""
+        return matthews(self.presence)
 
     def rows(self) -> list[dict[str, object]]:
         """One line per name: counts and figures, None where a name never occurs."""
@@ -223,6 +223,15 @@ def labels_of(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
     for k, mask in enumerate(masks):
         labels[mask] = k
     return labels
+
+
+def matthews(table: NDArray[np.int64]) -> float:
+    """Matthews correlation coefficient (-1..1) of a table [2, 2] of truth x prediction, false first (Matthews 1975); NaN
+    where truth or prediction know one answer only. Presence: a prompt is in a picture if it has a pixel that counts, and is
+    predicted if its mask has one."""
+    (tn, fp), (fn, tp) = table.astype(float).tolist()
+    margins = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    return float((tp * tn - fp * fn) / np.sqrt(margins)) if margins else float("nan")
 
 
 def _mean(values: list[float]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,16 @@ COLOURS = 256  # of the picture: a quarter of the file, and nothing to see of it
 FONT = ImageFont.load_default(11)
 
 
-def panel(sets: list[Samples], scores: Mapping[str, Scores], predict: Predict) -> Image.Image:
-    """The grid of all sets, reduced to a palette so that the file stays small."""
+def panel(sets: Sequence[Samples], scores: Mapping[str, Scores], predict: Predict) -> Image.Image:
+    """The grid of all sets (see `sheet`), reduced to a palette so that the file stays small."""
+    return sheet(sets, scores, predict).quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+
+
+def sheet(sets: Sequence[Samples], scores: Mapping[str, Scores], predict: Predict) -> Image.Image:
+    """The grid of all sets in full colour: a row per set with its best, median and worst sample."""
     height = 2 * LINE + CELL + LEGEND * LINE + GAP
-    sheet = Image.new("RGB", (3 * (GROUP + 2 * GAP), GAP + len(sets) * height), "white")
-    draw = ImageDraw.Draw(sheet)
+    grid = Image.new("RGB", (3 * (GROUP + 2 * GAP), GAP + len(sets) * height), "white")
+    draw = ImageDraw.Draw(grid)
     for row, samples in enumerate(sets):
         score, top = scores[samples.name].together, GAP + row * height
         draw.text((GAP, top), f"{samples.name}: picture, truth, prediction", "black", FONT)
@@ -38,9 +43,9 @@ def panel(sets: list[Samples], scores: Mapping[str, Scores], predict: Predict) -
             left, title = GAP + column * (GROUP + 2 * GAP), f"{label}: {sample.name}, IoU {score.per_picture[i]:.3f}"
             draw.text((left, top + LINE), title, "black", FONT)
             for n, view in enumerate(views):
-                sheet.paste(_fitted(view), (left + n * (CELL + 2), top + 2 * LINE))
+                grid.paste(_fitted(view), (left + n * (CELL + 2), top + 2 * LINE))
             _legend(draw, left, top + 2 * LINE + CELL + 2, [score.names[int(k)] for k in visible])
-    return sheet.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    return grid
 
 
 def tinted(image: NDArray[np.uint8], masks: NDArray[np.bool_], visible: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import Rule
 from digseg_engine.worlds.scenes import ALL_PAIRS, CLASSES, is_scenes, scene
 
-TEST_SEED = 1_000_000
+TEST_SEED, VALIDATION_SEED = 1_000_000, 2_000_000  # numbers of the first scenes; training's begin at 0
 EVERY = 0  # the count that means all pictures of a folder
 OVERLAPPING = ("microscopy",)  # a nucleus is part of its cell
 REWORDED = "the {shape} that is {colour}"  # a wording that no training prompt has
@@ -66,14 +66,19 @@ class Samples(Protocol):
 
 
 class TestScenes:
-    """Test scenes 0..count-1 of a domain at size x size pixels; every prompt is asked about every picture."""
+    """Test scenes 0..count-1 of a domain at size x size pixels; every prompt is asked about every picture.
+
+    first: number of the first scene, split: "test", or "train" for scenes painted as training's are.
+    """
 
     __test__ = False  # not a test case, whatever the name says
 
-    def __init__(self, domain: str, count: int, size: int, reworded: bool = False) -> None:
+    def __init__(
+        self, domain: str, count: int, size: int, reworded: bool = False, first: int = TEST_SEED, split: str = "test"
+    ) -> None:
         if count < 1:
             raise UsageError(f"the number of test scenes must be at least 1, got {count}")
-        self.domain, self.count, self.size = domain, count, size
+        self.domain, self.count, self.size, self.first, self.split = domain, count, size, first, split
         self.name = f"{domain}, reworded" if reworded else domain
         self.notes: list[str] = []
         self.queries = scene_queries(domain, reworded)
@@ -83,7 +88,7 @@ class TestScenes:
         return self.count
 
     def __getitem__(self, i: int) -> Sample:
-        picture = scene(TEST_SEED + i, self.domain, self.size, "test")
+        picture = scene(self.first + i, self.domain, self.size, self.split)
         truth = np.stack([picture.mask(query.name) for query in self.queries])
         return Sample(f"{self.domain}-{i:04d}", picture.image, truth)
 

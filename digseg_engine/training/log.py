@@ -1,4 +1,4 @@
-"""What a stage leaves while it trains: `log.csv`, `curve.png` and, where asked for, event files for TensorBoard."""
+"""What a stage leaves while it trains: `log.csv`, `curve.png`, and the same figures for its trackers."""
 
 from __future__ import annotations
 
@@ -6,39 +6,31 @@ import csv
 import io
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.tracking import GeneralTracker
 from torch import Tensor
 
-from digseg_engine.errors import UsageError
-from digseg_engine.extras import install_line
 from digseg_engine.files import replacing, write_bytes
+from digseg_engine.training.meter import FIGURES
 
 
-class Log:
-    """The stage's CSV log and its curve; rows at or after the first step (a resumed run's) are dropped first.
+class Rows:
+    """A CSV of figures by step, to which rows are added; those of step `end` and later (a resumed run's) are dropped first."""
 
-    Only one process `writes`. Raises UsageError when `tensorboard` is asked for and not installed.
-    """
+    def __init__(self, path: Path, end: int) -> None:
+        self.path = path
+        self.seconds = self._rewind(end)  # spent before the first new row
 
-    def __init__(self, path: Path, start: int, writes: bool, tensorboard: bool = False) -> None:
-        self.path, self.writes = path, writes
-        writer = event_writer() if tensorboard else None
-        self.events = writer(str(path.with_name("tensorboard")), purge_step=start) if writer and writes else None
-        self.sums: dict[str, Tensor] = {}  # on the losses' device: reading them each step would wait for it
-        self.counts: Counter[str] = Counter()
-        self.began = time.monotonic() - (self._rewind(start) if writes else 0.0)
-
-    def _rewind(self, start: int) -> float:
-        """Drop the rows that will be trained again; returns the seconds spent before them."""
+    def _rewind(self, end: int) -> float:
         if not self.path.is_file():
             return 0.0
         with self.path.open(newline="") as file:
             reader = csv.DictReader(file)
-            rows = [row for row in reader if _whole(row) and int(row["step"]) < start]
+            rows = [row for row in reader if _whole(row) and int(row["step"]) < end]
         body = io.StringIO(newline="")
         writer = csv.DictWriter(body, fieldnames=reader.fieldnames or ["step"], lineterminator="\r\n")
         writer.writeheader()
@@ -46,25 +38,8 @@ class Log:
         write_bytes(self.path, body.getvalue().encode()) if rows else self.path.unlink()
         return float(rows[-1]["seconds"]) if rows else 0.0
 
-    def note(self, parts: Mapping[str, Tensor]) -> None:
-        """The parts of one step's loss; a row holds the mean of every part over the steps since the row before."""
-        for name, value in parts.items():
-            value = torch.as_tensor(value, dtype=torch.float64)
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.counts[name] += 1
-
-    def add(self, step: int, learning_rate: float) -> None:
-        """Write the row of all steps up to `step`."""
-        parts = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
-        self.sums, self.counts = {}, Counter()
-        if self.writes:
-            self._write({"step": step, "seconds": round(time.monotonic() - self.began, 1), **parts})
-        if self.events is not None:
-            for name, value in (*parts.items(), ("learning_rate", learning_rate)):
-                self.events.add_scalar(name, value, step)
-
-    def _write(self, row: Mapping[str, Any]) -> None:
-        """Add a row; a part that a row lacks (a loss of every 16th step) leaves its cell empty."""
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a row; what a row lacks (a loss of every 16th step) leaves its cell empty."""
         columns = self._columns() or list(row)
         fresh = not self.path.is_file()
         with self.path.open("a", newline="") as file:
@@ -79,13 +54,48 @@ class Log:
         with self.path.open(newline="") as file:
             return next(csv.reader(file), [])
 
+
+class Log:
+    """The stage's CSV log, its curve and its trackers; `start` is the first step of this run. Only one process `writes`."""
+
+    def __init__(self, path: Path, start: int, writes: bool, trackers: Sequence[GeneralTracker] = ()) -> None:
+        self.path, self.writes, self.trackers = path, writes, trackers
+        self.rows = Rows(path, start) if writes else None
+        self.sums: dict[str, Tensor] = {}  # on the losses' device: reading them each step would wait for it
+        self.counts: Counter[str] = Counter()
+        self.began = time.monotonic() - (self.rows.seconds if self.rows else 0.0)
+
+    def note(self, parts: Mapping[str, Tensor]) -> None:
+        """The parts of one step's loss; a row holds the mean of every part over the steps since the row before."""
+        for name, value in parts.items():
+            value = torch.as_tensor(value, dtype=torch.float64)
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] += 1
+
+    def add(self, step: int, learning_rate: float, more: Mapping[str, float] | None = None) -> None:
+        """Write the row of all steps up to `step`, with `more` figures behind the losses."""
+        parts = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, Counter()
+        figures = {**parts, **(more or {})}
+        if self.rows is not None:
+            self.rows.add({"step": step, "seconds": self.seconds(), **figures})
+        self.track({**figures, "learning_rate": learning_rate}, step)
+
+    def seconds(self) -> float:
+        """Spent on the stage so far, interruptions left out."""
+        return round(time.monotonic() - self.began, 1)
+
+    def track(self, figures: Mapping[str, float], step: int) -> None:
+        for tracker in self.trackers:
+            tracker.log(dict(figures), step=step)
+
     def draw(self, title: str) -> None:
-        if self.writes:
+        if self.writes and self.path.is_file():
             draw_curve(self.path, self.path.with_name("curve.png"), title)
 
     def close(self) -> None:
-        if self.events is not None:
-            self.events.close()
+        for tracker in self.trackers:
+            tracker.finish()
 
 
 def _whole(row: Mapping[str, Any]) -> bool:
@@ -93,39 +103,60 @@ def _whole(row: Mapping[str, Any]) -> bool:
     return None not in row.values() and row["step"].isdigit()
 
 
-def event_writer() -> Any:
-    """PyTorch's writer of event files. Raises UsageError naming the package it needs."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UsageError("--tensorboard needs the package tensorboard, which is not installed; run: "
-                         f"{install_line('tensorboard')}, or leave the option out") from error  # fmt: skip
-    return SummaryWriter
-
-
 def draw_curve(log: Path, picture: Path, title: str) -> None:
-    """Plot every column of a training log against the step, log scale, raw and smoothed."""
-    import matplotlib
+    """Plot every loss of a training log against the step, log scale, raw and smoothed; where the stage was validated
+    (`validation.csv` beside the log), its figures too, the qualities on an axis of their own."""
+    figure = curve(log, title)
+    with replacing(picture) as path:
+        figure.savefig(path, dpi=110, format="png")
+    _pyplot().close(figure)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    with log.open() as file:
-        rows = list(csv.DictReader(file))
-    names = [name for name in rows[0] if name not in ("step", "seconds")]
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for name in names:
-        logged = [row for row in rows if row[name]]
-        steps = [int(row["step"]) for row in logged]
-        values = torch.tensor([float(row[name]) for row in logged]).clamp(min=1e-6)
+def curve(log: Path, title: str) -> Any:
+    """The figure of `draw_curve`, for matplotlib."""
+    figure, axes = _pyplot().subplots(figsize=(7, 4))
+    for name, steps, values in _columns_of(log):
         (line,) = axes.plot(steps, values, alpha=0.2)
         window = max(1, len(values) // 40)
         smooth = torch.nn.functional.avg_pool1d(values[None], window, 1)[0] if len(values) > window else values
         axes.plot(steps[-len(smooth) :], smooth, label=name, color=line.get_color())
     axes.set(title=title, xlabel="step", yscale="log")
-    axes.legend()
+    validated = _columns_of(log.with_name("validation.csv"))
+    quality = axes.twinx() if validated else None
+    for name, steps, values in validated:
+        if name == "loss":
+            axes.plot(steps, values, "k.--", label="validation loss")
+        elif quality is not None and name in ("miou", "presence_mcc"):
+            quality.plot(
+                steps, values, "o-" if name == "miou" else "s:", markersize=3, color="0.3", label=f"validation {name}"
+            )
+    if quality is not None:
+        quality.set(ylim=(0, 1), ylabel="validation: mean IoU, presence MCC")
+        quality.legend(loc="lower left")
+    axes.legend(loc="upper right" if quality else "best")
     axes.grid(alpha=0.3)
     figure.tight_layout()
-    with replacing(picture) as path:
-        figure.savefig(path, dpi=110, format="png")
-    plt.close(figure)
+    return figure
+
+
+def _columns_of(table: Path) -> list[tuple[str, list[int], Tensor]]:
+    """(name, steps, values) of every column of figures that were plotted or may be; empty cells are left out."""
+    if not table.is_file():
+        return []
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = []
+    for name in [name for name in rows[0] if name not in ("step", "seconds", *FIGURES)]:
+        logged = [row for row in rows if row[name]]
+        values = torch.tensor([float(row[name]) for row in logged]).clamp(min=1e-6)
+        found.append((name, [int(row["step"]) for row in logged], values))
+    return found
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

@@ -28,12 +28,22 @@ from digseg_engine.errors import TrainingError
 from digseg_engine.files import write_json
 from digseg_engine.training.interruption import Interruption, TrainingInterruptedError
 from digseg_engine.training.log import Log
+from digseg_engine.training.meter import Meter
 from digseg_engine.training.record import read_settings
 from digseg_engine.training.stage_timer import StageTimer
 from digseg_engine.training.state import discard_states, load_state, newest_state, save_state, step_of
 from digseg_engine.training.thrift import autocast, make_optimizer, recomputing, resolve_precision, tf32
+from digseg_engine.training.trackers import MODULES, RUN_ID, open_trackers
+from digseg_engine.training.validation import TABLE, Validation, Validator, undisturbed
 
-FREE = ("save_every", "save_minutes", "compile", "stop", "tensorboard")  # settings that a resumed run may change
+FREE = (
+    "save_every",
+    "save_minutes",
+    "compile",
+    "stop",
+    "tensorboard",
+    "wandb",
+)  # settings that a resumed run may change
 Parts = Mapping[str, Tensor]  # what a loss is made of, for the log
 Loss = Callable[[nn.Module, int], tuple[Tensor, Parts]]
 
@@ -62,13 +72,18 @@ class StageConfig:
     compile: bool = False  # torch.compile the forward pass (needs a C++ compiler on a CPU)
     optimizer: str = "muon"  # or adamw, adamw8bit
     tensorboard: bool = False  # also log for TensorBoard, under the stage's `tensorboard`
+    wandb: bool = False  # also log for Weights & Biases, under the stage's `wandb`
+    validate_every: int = 0  # steps between two validations of a stage that segments; 0: none
+    validate_pictures: int = 20  # of every validation set, chosen by the run's seed
+    early_stop: int = 0  # end after so many validations without a better mean IoU; 0: never
 
 
 def train_stage(
     name: str, module: nn.Module, loss: Loss, config: StageConfig, folder: Path, resume: bool, seed: int = 0,
-    override: bool = False,
+    override: bool = False, validator: Validator | None = None,
 ) -> nn.Module:  # fmt: skip
-    """Train `module` in place for `config.steps` steps and leave it with its averaged (EMA) weights.
+    """Train `module` in place for `config.steps` steps and leave it with its averaged (EMA) weights; with a `validator`, with
+    the best ones of `config.validate_every` (see `validation.py`).
 
     Writes `folder/log.csv`, `folder/curve.png` and states under `folder/state` (see `state.py`). With resume=True it goes
     on from the last one and says from where; `override` lets other settings than the stored ones through. Raises
@@ -95,13 +110,20 @@ def train_stage(
         start = 0 if state is None else load_state(accelerator, state, module, average, optimizer)
         if resume and accelerator.is_main_process:
             print(f"{name}: going on at step {start} of {config.steps}", flush=True)
-        log = Log(folder / "log.csv", start, accelerator.is_main_process, config.tensorboard)
+        with undisturbed(accelerator.device):
+            trackers = open_trackers(config, folder, start) if accelerator.is_main_process else []
+        log = Log(folder / "log.csv", start, accelerator.is_main_process, trackers)
+        validation = Validation(validator, config.validate_every, config.early_stop, folder, accelerator)
+        validation.restore(state, start)
         spared = recomputing(config.gradient_checkpointing, module)
-        with Interruption() as interruption, spared, tf32(config.tf32):
-            work = Work(name, accelerator, module, average, optimizer, log, states, interruption)
-            _run_steps(work, forward, loss, config, start)
-        log.close()
+        try:
+            with Interruption() as interruption, spared, tf32(config.tf32):
+                work = Work(name, accelerator, module, average, optimizer, log, validation, states, interruption)
+                done = _run_steps(work, forward, loss, config, start)
+        finally:
+            log.close()
         module.load_state_dict(average.module.state_dict())
+        validation.end(module, name, done)
     finally:
         _leave_plain(accelerator, wrapped, module)
     module.eval()
@@ -118,46 +140,65 @@ class Work:
     average: AveragedModel
     optimizer: Any
     log: Log
+    validation: Validation
     states: Path
     interruption: Interruption
 
     def save(self, step: int) -> None:
-        save_state(self.accelerator, self.states, step, self.module, self.average, self.optimizer)
+        watched = self.validation.record(), self.validation.best
+        save_state(self.accelerator, self.states, step, self.module, self.average, self.optimizer, *watched)
         self.log.draw(self.name)
 
 
-def _run_steps(work: Work, forward: Any, loss: Loss, config: StageConfig, start: int) -> None:
-    accelerator, optimizer, last = work.accelerator, work.optimizer, config.stop or config.steps
+def _run_steps(work: Work, forward: Any, loss: Loss, config: StageConfig, start: int) -> int:
+    """The steps from `start` on; returns how many are done, fewer than asked for where validation says that it is enough."""
+    accelerator, optimizer, validation = work.accelerator, work.optimizer, work.validation
+    last = start if validation.exhausted else config.stop or config.steps
+    pictures = config.batch * config.accumulate * accelerator.num_processes
+    done, meter = start, Meter(accelerator.device)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     timer = StageTimer(work.name, start, last, config.save_minutes, accelerator.is_main_process)
     with _bar(accelerator.is_main_process) as bar:
-        task = bar.add_task(work.name, total=config.steps, completed=start, loss="")
+        task = bar.add_task(work.name, total=config.steps, completed=start, loss="", validation=validation.said)
         for step in range(start, last):
             rate = config.learning_rate * _cosine(step, config)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            parts = _accumulate(accelerator, forward, loss, config, step, _advice(work.name, step, config))
+            parts = _accumulate(work, forward, loss, config, step)
             accelerator.clip_grad_norm_(weights, config.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             work.average.update_parameters(work.module)
             done = step + 1
+            meter.count(pictures)
             work.log.note(parts)
             if step % 10 == 0 or done == last:
-                work.log.add(step, rate)
+                work.log.add(step, rate, meter.read())
             said = bar.tasks[task].fields["loss"]
             if accelerator.device.type == "cpu" or step % 10 == 0:  # reading a loss waits for the GPU
                 said = " ".join(f"{name} {float(value):.4f}" for name, value in parts.items())
             bar.update(task, advance=1, loss=said)
-            timer.tell(done)
+            timer.tell(done, validation.said)
+            if validation.due(done, config.steps):
+                with meter.paused():
+                    validation.run(work.average, work.log, work.name, done)
+                bar.update(task, validation=validation.said)
+            enough = validation.exhausted
             interrupted, due = _anywhere(accelerator, work.interruption.came, timer.due())
-            if interrupted or due or done % config.save_every == 0 or done == last:
-                work.save(done)
+            if interrupted or due or enough or done % config.save_every == 0 or done == last:
+                with meter.paused():
+                    work.save(done)
                 timer.saved()
+            if enough:
+                break
             if interrupted and done < last:
                 raise TrainingInterruptedError(f"{work.name} was interrupted and saved after step {done} of {config.steps}; "
                                           "continue with the same command and --resume",
                                                work.interruption.number or SIGINT)  # fmt: skip
+    if validation.exhausted and accelerator.is_main_process:
+        print(f"{work.name}: stopped after step {done} of {config.steps}: {config.early_stop} validations without a better mean "
+              "IoU", flush=True)  # fmt: skip
+    return done
 
 
 def averaged(module: nn.Module, config: StageConfig) -> AveragedModel:
@@ -198,19 +239,13 @@ def _anywhere(accelerator: Accelerator, *flags: bool) -> list[bool]:
     return [bool(count > 0) for count in counts]
 
 
-def _advice(name: str, step: int, config: StageConfig) -> str:
-    return (f"{name}, step {step}; go on from the last saved state with a lower learning rate: the same command with "
-            f"--resume --override --set {name}.learning_rate={config.learning_rate / 2:g}")  # fmt: skip
-
-
-def _accumulate(
-    accelerator: Accelerator, forward: Any, loss: Loss, config: StageConfig, step: int, advice: str
-) -> Parts:
+def _accumulate(work: Work, forward: Any, loss: Loss, config: StageConfig, step: int) -> Parts:
     """Add up the gradients of this process's micro-batches of one step; returns the parts of the last loss."""
+    accelerator, values = work.accelerator, []
     parts: Parts = {}
-    values = []
-    for i in range(config.accumulate):
-        number = (step * config.accumulate + i) * accelerator.num_processes + accelerator.process_index
+    first = step * config.accumulate
+    numbers = [(first + i) * accelerator.num_processes + accelerator.process_index for i in range(config.accumulate)]
+    for i, number in enumerate(numbers):
         ready = i + 1 == config.accumulate or accelerator.num_processes == 1
         with nullcontext() if ready else accelerator.no_sync(forward):
             with autocast(accelerator.device.type, accelerator.mixed_precision):
@@ -219,9 +254,23 @@ def _accumulate(
         values.append(value.detach())
     total = torch.stack(values)
     if not bool(total.isfinite().all()):  # the one point of a step that waits for a GPU
-        bad = next(float(value) for value in total.tolist() if not math.isfinite(value))
-        raise TrainingError(f"loss is {bad}, expected a finite number, in {advice}")
+        value, number = next((value, n) for value, n in zip(total.tolist(), numbers) if not math.isfinite(value))
+        raise TrainingError(f"loss is {value}, expected a finite number, in {work.name}, step {step}, "
+                            f"{culprits(loss, work.module, number)}; go on from the last saved state with a lower learning rate: "
+                            f"the same command with --resume --override --set {work.name}.learning_rate="
+                            f"{config.learning_rate / 2:g}")  # fmt: skip
     return parts
+
+
+def culprits(loss: Any, module: nn.Module, number: int) -> str:
+    """Batch `number` in words: its files or scenes, where the loss draws from `batches` (itself or through its `source`), and
+    weights that are not finite, which no picture is to blame for."""
+    drawn = getattr(loss, "source", loss)
+    batches: Any = getattr(drawn, "batches", None)
+    pictures = dict.fromkeys(batches.pictures(number, drawn.config.batch)) if hasattr(batches, "pictures") else ()
+    broken = next((name for name, weight in module.named_parameters() if not bool(weight.isfinite().all())), None)
+    said = f"batch {number}" + (f" ({', '.join(pictures)})" if pictures else "")
+    return said if broken is None else f"{said}, weights {broken} are not finite either"
 
 
 def _cosine(step: int, config: StageConfig) -> float:
@@ -236,8 +285,10 @@ def _prepare_folder(folder: Path, config: StageConfig, resume: bool, override: b
     folder.mkdir(parents=True, exist_ok=True)
     path, body = folder / "config.json", asdict(config)
     if not resume:
-        (folder / "log.csv").unlink(missing_ok=True)
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        for old in ("log.csv", TABLE, RUN_ID):
+            (folder / old).unlink(missing_ok=True)
+        for old in MODULES:  # the trackers' own folders
+            shutil.rmtree(folder / old, ignore_errors=True)
         discard_states(folder / "state")
     elif step and path.is_file():
         stored = read_settings(path)
@@ -254,5 +305,6 @@ def _prepare_folder(folder: Path, config: StageConfig, resume: bool, override: b
 def _bar(shown: bool) -> Progress:
     columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(
-        *columns, TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), refresh_per_second=2, disable=not shown
-    )
+        *columns, TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), TextColumn("{task.fields[validation]}"),
+        refresh_per_second=2, disable=not shown,
+    )  # fmt: skip

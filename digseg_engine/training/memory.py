@@ -105,6 +105,9 @@ class ShapedBatches:
     def phrase(self, rng: Any, name: str) -> Query:
         return Query(PROMPT, PROMPT)
 
+    def pictures(self, step: int, size: int) -> list[str]:
+        return []
+
 
 class ShapedPairs:
     """`PairSource` for shapes: which prompt a picture is asked depends on contents, its shape does not."""

@@ -18,6 +18,7 @@ from typing import Any
 from digseg_engine.errors import TrainingError
 from digseg_engine.files import write_json
 from digseg_engine.runtime.machine import processor
+from digseg_engine.training.validation import PICTURE, TABLE, best_of
 
 CHANGES = "changes.json"
 PLACES = ("data", "init", "source", "autoencoder")  # settings that may be folders
@@ -36,14 +37,20 @@ def record_run(run: Path, stages: list[str], checkpoint: Path, start: Path | Non
     shutil.copyfile(run / "train.json", folder / "train.json")
     if (run / CHANGES).is_file():
         shutil.copyfile(run / CHANGES, folder / CHANGES)
-    seconds = {}
+    seconds, best = {}, {}
     for stage in stages:
+        for source in (TABLE, PICTURE):
+            if (run / stage / source).is_file():
+                shutil.copyfile(run / stage / source, folder / f"{stage}-{source}")
+        if chosen := best_of(run / stage):
+            best[stage] = chosen
         for source, suffix in (("log.csv", "csv"), ("curve.png", "png")):
             shutil.copyfile(run / stage / source, folder / f"{stage}.{suffix}")
         with (run / stage / "log.csv").open() as file:
             seconds[stage] = float(list(csv.DictReader(file))[-1]["seconds"])
     record = {
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
+        **({"best": best} if best else {}),
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {"python": platform.python_version(), **{tool: version(tool) for tool in TOOLS}},
     }

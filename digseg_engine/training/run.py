@@ -17,11 +17,12 @@ from digseg_engine.files import replacing, write_json
 from digseg_engine.folders import check_output
 from digseg_engine.model.pretrained import Checkpoint, check_target, save_checkpoint
 from digseg_engine.training.interruption import TrainingInterruptedError
-from digseg_engine.training.log import event_writer
 from digseg_engine.training.loop import FREE, Loss, StageConfig, train_stage
 from digseg_engine.training.record import CHANGES, differences, flat, note_changes, record_run, settings_in_force
 from digseg_engine.training.state import complete_states, newest_state, step_of
 from digseg_engine.training.thrift import NETWORKS, keep_on_device
+from digseg_engine.training.trackers import check_trackers
+from digseg_engine.training.validation import Validator
 
 Config = TypeVar("Config")
 WEIGHTS = "weights.safetensors"
@@ -54,6 +55,7 @@ def _scaled_stage(stage: StageConfig, factor: float) -> StageConfig:
     return replace(
         stage,
         steps=steps,
+        validate_every=stage.validate_every and max(1, round(stage.validate_every * share)),
         compile=stage.compile and steps >= WORTH_COMPILING,
         warmup=max(1, min(steps - 1, round(stage.warmup * share))),
         ema=round(max(0.0, 1 - (1 - stage.ema) / share), 6),
@@ -92,9 +94,8 @@ def _parse(text: str, old: Any, change: str) -> Any:
 
 
 def in_every_stage(config: Config, **settings: Any) -> Config:
-    """The same run with these settings in every stage. Raises UsageError when TensorBoard is asked for and not installed."""
-    if settings.get("tensorboard"):
-        event_writer()
+    """The same run with these settings in every stage. Raises UsageError when a tracker is asked for and not installed."""
+    check_trackers(settings)
     changed: dict[str, Any] = {name: replace(stage, **settings) for name, stage in stages_of(config).items()}
     return replace(config, **changed)  # type: ignore[type-var]
 
@@ -168,12 +169,14 @@ class Run:
             return False
         return not any(self.out.glob(f"*/{WEIGHTS}")) and not any(self.out.glob("*/state/*"))
 
-    def stage(self, name: str, module: nn.Module, loss: Loss, config: StageConfig) -> None:
-        """Train `module` in place, or read the weights this stage left earlier."""
+    def stage(
+        self, name: str, module: nn.Module, loss: Loss, config: StageConfig, validator: Validator | None = None
+    ) -> None:
+        """Train `module` in place, or read the weights this stage left earlier. `validator`: what to choose the best by."""
         folder = self.out / name
         weights = folder / WEIGHTS
         if not weights.is_file():
-            train_stage(name, module, loss, config, folder, self.resume, self.seed, self.override)
+            train_stage(name, module, loss, config, folder, self.resume, self.seed, self.override, validator)
             if config.stop is not None and config.stop < config.steps:
                 raise TrainingInterruptedError(f"{name} was left off after step {config.stop} of {config.steps} as told; "
                                           "continue with --resume and without `stop`")  # fmt: skip

@@ -19,7 +19,7 @@ class StageTimer:
         self.began = self.last_save = time.monotonic()
         self.next, self.gap = 0.0, FIRST
 
-    def tell(self, done: int) -> None:
+    def tell(self, done: int, more: str = "") -> None:
         """Print the time left after the first steps (the very first one is slower than the others), then ever more seldom."""
         now = time.monotonic()
         if done - self.start == 1:
@@ -28,8 +28,8 @@ class StageTimer:
             self.next, self.gap = now + self.gap, min(2 * self.gap, SELDOM)
             seconds = (now - self.second) / (done - self.start - 1)
             left = readable(seconds * (self.last - done))
-            print(f"{self.name}: step {done} of {self.last}, {seconds:.2f} s a step, about {left} left",
-                  file=sys.stderr, flush=True)  # fmt: skip
+            print(f"{self.name}: step {done} of {self.last}, {seconds:.2f} s a step, about {left} left"
+                  f"{', ' if more else ''}{more}", file=sys.stderr, flush=True)  # fmt: skip
 
     def due(self) -> bool:
         """Whether a save by time is due."""

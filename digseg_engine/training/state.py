@@ -4,6 +4,7 @@
         state.json                      format, step, the optimizer's counters, names and sizes of the files
         model, average, optimizer       weights, averaged weights, moments (.safetensors)
         random-0                        random states of every process (.safetensors)
+        best                            the averaged weights of the best validation so far, if there was one (.safetensors)
 
 Rates, decays and the schedule are no state: they follow from the step and the settings of the command that goes on.
 """
@@ -27,22 +28,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from digseg_engine.errors import OutputError, TrainingError
-from digseg_engine.files import flush
+from digseg_engine.files import flush, replacing
 from digseg_engine.folders import settle
 
 FORMAT = "digseg.state/1"
 KEPT = 2
-TENSORS = ("model", "average", "optimizer")
+TENSORS, BEST = ("model", "average", "optimizer"), "best"
 COMPLETE, PARTIAL = re.compile(r"step-(\d{8})"), re.compile(r"writing-\d{8}")
 READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, SafetensorError)
 
 
 def save_state(
-    accelerator: Accelerator, folder: Path, step: int, model: nn.Module, average: nn.Module, optimizer: Any
-) -> None:
+    accelerator: Accelerator, folder: Path, step: int, model: nn.Module, average: nn.Module, optimizer: Any,
+    validation: Mapping[str, Any] | None = None, best: Path | None = None,
+) -> None:  # fmt: skip
     """Write the state after `step` steps under `folder`; an older one goes only when this one is complete.
 
-    Called by every process. Raises TrainingError for weights that are not finite, OutputError for a full disk.
+    validation: what its record must go on with (plain JSON); best: the file of the best weights, if there is one. Called by
+    every process. Raises TrainingError for weights that are not finite, OutputError for a full disk.
     """
     final, partial = folder / f"step-{step:08d}", folder / f"writing-{step:08d}"
     if accelerator.is_main_process:
@@ -53,7 +56,9 @@ def save_state(
     _guarded(partial, lambda: _save_random(partial / f"random-{accelerator.process_index}.safetensors"))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _guarded(partial, lambda: _fill(partial, final, step, accelerator, model, average, optimizer))
+        if best is not None:
+            _guarded(partial, lambda: link(best, partial / f"{BEST}.safetensors"))
+        _guarded(partial, lambda: _fill(partial, final, step, accelerator, model, average, optimizer, validation))
         for old in complete_states(folder)[:-KEPT]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
@@ -109,6 +114,27 @@ def load_state(accelerator: Accelerator, state: Path, model: nn.Module, average:
         raise TrainingError(f"state {state} cannot be read: {reason}; {way}") from error
 
 
+def stored_validation(state: Path) -> dict[str, Any]:
+    """What `save_state` was given as `validation`; empty for a state of a run without. Call it after `load_state`."""
+    stored: dict[str, Any] = json.loads((state / "state.json").read_text()).get("validation") or {}
+    return stored
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Tensors from any device as a safetensors file, whole or not at all."""
+    with replacing(path) as temporary:
+        save_file(_plain(tensors), temporary, metadata)
+
+
+def link(source: Path, target: Path) -> None:
+    """`target` as another name of the file `source`, which takes no space; a copy where the file system has no such names."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def discard_states(folder: Path) -> None:
     """Remove the states of a run that begins anew."""
     _remove(folder, COMPLETE)
@@ -116,7 +142,8 @@ def discard_states(folder: Path) -> None:
 
 
 def _fill(
-    partial: Path, final: Path, step: int, accelerator: Accelerator, model: nn.Module, average: nn.Module, optimizer: Any
+    partial: Path, final: Path, step: int, accelerator: Accelerator, model: nn.Module, average: nn.Module, optimizer: Any,
+    validation: Mapping[str, Any] | None,
 ) -> None:  # fmt: skip
     moments, counters = _split(optimizer.state_dict()["state"])
     parts = zip(TENSORS, (model.state_dict(), average.state_dict(), moments))
@@ -125,6 +152,8 @@ def _fill(
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
     files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
     body = {"format": FORMAT, "step": step, "optimizer": counters, "scaler": scaler, "files": files}
+    if validation is not None:
+        body["validation"] = dict(validation)
     (partial / "state.json").write_text(json.dumps(body, indent=2) + "\n")
     settle(partial)
     if final.exists():  # saved by the run before a resume from an older state

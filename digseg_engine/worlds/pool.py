@@ -144,11 +144,18 @@ class SceneBatches:
 
     def draw(self, step: int, size: int) -> tuple[np.random.Generator, Drawn]:
         """The `size` pictures of batch number `step`, all of one domain, and the generator to go on with."""
-        rng = np.random.default_rng([self.seed, step])
-        pool = self.pools[self.domains[int(rng.choice(len(self.domains), p=self.weights))]]
-        index = rng.integers(0, len(pool), size)
+        rng, pool, index = self._choose(step, size)
         latents = torch.empty(size, 0) if pool.latents is None else pool.latents[index].float()
         return rng, Drawn(pool, index, to_tensor(pool.images[index]), latents)
+
+    def _choose(self, step: int, size: int) -> tuple[np.random.Generator, Pool, NDArray[np.int64]]:
+        rng = np.random.default_rng([self.seed, step])
+        pool = self.pools[self.domains[int(rng.choice(len(self.domains), p=self.weights))]]
+        return rng, pool, rng.integers(0, len(pool), size)
+
+    def pictures(self, step: int, size: int) -> list[str]:
+        _, pool, index = self._choose(step, size)
+        return [f"{pool.domain} scene {number}" for number in index.tolist()]
 
     def batch(self, step: int, size: int, prompts: int) -> Batch:
         """Batch number `step`: `size` pictures of one domain and `prompts` prompts."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
 
+from digseg_engine.data.query import Query
+from digseg_engine.evaluation.protocols import Sample
 from digseg_engine.training.loop import StageConfig, train_stage
+from digseg_engine.training.validation import Validator
 
 SETTINGS = StageConfig(steps=12, batch=8, learning_rate=0.05, warmup=2, save_every=5)
 
@@ -28,11 +33,12 @@ def line_loss(model, number):
     return value, {"mse": float(value.detach())}
 
 
-def fit(folder, loss=line_loss, resume=False, override=False, **settings):
+def fit(folder, loss=line_loss, resume=False, override=False, validator=None, **settings):
     """Train the line and return its weights."""
     torch.manual_seed(0)
     model = Line()
-    train_stage("line", model, loss, replace(SETTINGS, **settings), folder, resume, override=override)
+    config = replace(SETTINGS, **settings)
+    train_stage("line", model, loss, config, folder, resume, override=override, validator=validator)
     return model.layer.weight.detach().clone()
 
 
@@ -48,3 +54,43 @@ def failing_at(step, error):
         return line_loss(model, number)
 
     return loss
+
+
+class Colours:
+    """Pictures of random colours. "bright" is where red, green and blue add up to more than half, in the top left quarter
+    of every second picture alone; "dark" is nowhere."""
+
+    name, rule, notes = "colours", "each", ()
+    queries = (Query("bright", "bright"), Query("dark", "dark"))
+
+    def __init__(self, count=5):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        image = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        truth = np.stack([image.sum(2) > 382, np.zeros((16, 16), bool)])
+        valid = np.ones((16, 16), bool)
+        valid[:, 8:] = i % 2 == 0
+        return Sample(f"colours-{i}", image, truth, valid)
+
+
+def colour_validator(seen=None, count=5, losses=(), batches=0):
+    """The line asked about the colour of every pixel; it also draws random numbers of all kinds. `seen` gets the weights that
+    were validated."""
+
+    def predictor(module):
+        if seen is not None:
+            seen.append(module.layer.weight.detach().clone())
+
+        def predict(image, prompts):
+            torch.rand(3), np.random.rand(3), random.random()
+            with torch.no_grad():
+                logits = module(torch.from_numpy(image).float() / 127.5 - 1)
+            return logits.permute(2, 0, 1).numpy()
+
+        return predict
+
+    return Validator([Colours(count)], predictor, losses, batches)

@@ -28,6 +28,7 @@ from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.recipes.finetune import FinetuneConfig, check_data, find_start, load_start, open_batches
 from digseg_engine.training.recipes.summary import print_schedule
+from digseg_engine.training.recipes.validating import reference_validator, student_validator
 from digseg_engine.training.run import Run, freeze, move, stages_of
 from digseg_engine.training.thrift import keep_on_device
 from digseg_engine.words import counted
@@ -80,13 +81,15 @@ def distill(
     checkpoint.reference.requires_grad_(True)
     keep_on_device(checkpoint, ("vae", "text_encoder", "reference"))
     few = FewStepLoss(pairs, teacher, checkpoint.schedule, config.teacher_steps, config.grid)
-    run.stage("few_step", checkpoint.reference, few, config.few_step)
+    watched = reference_validator(checkpoint, data, config, config.few_step, min(config.grid))
+    run.stage("few_step", checkpoint.reference, few, config.few_step, watched)
     freeze(checkpoint.reference)
     checkpoint.student.requires_grad_(True)
     keep_on_device(checkpoint, ("vae", "text_encoder", "student"))  # the teacher is a network of its own
     parts = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer, teacher, checkpoint.schedule)
     imitate = DistillationLoss(batches, *parts, config.student, teacher_steps=config.teacher_steps)
-    run.stage("student", checkpoint.student, imitate, config.student)
+    watched = student_validator(checkpoint, data, config, config.student)
+    run.stage("student", checkpoint.student, imitate, config.student, watched)
     folder = run.finish(checkpoint, tokenizer_json, start)
     if PartialState().is_main_process:
         report(move(checkpoint), teacher, config, folder, data)

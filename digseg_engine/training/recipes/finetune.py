@@ -30,7 +30,7 @@ from digseg_engine.model.folder import CONFIG
 from digseg_engine.model.pretrained import Checkpoint, deepen_stem, load_checkpoint, outline_checkpoint
 from digseg_engine.model.reference import Slot
 from digseg_engine.model.stable_diffusion import find_directory, load_stable_diffusion, outline_stable_diffusion
-from digseg_engine.training.loop import StageConfig
+from digseg_engine.training.loop import Loss, StageConfig
 from digseg_engine.training.objectives.denoising import DenoisingLoss
 from digseg_engine.training.objectives.dense import Tutored
 from digseg_engine.training.objectives.noise import NoiseKind
@@ -39,6 +39,7 @@ from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import IMITATE_EVERY, DistillationLoss
 from digseg_engine.training.planner import StagePlan, plan
 from digseg_engine.training.recipes.summary import print_schedule, print_score, student_score
+from digseg_engine.training.recipes.validating import reference_validator, student_validator
 from digseg_engine.training.run import Run, freeze, move, stages_of
 from digseg_engine.training.thrift import keep_on_device, recomputing
 from digseg_engine.worlds.scenes import is_scenes
@@ -150,7 +151,7 @@ def finetune(
     freeze(checkpoint.vae, checkpoint.text_encoder)
     batches = open_batches(checkpoint, data, config, out)
     if not student_only:
-        _train_reference(run, checkpoint, batches, config)
+        _train_reference(run, checkpoint, batches, config, data)
     if not trained:
         checkpoint.student.unet.load_state_dict(checkpoint.reference.unet.state_dict())
         checkpoint.student.set_whitening(
@@ -163,7 +164,12 @@ def finetune(
     parts = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer, checkpoint.reference, checkpoint.schedule)
     learner = Tutored(checkpoint.student) if config.dense else checkpoint.student
     loss = DistillationLoss(batches, *parts, config.student, every=config.imitate_every)
-    run.stage("student", learner, loss, config.student)
+
+    def held_out(pictures: Batches) -> Loss:
+        return DistillationLoss(pictures, *parts, config.student, every=0)
+
+    validator = student_validator(checkpoint, data, config, config.student, held_out)
+    run.stage("student", learner, loss, config.student, validator)
     folder = run.finish(checkpoint, tokenizer_json, start if trained else None)
     print_score(before, student_score(checkpoint, data, config))
     return folder
@@ -194,16 +200,20 @@ def plan_finetune(
     return plan(build, stages, size, limit, encodes, precision, config.imitate_every, say), pictures
 
 
-def _train_reference(run: Run, checkpoint: Checkpoint, batches: Batches, config: FinetuneConfig) -> None:
+def _train_reference(run: Run, checkpoint: Checkpoint, batches: Batches, config: FinetuneConfig, data: Data) -> None:
     checkpoint.reference.requires_grad_(True)
     keep_on_device(checkpoint, ("vae", "text_encoder", "reference"))
     frozen = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer)
     noisy = PairSource(batches, *frozen, config.reference)
     denoising = DenoisingLoss(noisy, checkpoint.schedule, config.noise)
     run.stage("reference", checkpoint.reference, denoising, config.reference)
-    single = PairSource(batches, *frozen, config.one_step)
+
+    def one_step(pictures: Batches) -> Loss:
+        return OneStepLoss(PairSource(pictures, *frozen, config.one_step), checkpoint.schedule)
+
+    validator = reference_validator(checkpoint, data, config, config.one_step, loss=one_step)
     with recomputing(config.one_step.gradient_checkpointing, checkpoint.vae):
-        run.stage("one_step", checkpoint.reference, OneStepLoss(single, checkpoint.schedule), config.one_step)
+        run.stage("one_step", checkpoint.reference, one_step(batches), config.one_step, validator)
 
 
 def check_data(checkpoint: Checkpoint, data: Data, config: FinetuneConfig | Any) -> None:

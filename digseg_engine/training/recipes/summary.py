@@ -12,17 +12,18 @@ from accelerate import PartialState
 
 from digseg_engine.console import Pace
 from digseg_engine.data.batches import FolderOptions
-from digseg_engine.data.datasets import dataset_splits
 from digseg_engine.data.shares import Data, parse_shares
 from digseg_engine.evaluation.predictors import student_predictor
-from digseg_engine.evaluation.protocols import Samples, held_out_split, open_samples
+from digseg_engine.evaluation.protocols import Samples, open_samples
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.training.loop import StageConfig
+from digseg_engine.training.recipes.validating import scored_split
 from digseg_engine.worlds.scenes import is_scenes
 
 PICTURES = 20  # scored before and after, of each test set
+VALIDATED = ("one_step", "few_step", "student")  # the stages that end with something that segments
 
 
 def print_schedule(out: Path, stages: Mapping[str, StageConfig], checkpoint: Checkpoint, size: int) -> None:
@@ -41,10 +42,12 @@ def print_schedule(out: Path, stages: Mapping[str, StageConfig], checkpoint: Che
     }
     print(f"training into {out} on {where}, pictures of {size} px")
     for name, stage in stages.items():
+        watched = name in VALIDATED and stage.validate_every
         count = sum(p.numel() for p in parts.get(name, checkpoint.reference).parameters()) / 1e6
         pictures = stage.batch * stage.accumulate * PartialState().num_processes
         print(f"  {name}: {stage.steps} steps of {pictures} pictures, {count:.1f} million weights, {stage.optimizer} at "
-              f"{stage.learning_rate:g}", flush=True)  # fmt: skip
+              f"{stage.learning_rate:g}" + (f", validated every {stage.validate_every}" if watched else ""),
+              flush=True)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,7 @@ def _test_sets(data: str, size: int, folder: FolderOptions) -> tuple[list[Sample
     """Test sets of one part of the data, and what their pictures are."""
     if is_scenes(data):
         return open_samples(data, PICTURES, size), "test scenes"
-    split = held_out_split(data, folder.layout)
-    alone = split == folder.split or len(dataset_splits(data, folder.layout)) == 1
+    split, alone = scored_split(data, folder)
     kind = "of the training pictures (there is no val or test split)" if alone else f"pictures of the {split} split"
     return open_samples(data, PICTURES, size, folder.layout, split), kind
 

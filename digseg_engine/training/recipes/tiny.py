@@ -24,6 +24,7 @@ from digseg_engine.training.objectives.dense import Backbone, BackboneLoss, Tuto
 from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.recipes.summary import print_schedule
+from digseg_engine.training.recipes.validating import student_validator
 from digseg_engine.training.run import Run, freeze, move, stages_of
 from digseg_engine.worlds.sources import cache_latents, parse_domains, scene_batches, scene_pools, set_latent_scale
 from digseg_engine.worlds.vocabulary import train_tokenizer
@@ -90,5 +91,6 @@ def train(
     # 5. Student.
     parts = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer, checkpoint.reference, checkpoint.schedule)
     learner = Tutored(checkpoint.student) if config.dense else checkpoint.student
-    run.stage("student", learner, DistillationLoss(batches, *parts, config.student), config.student)
+    validator = student_validator(checkpoint, data, config, config.student)
+    run.stage("student", learner, DistillationLoss(batches, *parts, config.student), config.student, validator)
     return run.finish(checkpoint, raw.to_str(pretty=True))
