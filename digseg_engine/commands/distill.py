@@ -9,7 +9,7 @@ from typing import Any
 from digseg_engine.commands.declare import Command, Option
 from digseg_engine.commands.train import DATA, RUN, adjusted, check_data, folder_changes
 from digseg_engine.errors import UsageError
-from digseg_engine.model.folder import check_start, find_start
+from digseg_engine.model.folder import find_start
 
 
 def run(
@@ -21,12 +21,11 @@ def run(
     if steps is not None and not all(part.strip().isdigit() for part in steps.split(",")):
         raise UsageError(f"--steps must be whole numbers separated by commas, such as 1,2,4, got {steps!r}")
     check_data(*data)
-    folder = folder_changes(data, layout, split, cached_crops, echo, balance, augment, workers, readers)
-    check_start(model)
     from digseg_engine.training.recipe_files import check_kind, distill_recipe, read_recipe, settings_of
 
     chosen = read_recipe(recipe or distill_recipe(find_start(model)))
     check_kind(chosen, "reference")
+    folder = folder_changes(data, layout, split, cached_crops, echo, balance, augment, workers, readers)
     from digseg_engine.training.recipes.distill import DistillConfig, distill
 
     grid = None if steps is None else tuple(int(part) for part in steps.split(","))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from digseg_engine.commands.declare import Command, Option
 from digseg_engine.console import note
 from digseg_engine.errors import UsageError
-from digseg_engine.model.folder import check_start, find_start
+from digseg_engine.model.folder import find_start
 
 Settings = TypeVar("Settings")
 DATA = (
@@ -78,8 +78,8 @@ def run(
     if init is None and len(data) > 1:
         raise UsageError("training from nothing takes one --data, such as scenes:objects,crops; mixtures need --init")
     check_data(*data)
-    folder = folder_changes(data, layout, split, cached_crops, echo, balance, augment, workers, readers)
     chosen = choose_recipe(recipe, init, student_only)
+    folder = folder_changes(data, layout, split, cached_crops, echo, balance, augment, workers, readers)
     output = output or Path("runs") / (config if init is None else Path(init).resolve().name)
     from digseg_engine.training.recipe_files import settings_of
     from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
@@ -108,8 +108,6 @@ def choose_recipe(asked: str | None, init: str | None, student_only: bool = Fals
     """The `Recipe` asked for, else the one for the start. Raises UsageError when it is unknown or for another start."""
     from digseg_engine.training.recipe_files import check_kind, default_recipe, former_name, read_recipe
 
-    if init is not None:
-        check_start(init)
     start = None if init is None else find_start(init)
     name = asked or default_recipe(start, student_only)
     if (now := former_name(name, start)) is not None:
