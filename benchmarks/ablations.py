@@ -56,7 +56,7 @@ class Budget:
 
     @property
     def stage(self) -> StageConfig:
-        return StageConfig(self.steps, self.batch, 1e-3, prompts=8, warmup=10, ema=0.95, optimizer="adamw")
+        return StageConfig(self.steps, self.batch, 1e-3, prompts=8, warmup=10, weight_decay=0.01, clip=1.0, ema=0.95)
 
 
 class Plain(Reference):

@@ -1,7 +1,7 @@
 """A domain the model has never seen, before and after 100 pictures of it: python benchmarks/leave_one_out.py -o FOLDER
 
 Trains `digseg-tiny` from nothing without one domain in any stage (shortened by --scale), scores it on that domain,
-fine-tunes the student on a handful of the domain's pictures as `digseg train --init --student-only` does, and scores it
+fine-tunes the student on a handful of the domain's pictures as `digseg train --recipe finetune-100` does, and scores it
 again. Nothing of the architecture changes: the new names are prompts like any other. The tokenizer has seen the
 domain's words, as CLIP's has; no picture, mask or aligned text of the domain was. An interrupted run goes on where it
 was.
@@ -31,7 +31,7 @@ from digseg_engine.model.config import preset
 from digseg_engine.model.pretrained import build, load_checkpoint, save_checkpoint
 from digseg_engine.runtime.machine import processor
 from digseg_engine.text import PromptTokenizer
-from digseg_engine.training.loop import StageConfig
+from digseg_engine.training.recipe_files import recipe_settings
 from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
 from digseg_engine.training.recipes.tiny import TrainConfig, train
 from digseg_engine.training.run import scaled, stages_of
@@ -54,7 +54,7 @@ def score(folder: Path, domain: str, scenes: int) -> tuple[dict[str, float], Ima
 
 
 def settings_without(scale: float, compiled: bool) -> TrainConfig:
-    config = scaled(TrainConfig(), scale)
+    config = scaled(recipe_settings("tiny", TrainConfig), scale)
     stages: dict[str, Any] = {
         name: replace(stage, compile=stage.compile and compiled) for name, stage in stages_of(config).items()
     }
@@ -78,10 +78,11 @@ def random_weights(folder: Path) -> Path:
 
 
 def tune(start: Path, folder: Path, a: argparse.Namespace) -> Path:
-    """The student on a handful of the domain's pictures, as `digseg train --init --student-only` does it."""
-    stage = StageConfig(a.steps, 8, 2e-3, prompts=8, warmup=min(20, a.steps), ema=0.98)
-    tuning = replace(FinetuneConfig(), scenes=a.pictures, student=stage)
-    return finetune(str(start), folder, tuning, True, f"scenes:{a.domain}", student_only=True)
+    """The student on a handful of the domain's pictures, as `--recipe finetune-100` does it, imitating now and then."""
+    quick = recipe_settings("finetune-100", FinetuneConfig)
+    stage = replace(quick.student, steps=a.steps, warmup=min(quick.student.warmup, a.steps))
+    tuning = replace(quick, scenes=a.pictures, imitate_every=16, student=stage)
+    return finetune(str(start), folder, tuning, True, f"scenes:{a.domain}")
 
 
 def measure_peer(a: argparse.Namespace) -> None:

@@ -36,7 +36,10 @@ CASES = {
 def settings(options: dict):
     from digseg_engine.training.loop import StageConfig
 
-    return replace(StageConfig(3, 8, 1e-4, warmup=1, precision="no", save_every=1000), **options)
+    plain = StageConfig(
+        3, 8, 1e-4, prompts=16, warmup=1, clip=1.0, ema=0.9, precision="no", optimizer="muon", save_every=1000
+    )
+    return replace(plain, **options)
 
 
 def resident(name: str) -> int:
@@ -78,22 +81,25 @@ def counted(name: str, options: dict, size: int) -> dict:
     from digseg_engine.model.pretrained import BUNDLED, outline_checkpoint
     from digseg_engine.training.memory import count_stage
 
-    return asdict(count_stage(lambda: outline_checkpoint(BUNDLED), name, settings(options), size))
+    return asdict(count_stage(lambda: outline_checkpoint(BUNDLED), name, settings(options), size, imitate_every=16))
 
 
 def large() -> list[dict]:
-    """Stable Diffusion 2.1's stages, counted at two sizes, as the recipe has them and with activations computed twice."""
+    """Stable Diffusion 2.1's stages, counted at two sizes, as the recipe sd15 has them (activations kept) and made to fit."""
     from digseg_engine.model.config import SD21
     from digseg_engine.model.pretrained import BUNDLED, build, outline_checkpoint
     from digseg_engine.training.planner import plan
+    from digseg_engine.training.recipe_files import recipe_settings
     from digseg_engine.training.recipes.finetune import FinetuneConfig
     from digseg_engine.training.run import stages_of
 
     tokenizer = outline_checkpoint(BUNDLED).tokenizer
     rows = []
+    recipe = recipe_settings("sd15", FinetuneConfig)
     for size in (512, 768):
-        stages = stages_of(FinetuneConfig())
-        for each in plan(lambda: build(SD21, tokenizer), stages, size, 24e9, precision="bf16"):
+        for each in plan(
+            lambda: build(SD21, tokenizer), stages_of(recipe), size, 24e9, imitate_every=recipe.imitate_every
+        ):
             rows.append({
                 "size": size, "stage": each.name, "peak_gb": round(each.memory.peak / 1e9, 2),
                 "fits_80_gb": each.fits(80e9), "fits_24_gb": each.fits(24e9), "changes_for_24_gb": list(each.changes),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from digseg_engine.commands.declare import Command, Option
 from digseg_engine.errors import DigsegError, UsageError
+from digseg_engine.words import did_you_mean
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,7 +31,7 @@ def parse(command: Command, program: str, words: Sequence[str]) -> dict[str, Any
     if unknown:
         flags = [flag for option in command.all_options() for flag in option.spellings]
         raise UsageError(
-            f"no option {unknown[0].split('=')[0]}{_did_you_mean(unknown[0].split('=')[0], flags)}; see {program} --help"
+            f"no option {unknown[0].split('=')[0]}{did_you_mean(unknown[0].split('=')[0], flags)}; see {program} --help"
         )
     given = {**vars(found), **_positionals(command, [*loose, *after])}
     traceback = given.pop("traceback", False)
@@ -54,11 +54,6 @@ def _positionals(command: Command, words: list[str]) -> dict[str, Any]:
     if left:
         raise UsageError(f"unexpected {left[0]!r}; every option takes one value, repeat it for several")
     return found
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _parser(command: Command, program: str, with_positionals: bool) -> argparse.ArgumentParser:
@@ -119,4 +114,4 @@ def unknown_command(word: str, known: Iterable[str]) -> DigsegError:
         return UsageError(f"no command {word!r}; use {meant}")
     if word.startswith("-"):
         return UsageError(f"no option {word} before a command; options follow the command, as in digseg segment --help")
-    return UsageError(f"no command {word!r}{_did_you_mean(word, names)}; expected one of {', '.join(names)}")
+    return UsageError(f"no command {word!r}{did_you_mean(word, names)}; expected one of {', '.join(names)}")

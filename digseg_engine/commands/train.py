@@ -7,33 +7,33 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from digseg_engine.commands.declare import Command, Option
+from digseg_engine.console import note
 from digseg_engine.errors import UsageError
-from digseg_engine.model.folder import check_start
+from digseg_engine.model.folder import find_start
 
 Settings = TypeVar("Settings")
 DATA = (
     Option("--data", "scenes, scenes:DOMAIN,... or labelled pictures, a folder or shards (docs/data.md), =WEIGHT behind it; "
            "repeatable: a mixture", default=("scenes",), shown="scenes", metavar="DATA", many=True),
     Option("--layout", "layout of the folder, if it is the only one", shown="recognised", metavar="NAME", only_with=("--data",)),
-    Option("--split", "split of the folders to train on", default="train", metavar="NAME", only_with=("--data",)),
-    Option("--cached-crops", "of a folder: fixed crops per picture with kept latents", kind=int, default=0, at_least=0,
+    Option("--split", "split of the folders to train on", shown="train", metavar="NAME", only_with=("--data",)),
+    Option("--cached-crops", "of a folder: fixed crops per picture with kept latents", kind=int, at_least=0,
            shown="new crops for ever", only_with=("--data",)),
     Option("--echo", "of a folder: crops of a picture each time it is decoded", kind=int, at_least=1,
-           shown="4 in the full recipe without kept crops, else 1", only_with=("--data",)),
+           shown="the recipe's; 1 with kept crops", only_with=("--data",)),
     Option("--balance", "of a folder: draw pictures more often whose classes are in less than this share of all",
-           kind=float, default=0.0, at_least=0, at_most=1, shown="all alike", only_with=("--data",)),
+           kind=float, at_least=0, at_most=1, shown="all alike", only_with=("--data",)),
     Option("--augment", "of a folder: change colour, scale, rotation, blur of pictures; some of them, comma-separated",
-           metavar="KIND,...", default="", shown="none", only_with=("--data",)),
+           metavar="KIND,...", shown="none", only_with=("--data",)),
     Option("--shard-window", "of shards: draw pictures from so many of them at a time, 0 from all", kind=int, at_least=0,
            shown="4 of remote ones, else 0", metavar="N", only_with=("--data",)),
     Option("--shard-cache", "of remote shards: GB of copies kept on this machine, 0 for none", kind=float, at_least=0,
            shown="20", metavar="GB", only_with=("--data",)),
-    Option("--workers", "of a folder: how many read pictures ahead", kind=int, default=2, at_least=0,
+    Option("--workers", "of a folder: how many read pictures ahead", kind=int, shown="2", at_least=0,
            only_with=("--data",)),
-    Option("--readers", "of a folder: what the workers are", choices=("threads", "processes"), default="threads",
+    Option("--readers", "of a folder: what the workers are", choices=("threads", "processes"), shown="threads",
            only_with=("--workers",)),
 )  # fmt: skip
-FULL_ECHO = 4  # of long runs, which see every picture many times anyway
 RUN = (
     Option(
         "--set",
@@ -43,7 +43,7 @@ RUN = (
         into="changes",
     ),
     Option("--scale", "multiply steps and scenes, for a trial run", kind=float, default=1.0, at_least=0.0001),
-    Option("--seed", "random seed", kind=int, default=0),
+    Option("--seed", "random seed", kind=int, shown="the recipe's, 0"),
     Option(
         "--gradient-checkpointing",
         "compute activations twice instead of keeping them: less memory, one more forward pass",
@@ -57,7 +57,7 @@ RUN = (
         "steps between two validations on held-out pictures; the best weights are kept; 0: none",
         kind=int,
         at_least=0,
-        shown="50 in the quick recipe on folders with a validation split, else 0",
+        shown="the recipe's, on folders with a validation split; else 0",
     ),
     Option(
         "--early-stop",
@@ -79,16 +79,19 @@ RUN = (
 
 
 def run(
-    config: str, init: str | None, data: list[str], layout: str | None, split: str, cached_crops: int, echo: int | None,
-    balance: float, augment: str, shard_window: int | None, shard_cache: float | None, workers: int, readers: Any,
-    output: Path | None, recipe: Any, size: int | None, slot: Any,
-    autoencoder: str | None, student_only: bool, detail_blocks: int | None, changes: list[str], scale: float, seed: int,
-    gradient_checkpointing: bool, tensorboard: bool, wandb: bool, validate_every: int | None, early_stop: int | None,
-    resume: bool, override: bool, dry_run: bool, memory: float | None, step_seconds: float | None,
+    config: str, init: str | None, recipe: str | None, list_recipes: bool, data: list[str], layout: str | None,
+    split: str | None, cached_crops: int | None, echo: int | None, balance: float | None, augment: str | None,
+    shard_window: int | None, shard_cache: float | None, workers: int | None, readers: Any, output: Path | None,
+    size: int | None, slot: Any, autoencoder: str | None, student_only: bool, detail_blocks: int | None,
+    changes: list[str], scale: float, seed: int | None, gradient_checkpointing: bool, tensorboard: bool, wandb: bool,
+    validate_every: int | None, early_stop: int | None, resume: bool, override: bool, dry_run: bool,
+    memory: float | None, step_seconds: float | None,
 ) -> None:  # fmt: skip
     from digseg_engine.data.shares import parse_shares
     from digseg_engine.worlds.scenes import is_scenes
 
+    if list_recipes:
+        return print_recipes()
     strange = [share.data for share in parse_shares(data) if not is_scenes(share.data)]
     if init is None and strange:
         raise UsageError(f"training from nothing needs scenes, got --data {strange[0]}; for own pictures start from "
@@ -96,44 +99,67 @@ def run(
     if init is None and len(data) > 1:
         raise UsageError("training from nothing takes one --data, such as scenes:objects,crops; mixtures need --init")
     check_data(*data)
-    if init is not None:
-        check_start(init)
-    folder = folder_options(data, layout, split, cached_crops, echo, balance, augment, workers, readers, shard_window,
+    chosen = choose_recipe(recipe, init, student_only)
+    folder = folder_changes(data, layout, split, cached_crops, echo, balance, augment, workers, readers, shard_window,
                             shard_cache)  # fmt: skip
     output = output or Path("runs") / (config if init is None else Path(init).resolve().name)
-    from digseg_engine.training.recipes.finetune import finetune, recipe_of, settings_of
+    from digseg_engine.training.recipe_files import settings_of
+    from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
     from digseg_engine.training.recipes.tiny import TrainConfig
     from digseg_engine.training.recipes.tiny import train as from_nothing
-    from digseg_engine.training.recipes.validating import validated_by_default
+    from digseg_engine.training.recipes.validating import validated_where_held_out
 
     watch = watching(tensorboard, wandb, validate_every, early_stop)
+    given: dict[str, Any] = {name: value for name, value in (("seed", seed), ("size", size)) if value is not None}
     if init is None:
-        settings = adjusted(TrainConfig(seed=seed), scale, watch, changes, gradient_checkpointing)
+        settings = replace(settings_of(chosen, TrainConfig), **given)
+        settings = adjusted(settings, scale, watch, changes, gradient_checkpointing)
         written = from_nothing(config, output, settings, resume, data[0], override)
     else:
-        given: Any = data[0] if len(data) == 1 else data
-        chosen = recipe_of(init, recipe, student_only)
-        alone = student_only or chosen == "quick"
-        if echo is None and chosen == "full" and not cached_crops:
-            folder = replace(folder, echo=FULL_ECHO)
-        refuse_idle(changes, alone)
-        recipe_settings = settings_of(chosen, seed=seed, size=size, folder=folder)
-        if chosen == "quick":
-            recipe_settings = validated_by_default(recipe_settings, given, folder)
-        tuned = adjusted(recipe_settings, scale, watch, changes, gradient_checkpointing)
+        shares: Any = data[0] if len(data) == 1 else data
+        tuned = replace(settings_of(chosen, FinetuneConfig), **given)
+        tuned = replace(tuned, reference=None, one_step=None) if student_only else tuned
+        refuse_idle(changes, tuned)
+        tuned = replace(tuned, folder=replace(tuned.folder, **folder))
+        tuned = validated_where_held_out(tuned, shares)
+        tuned = adjusted(tuned, scale, watch, changes, gradient_checkpointing)
         if dry_run:
-            return show_plan(init, tuned, given, memory, step_seconds, slot, autoencoder, alone)
-        written = finetune(init, output, tuned, resume, given, slot, autoencoder, alone, detail_blocks, override)
+            return show_plan(init, tuned, shares, memory, step_seconds, slot, autoencoder)
+        written = finetune(init, output, tuned, resume, shares, slot, autoencoder, detail_blocks, override)
     print(f"checkpoint written to {written}; export it with: digseg-export {written}")
 
 
-def refuse_idle(changes: list[str], student_alone: bool) -> None:
+def choose_recipe(asked: str | None, init: str | None, student_only: bool = False) -> Any:
+    """The `Recipe` asked for, else the one for the start. Raises UsageError when it is unknown or for another start."""
+    from digseg_engine.training.recipe_files import check_kind, default_recipe, former_name, read_recipe
+
+    start = None if init is None else find_start(init)
+    name = asked or default_recipe(start, student_only)
+    if (now := former_name(name, start)) is not None:
+        note("digseg", f"--recipe {name} is called {now} now; the old name goes with the next minor release")
+        name = now
+    chosen = read_recipe(name)
+    check_kind(chosen, "nothing" if init is None else "pretrained")
+    return chosen
+
+
+def print_recipes() -> None:
+    """The bundled recipes of this command, one a line."""
+    from digseg_engine.training.recipe_files import bundled_recipes, read_recipe
+
+    recipes = [recipe for recipe in map(read_recipe, bundled_recipes()) if recipe.start != "reference"]
+    width = max(len(recipe.name) for recipe in recipes)
+    for recipe in recipes:
+        print(f"{recipe.name:<{width}}  {recipe.about}")
+
+
+def refuse_idle(changes: list[str], settings: Any) -> None:
     """Raises UsageError for a change of a stage that the run leaves out."""
-    idle = [change for change in changes if student_alone and change.startswith(("reference.", "one_step."))]
+    left_out = tuple(f"{name}." for name in ("reference", "one_step") if getattr(settings, name) is None)
+    idle = [change for change in changes if left_out and change.startswith(left_out)]
     if idle:
-        raise UsageError(
-            f"--set {idle[0]} changes a stage that this run leaves out; add --recipe full, or leave it out"
-        )
+        raise UsageError(f"--set {idle[0]} changes a stage that this run leaves out; choose a recipe that has it, such as "
+                         "--recipe finetune-all, or leave it out")  # fmt: skip
 
 
 def check_data(*data: str) -> None:
@@ -150,7 +176,7 @@ def check_data(*data: str) -> None:
 
 def show_plan(
     init: str, settings: Any, data: Any, memory: float | None, step_seconds: float | None, slot: Any,
-    autoencoder: str | None, alone: bool,
+    autoencoder: str | None,
 ) -> None:  # fmt: skip
     """Print what a run would need, and where it does not fit what to change."""
     from digseg_engine.training.recipes.finetune import plan_finetune
@@ -158,7 +184,8 @@ def show_plan(
 
     precision = "bf16" if memory is not None else resolve_precision("auto")  # a limit speaks of a GPU
     limit = None if memory is None else memory * 1e9
-    plans, pictures = plan_finetune(init, settings, data, limit, slot, autoencoder, alone, precision)
+    plans, pictures = plan_finetune(init, settings, data, limit, slot, autoencoder, precision)
+    print(f"recipe {settings.recipe}")
     print_plan(plans, pictures, limit, step_seconds, precision)
 
 
@@ -203,11 +230,14 @@ def adjusted(
     return settings
 
 
-def folder_options(
-    data: list[str], layout: str | None, split: str, cached_crops: int, echo: int | None, balance: float, augment: str,
-    workers: int, readers: Any, shard_window: int | None = None, shard_cache: float | None = None,
-) -> Any:  # fmt: skip
-    """The `FolderOptions` of a run. Raises UsageError when options of a folder are given with scenes."""
+def folder_changes(
+    data: list[str], layout: str | None, split: str | None, cached_crops: int | None, echo: int | None,
+    balance: float | None, augment: str | None, workers: int | None, readers: Any, shard_window: int | None = None,
+    shard_cache: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What the command line changes of a recipe's `FolderOptions`. Raises UsageError when options of a folder are given with
+    scenes."""
+    from digseg_engine.data.augmentation import check_installed, parse_kinds
     from digseg_engine.data.shards import is_shards
     from digseg_engine.data.shares import parse_shares
     from digseg_engine.worlds.scenes import is_scenes
@@ -220,17 +250,17 @@ def folder_options(
     if not sharded and (shard_window is not None or shard_cache is not None):
         raise UsageError("--shard-window and --shard-cache describe shards, and --data names none; leave them out, or write "
                          "shards: digseg data FOLDER --pack OUT")  # fmt: skip
-    if not folders and (layout, split, cached_crops, echo, balance, augment) != (None, "train", 0, None, 0, ""):
+    if not folders and any(value is not None for value in (layout, split, cached_crops, echo, balance, augment)):
         raise UsageError("--layout, --split, --cached-crops, --echo, --balance and --augment describe a folder of labelled "
                          f"pictures; --data is {', '.join(data)} here")  # fmt: skip
-    from digseg_engine.data.augmentation import check_installed, parse_kinds
-    from digseg_engine.data.batches import FolderOptions
-
-    kinds = parse_kinds(augment)
-    check_installed(kinds)
-    return FolderOptions(
-        layout, split, cached_crops, workers, readers, echo or 1, balance, kinds, shard_window, shard_cache
-    )
+    kinds = None if augment is None else parse_kinds(augment)
+    check_installed(kinds or ())
+    if cached_crops and echo is None:
+        echo = 1  # kept crops are few already
+    given = {"layout": layout, "split": split, "cached_crops": cached_crops, "workers": workers, "readers": readers,
+             "echo": echo, "balance": balance, "augment": kinds, "shard_window": shard_window,
+             "shard_cache": shard_cache}  # fmt: skip
+    return {name: value for name, value in given.items() if value is not None}
 
 
 COMMAND = Command(
@@ -243,9 +273,9 @@ COMMAND = Command(
                not_with=("--init",)),
         Option("--init", "start from digseg-tiny, a DiGSeg or Stable Diffusion 1.x/2.x directory, or a hub id",
                metavar="MODEL"),
-        Option("--recipe", "quick: the student alone, 200 steps; full: all stages", choices=("quick", "full"),
-               shown="quick from DiGSeg checkpoints, full from Stable Diffusion", only_with=("--init",),
-               not_with=("--student-only",)),
+        Option("--recipe", "what is trained, for how long and how fast: a name of --list-recipes, or a TOML file",
+               shown="by the start: finetune-100, sd15, sd21-ade20k or tiny", metavar="NAME|FILE"),
+        Option("--list-recipes", "print the names of the recipes, one a line, and end", kind=bool, default=False),
         *DATA,
         Option("--output -o", "folder for logs, curves and the checkpoint", kind=Path, shown="runs/NAME of the start",
                metavar="FOLDER"),
@@ -255,7 +285,7 @@ COMMAND = Command(
                only_with=("--init",)),
         Option("--autoencoder", "directory or hub id of a tiny autoencoder to use instead", metavar="MODEL",
                only_with=("--init",)),
-        Option("--student-only", "the full recipe, but leave a trained reference as it is", kind=bool, default=False,
+        Option("--student-only", "leave out the recipe's stages of the reference", kind=bool, default=False,
                only_with=("--init",)),
         Option("--detail-blocks", "deepen the student's image stem to this many residual blocks", kind=int, at_least=0,
                only_with=("--init",)),
@@ -269,6 +299,7 @@ COMMAND = Command(
     ),
     examples=(
         "digseg train --init digseg-tiny --data mydata -o runs/mine",
+        "digseg train --init digseg-tiny --data mydata --recipe mine.toml -o runs/mine",
         "digseg train --config tiny -o runs/tiny",
         "digseg train --config tiny -o runs/tiny --resume",
     ),

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from digseg_engine.bundle import MANIFEST
 from digseg_engine.errors import CheckpointError
 from digseg_engine.named import ASSETS
 
@@ -49,6 +50,23 @@ def find_directory(source: str | Path) -> Path:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{source} is not a local directory and could not be downloaded: {reason}; check the name "
                               "and the network, or give the path of a downloaded copy") from error  # fmt: skip
+
+
+def find_start(source: str) -> Path:
+    """The directory to train from. Raises CheckpointError for an exported bundle, which holds no weights to train."""
+    folder = find_directory(source)
+    if (folder / MANIFEST).is_file() and not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{source} is an exported bundle, which cannot be trained; expected the checkpoint it was made "
+                              "from, such as digseg-tiny or RUN/checkpoint")  # fmt: skip
+    return folder
+
+
+def text_width(folder: Path) -> int:
+    """Features of a token in a Stable Diffusion directory's text encoder; 0 where that cannot be read."""
+    try:
+        return int(json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))["hidden_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0  # loading the directory says what is wrong with it
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -110,14 +110,21 @@ class Reference(nn.Module):
         self.pathway = TextPathway(decoder_widths(unet), unet.config.cross_attention_dim, pathway_heads)
         self.kernel_slots: Slots = dict(PLAIN)
 
-    def forward(self, latents: Tensor, timestep: Tensor, text: Tensor, token_mask: Tensor | None = None) -> Tensor:
-        """latents [B, 8, h, w], timestep [B] int, text [B, L, D], token_mask [B, L] -> v [B, 4, h, w]."""
-        bias = None if token_mask is None else (~token_mask).to(latents.dtype)[:, None] * -1e4
+    def forward(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, token_mask: Tensor | None = None,
+        trunk: Tensor | None = None, trunk_mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """latents [B, 8, h, w], timestep [B] int, text [B, L, D], token_mask [B, L] -> v [B, 4, h, w].
+
+        trunk, trunk_mask: text that the U-Net's own cross-attention sees instead (prompt dropout); the pathway sees `text`.
+        """
+        asked, live = (text, token_mask) if trunk is None else (trunk, trunk_mask)
+        bias = None if live is None else (~live).to(latents.dtype)[:, None] * -1e4
         features = run_unet(
             self.unet,
             latents,
             time_embedding(self.unet, timestep),
-            text,
+            asked,
             bias,
             inject=lambda scale, hidden: self.pathway(scale, hidden, text, token_mask),
         )

@@ -50,16 +50,16 @@ Loss = Callable[[nn.Module, int], tuple[Tensor, Parts]]
 
 @dataclass(frozen=True)
 class StageConfig:
-    """How long and how fast one stage trains."""
+    """How long and how fast one stage trains. What stands here is neutral; the values of a run stand in its recipe."""
 
     steps: int
     batch: int
     learning_rate: float
-    prompts: int = 16  # prompts asked about every picture of a batch
-    warmup: int = 50
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    ema: float = 0.995
+    prompts: int = 1  # prompts asked about every picture of a batch
+    warmup: int = 0  # steps over which the rate rises
+    weight_decay: float = 0.0
+    clip: float = math.inf  # norm of the gradients
+    ema: float = 0.0  # share of the averaged weights that a step keeps
     accumulate: int = 1  # micro-batches per step and process
     precision: str = "auto"  # mixed precision: no, bf16 or fp16; auto: bf16 on a GPU that has it, else no
     gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
@@ -70,7 +70,7 @@ class StageConfig:
     save_minutes: float = 15.0  # a state is saved at least so often
     stop: int | None = None  # leave off here, short of the end of the schedule
     compile: bool = False  # torch.compile the forward pass (needs a C++ compiler on a CPU)
-    optimizer: str = "muon"  # or adamw, adamw8bit
+    optimizer: str = "adamw"  # or adamw8bit, muon
     tensorboard: bool = False  # also log for TensorBoard, under the stage's `tensorboard`
     wandb: bool = False  # also log for Weights & Biases, under the stage's `wandb`
     validate_every: int = 0  # steps between two validations of a stage that segments; 0: none

@@ -125,7 +125,7 @@ class ShapedPairs:
 
 def count_stage(
     outline: Callable[[], Checkpoint], name: str, config: StageConfig, size: int, encodes: bool = True,
-    precision: str = "no", imitate_every: int = 16, teacher_steps: int = 4,
+    precision: str = "no", imitate_every: int = 0, teacher_steps: int = 4,
 ) -> StageMemory:  # fmt: skip
     """Memory of the stage `name` of a checkpoint that `outline` builds, pictures of size x size pixels.
 

@@ -32,7 +32,7 @@ Count = Callable[[str, StageConfig], StageMemory]
 
 def plan(
     outline: Callable[[], Checkpoint], stages: Mapping[str, StageConfig], size: int, limit: float | None = None,
-    encodes: bool = True, precision: str = "no", imitate_every: int = 16, say: Callable[[str], object] = str,
+    encodes: bool = True, precision: str = "no", imitate_every: int = 0, say: Callable[[str], object] = str,
 ) -> list[StagePlan]:  # fmt: skip
     """Every stage whose memory can be counted, at size x size pixels; limit: bytes that the device has.
 

@@ -1,7 +1,7 @@
 """How a checkpoint was made, kept beside its weights: settings, logs, curves, seconds, machine and versions.
 
-`train.json` holds the settings a run began with; `changes.json`, where a resumed run was told to go on with others, what
-changed and at which step of which stage.
+`train.json` holds the settings a run began with, `recipe.toml` those of them that a recipe gives, to be used again;
+`changes.json`, where a resumed run was told to go on with others, what changed and at which step of which stage.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from digseg_engine.errors import TrainingError
 from digseg_engine.files import write_json
 from digseg_engine.runtime.machine import processor
+from digseg_engine.training.recipe_files import STORED
 from digseg_engine.training.validation import PICTURE, TABLE, best_of
 
 CHANGES = "changes.json"
@@ -35,8 +36,9 @@ def record_run(run: Path, stages: list[str], checkpoint: Path, start: Path | Non
     if start is not None and (start / "training").is_dir():
         shutil.copytree(start / "training", folder / "start", dirs_exist_ok=True)
     shutil.copyfile(run / "train.json", folder / "train.json")
-    if (run / CHANGES).is_file():
-        shutil.copyfile(run / CHANGES, folder / CHANGES)
+    for name in (CHANGES, STORED):
+        if (run / name).is_file():
+            shutil.copyfile(run / name, folder / name)
     seconds, best = {}, {}
     for stage in stages:
         for source in (TABLE, PICTURE):

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from digseg_engine.errors import OutputError, UsageError
-from digseg_engine.files import replacing, write_json
+from digseg_engine.files import replacing, write_json, write_text
 from digseg_engine.folders import check_output
 from digseg_engine.model.pretrained import Checkpoint, check_target, save_checkpoint
 from digseg_engine.training.interruption import TrainingInterruptedError
 from digseg_engine.training.loop import FREE, Loss, StageConfig, train_stage
+from digseg_engine.training.recipe_files import STORED, RecipeSettings, as_toml
 from digseg_engine.training.record import CHANGES, differences, flat, note_changes, record_run, settings_in_force
 from digseg_engine.training.state import complete_states, newest_state, step_of
 from digseg_engine.training.thrift import NETWORKS, keep_on_device
@@ -27,8 +28,8 @@ from digseg_engine.training.validation import Validator
 Config = TypeVar("Config")
 WEIGHTS = "weights.safetensors"
 # What the weights are.
-FIXED = ("config", "init", "source", "slot", "autoencoder", "student_only", "detail_blocks", "recipe")
-FREE_OF_RUN = ("folder.workers", "folder.readers", "folder.shard_cache")  # settings that change no result
+FIXED = ("config", "init", "source", "slot", "autoencoder", "student_only", "detail_blocks")
+FREE_OF_RUN = ("folder.workers", "folder.readers", "folder.shard_cache", "recipe")  # settings that change no result
 WORTH_COMPILING = 100  # steps; compiling takes minutes, which a shorter stage does not win back
 Plain = (bool, int, float, str)  # settings that `with_settings` can change
 
@@ -124,7 +125,8 @@ class Run:
         processes.wait_for_everyone()  # nobody writes before everybody has looked
 
     def describe(self, settings: Any, **more: Any) -> None:
-        """Write the settings to `train.json`, or compare them with those of the run that goes on.
+        """Write the settings to `train.json` and, where a recipe gives them, to `recipe.toml`; or compare them with those of
+        the run that goes on.
 
         Raises UsageError naming every difference, unless `override` is set: then `changes.json` says what changed and when.
         """
@@ -138,6 +140,8 @@ class Run:
                 note_changes(self.out, *self._reached(stages_of(settings)), before, now)
             elif not before:
                 _make_folder(self.out)
+                if isinstance(settings, RecipeSettings):
+                    write_text(self.out / STORED, as_toml(settings))
                 write_json(self.out / "train.json", {**more, **asdict(settings)})
                 (self.out / CHANGES).unlink(missing_ok=True)
         PartialState().wait_for_everyone()

@@ -186,7 +186,7 @@ def test_unusable_requests_are_refused(tmp_path, nano_folder):
         open_samples("scenes", EVERY, 48)
     with pytest.raises(UsageError, match="at least 1"):
         open_samples("scenes", -1, 48)
-    with pytest.raises(UsageError, match="a folder of labelled pictures, got 'nowhere'"):
+    with pytest.raises(UsageError, match="a folder of labelled pictures or shards, got 'nowhere'"):
         open_samples("nowhere", 1, 48)
     with pytest.raises(UsageError, match="--data is scenes here"):
         open_samples("scenes", 1, 48, split="val")

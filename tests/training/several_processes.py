@@ -35,7 +35,9 @@ def main(folder: Path, accumulate: int, kill_at: int, resume: bool, steps: int =
         value = (module(x) - x.mean(1, keepdim=True)[..., 1:-1, 1:-1]).square().mean()
         return value, {"mse": float(value.detach())}
 
-    config = StageConfig(steps, 4, 0.02, warmup=2, save_every=save_every, accumulate=accumulate)
+    config = StageConfig(
+        steps, 4, 0.02, warmup=2, ema=0.9, optimizer="muon", save_every=save_every, accumulate=accumulate
+    )
     train_stage("small", model, loss, config, folder, resume)
     if PartialState().is_main_process:
         save_file(model.state_dict(), folder / "weights.safetensors")

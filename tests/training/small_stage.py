@@ -12,9 +12,18 @@ from torch import nn
 from digseg_engine.data.query import Query
 from digseg_engine.evaluation.protocols import Sample
 from digseg_engine.training.loop import StageConfig, train_stage
+from digseg_engine.training.recipes.finetune import FinetuneConfig
 from digseg_engine.training.validation import Validator
 
-SETTINGS = StageConfig(steps=12, batch=8, learning_rate=0.05, warmup=2, save_every=5)
+SETTINGS = StageConfig(steps=12, batch=8, learning_rate=0.05, warmup=2, ema=0.995, optimizer="muon", save_every=5)
+
+
+SHORT = StageConfig(2, 2, 1e-3, prompts=3, warmup=1)  # of networks, where two steps tell enough
+
+
+def short_run(**values):
+    """Settings of a run of the student alone, two steps; `values` add stages and change others."""
+    return FinetuneConfig(**{"scenes": 4, "imitate_every": 16, "student": SHORT, **values})
 
 
 class Line(nn.Module):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from dataset_trees import grey, label_map, own, palette, picture
 from PIL import Image
+from small_stage import short_run
 
 from digseg_engine.commands import data as command
 from digseg_engine.data.checks import READ, check_marks
@@ -14,7 +15,7 @@ from digseg_engine.data.classes import EXAMPLE, parse_classes
 from digseg_engine.data.datasets import open_dataset
 from digseg_engine.data.survey import class_colour, split_line, survey
 from digseg_engine.errors import InputError
-from digseg_engine.training.recipes.finetune import FinetuneConfig, check_data
+from digseg_engine.training.recipes.finetune import check_data
 
 TWO = [{"name": "leaf", "id": 1}, {"name": "earth", "id": 2}]
 
@@ -86,7 +87,7 @@ def test_training_names_it_before_it_begins(tmp_path, nano, capsys):
     for n in range(40):
         labelled(tmp_path, f"p{n:02}", [0, 255] if n == 21 else [0, 1, 2])
     classes(tmp_path, classes=TWO, background=0)
-    check_data(nano, str(tmp_path), FinetuneConfig(size=nano.config.image_size))
+    check_data(nano, str(tmp_path), short_run(size=nano.config.image_size))
     assert "warning: the masks of 1 of 40 pictures (p21)" in capsys.readouterr().err
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_stage import short_run
 
 from digseg_engine.errors import UsageError
 from digseg_engine.model.pretrained import load_checkpoint
@@ -14,13 +15,14 @@ from digseg_engine.training.objectives.denoising import DenoisingLoss
 from digseg_engine.training.objectives.few_step import FewStepLoss
 from digseg_engine.training.objectives.one_step import OneStepLoss
 from digseg_engine.training.objectives.pairs import PairSource
+from digseg_engine.training.recipe_files import recipe_settings
 from digseg_engine.training.recipes.distill import DistillConfig, distill
-from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
+from digseg_engine.training.recipes.finetune import finetune
 from digseg_engine.worlds.pool import SceneBatches, build_pool
 from digseg_engine.worlds.sources import cache_latents, parse_domains
 from tests.model.sd_directories import write_directory
 
-SHORT = StageConfig(2, 2, 1e-4, prompts=3, warmup=1, optimizer="adamw")
+SHORT = StageConfig(2, 2, 1e-4, prompts=3, warmup=1)
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_stable_diffusion_to_masks(tmp_path, raw_tokenizer, style):
     from digseg_export.publish import export_bundle
 
     source = write_directory(tmp_path / "sd", raw_tokenizer, style=style)
-    settings = FinetuneConfig(scenes=8, size=128, reference=replace(SHORT, accumulate=2), one_step=SHORT, student=SHORT)
+    settings = short_run(scenes=8, size=128, reference=replace(SHORT, accumulate=2), one_step=SHORT, student=SHORT)
     trained = finetune(str(source), tmp_path / "run", settings, data="scenes:crops")
     for stage in ("reference", "one_step", "student"):
         assert (tmp_path / "run" / stage / "curve.png").is_file()
@@ -100,8 +102,8 @@ def test_stable_diffusion_to_masks(tmp_path, raw_tokenizer, style):
 
 
 def test_a_tutored_run_changes_the_students_weights_and_adds_no_others(tmp_path, nano_folder):
-    settings = FinetuneConfig(scenes=8, size=64, dense=True, student=replace(SHORT, precision="bf16"))
-    folder = finetune(str(nano_folder), tmp_path / "run", settings, data="scenes:crops", student_only=True)
+    settings = short_run(scenes=8, size=64, dense=True, student=replace(SHORT, precision="bf16"))
+    folder = finetune(str(nano_folder), tmp_path / "run", settings, data="scenes:crops")
     before, after = load_checkpoint(nano_folder).student.state_dict(), load_checkpoint(folder).student.state_dict()
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -110,16 +112,16 @@ def test_a_tutored_run_changes_the_students_weights_and_adds_no_others(tmp_path,
 
 def test_unusable_settings_are_refused_before_any_work(tmp_path, nano_folder, raw_tokenizer):
     with pytest.raises(UsageError, match="multiple of 8"):
-        finetune(str(nano_folder), tmp_path / "a", FinetuneConfig(scenes=4, size=60))
+        finetune(str(nano_folder), tmp_path / "a", short_run(size=60))
     sd = write_directory(tmp_path / "sd", raw_tokenizer)
-    with pytest.raises(UsageError, match="--student-only needs a DiGSeg checkpoint"):
-        finetune(str(sd), tmp_path / "b", student_only=True)
+    with pytest.raises(UsageError, match=r"needs a DiGSeg checkpoint .* such as sd15"):
+        finetune(str(sd), tmp_path / "b", short_run())
     with pytest.raises(UsageError, match="generated scenes only"):
-        finetune(str(nano_folder), tmp_path / "b", FinetuneConfig(dense=True), data=str(tmp_path / "own"))
+        finetune(str(nano_folder), tmp_path / "b", short_run(dense=True), data=str(tmp_path / "own"))
     with pytest.raises(UsageError, match="no trained reference"):
         distill(str(sd), tmp_path / "c")
     with pytest.raises(UsageError, match="below the teacher's 4 steps"):
-        DistillConfig(teacher_steps=4, grid=(1, 4))
+        replace(recipe_settings("distill-tiny", DistillConfig), teacher_steps=4)
     with pytest.raises(UsageError, match="unknown scene domain 'moon'"):
         parse_domains("scenes:crops,moon")
     assert not (tmp_path / "b").exists() and not (tmp_path / "c").exists()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from dataset_trees import TREES, grey, label_map, own, picture
+from small_stage import short_run
 
 from digseg_engine.data.batches import FolderOptions, folder_batches
 from digseg_engine.data.crops import draw_crop
@@ -13,7 +14,7 @@ from digseg_engine.data.datasets import IGNORE, Item, open_dataset
 from digseg_engine.data.loader import CropLoader, CropReader
 from digseg_engine.errors import InputError, UsageError
 from digseg_engine.model.autoencoder import encode_image
-from digseg_engine.training.recipes.finetune import FinetuneConfig, open_batches
+from digseg_engine.training.recipes.finetune import open_batches
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_a_bad_file_met_by_a_reading_thread_is_named(folder):
 
 
 def test_training_data_that_cannot_be_used_is_refused(nano, folder, tmp_path):
-    config = FinetuneConfig(size=32)
+    config = short_run(size=32)
     with pytest.raises(InputError, match=r"nowhere is not a folder; expected a folder of labelled pictures"):
         open_batches(nano, str(tmp_path / "nowhere"), config, tmp_path / "out")
     with pytest.raises(UsageError, match="has no split 'val'"):

@@ -8,14 +8,12 @@ import torch
 from conftest import run_command
 from dataset_trees import TREES, own
 from PIL import Image
+from small_stage import SHORT, short_run
 
 from digseg_engine.data.batches import FolderOptions
 from digseg_engine.model.pretrained import load_checkpoint
-from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.recipes.distill import DistillConfig, distill
-from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
-
-SHORT = StageConfig(2, 2, 1e-3, prompts=3, warmup=1, optimizer="adamw")
+from digseg_engine.training.recipes.finetune import finetune
 
 
 def changed(before, after):
@@ -26,8 +24,8 @@ def changed(before, after):
 @pytest.mark.parametrize("layout", TREES)
 def test_every_layout_trains_two_steps(nano, nano_folder, tmp_path, layout):
     TREES[layout](tmp_path / "data")
-    settings = FinetuneConfig(size=32, student=SHORT)
-    written = finetune(str(nano_folder), tmp_path / "run", settings, data=str(tmp_path / "data"), student_only=True)
+    settings = short_run(size=32, student=SHORT)
+    written = finetune(str(nano_folder), tmp_path / "run", settings, data=str(tmp_path / "data"))
     assert changed(nano.student, load_checkpoint(written).student)
     rows = (tmp_path / "run" / "student" / "log.csv").read_text().strip().splitlines()
     assert len(rows) == 3 and "nan" not in " ".join(rows)
@@ -37,12 +35,12 @@ def test_every_layout_trains_two_steps(nano, nano_folder, tmp_path, layout):
 def test_the_whole_road_on_a_folder(nano, nano_folder, tmp_path):
     TREES["voc2012"](tmp_path / "data")
     folder = FolderOptions(cached_crops=2)
-    settings = FinetuneConfig(size=32, folder=folder, reference=SHORT, one_step=SHORT, student=SHORT)
+    settings = short_run(size=32, folder=folder, reference=SHORT, one_step=SHORT, student=SHORT)
     written = finetune(str(nano_folder), tmp_path / "run", settings, data=str(tmp_path / "data"))
     assert changed(nano.reference, load_checkpoint(written).reference)
     assert len(list((tmp_path / "run" / "latents").glob("*.f16"))) == 1
     config = DistillConfig(
-        size=32, folder=replace(folder, cached_crops=0), teacher_steps=2, grid=(1,), few_step=SHORT, student=SHORT,
+        scenes=4, size=32, folder=replace(folder, cached_crops=0), teacher_steps=2, grid=(1,), few_step=SHORT, student=SHORT,
         report_scenes=1,
     )  # fmt: skip
     distilled = distill(str(written), tmp_path / "distilled", config, data=str(tmp_path / "data"))

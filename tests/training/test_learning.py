@@ -6,6 +6,7 @@ import pytest
 import torch
 from nano_models import build_nano
 from safetensors.torch import load_file
+from small_stage import short_run
 from torch import nn
 
 from digseg_engine.data.batch import Batch, Planes
@@ -18,7 +19,7 @@ from digseg_engine.training.loop import StageConfig, train_stage
 from digseg_engine.training.objectives.one_step import OneStepLoss
 from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
-from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
+from digseg_engine.training.recipes.finetune import finetune
 from digseg_engine.training.run import Run
 from tests.model.sd_directories import write_directory
 
@@ -92,8 +93,8 @@ def iou(logits, masks):
 
 def test_sixty_steps_overfit_four_pictures_with_the_student(learner, tmp_path):
     c, data = learner, FourPictures(learner.vae)
-    loss = DistillationLoss(data, c.vae, c.text_encoder, c.tokenizer, c.reference, c.schedule,
-                            settings := StageConfig(60, 4, 2e-2, prompts=4, warmup=5, ema=0.8), every=0)  # fmt: skip
+    settings = StageConfig(60, 4, 2e-2, prompts=4, warmup=5, ema=0.8, optimizer="muon")
+    loss = DistillationLoss(data, c.vae, c.text_encoder, c.tokenizer, c.reference, c.schedule, settings)
     train_stage("student", c.student.requires_grad_(True), loss, settings, tmp_path, False)
     text = c.student.fold_text(*encode_text(c.text_encoder, c.tokenizer, list(data.names)))
     with torch.no_grad():
@@ -108,7 +109,7 @@ def test_sixty_steps_overfit_four_pictures_with_the_reference_in_one_step(learne
     c, data = learner, FourPictures(learner.vae)
     for injection in c.reference.pathway.injections:
         torch.nn.init.ones_(injection.gate)
-    settings = StageConfig(60, 8, 2e-2, prompts=4, warmup=5, ema=0.8, weight_decay=0.0)
+    settings = StageConfig(60, 8, 2e-2, prompts=4, warmup=5, ema=0.8, optimizer="muon")
     source = PairSource(data, c.vae, c.text_encoder, c.tokenizer, settings)
     loss = OneStepLoss(source, c.schedule)
     train_stage("one_step", c.reference.requires_grad_(True), loss, settings, tmp_path, False)
@@ -124,7 +125,7 @@ def test_a_student_of_stable_diffusion_starts_from_the_tuned_reference_and_knows
     source = write_directory(tmp_path / "sd", raw_tokenizer, style="2.1")
     moving = StageConfig(2, 2, 1e-2, warmup=1, optimizer="adamw", ema=0.0)
     still = replace(moving, learning_rate=1e-12, weight_decay=0.0, prompts=3)
-    settings = FinetuneConfig(scenes=4, size=128, reference=moving, one_step=moving, student=still)
+    settings = short_run(scenes=4, size=128, reference=moving, one_step=moving, student=still)
     c = load_checkpoint(finetune(str(source), tmp_path / "run", settings, data="scenes:crops"))
     start = load_file(source / "unet" / "diffusion_pytorch_model.safetensors")
     tuned, student = c.reference.unet.state_dict(), c.student.unet.state_dict()

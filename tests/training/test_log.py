@@ -15,6 +15,7 @@ from digseg_engine.errors import UsageError
 from digseg_engine.training.log import Log
 from digseg_engine.training.loop import StageConfig, train_stage
 from digseg_engine.training.meter import Meter
+from digseg_engine.training.recipe_files import recipe_settings
 from digseg_engine.training.recipes.tiny import TrainConfig
 from digseg_engine.training.run import in_every_stage
 from digseg_engine.training.trackers import MODULES, open_trackers
@@ -56,7 +57,7 @@ def test_events_hold_what_the_csv_holds_also_after_a_resume(tmp_path):
 def test_without_the_package_the_option_is_refused_before_any_work(monkeypatch, name):
     monkeypatch.setitem(sys.modules, MODULES[name], None)
     with pytest.raises(UsageError, match=rf"--{name} needs the package {name}.*pip install .*\[{name}\]") as caught:
-        in_every_stage(TrainConfig(), **{name: True})
+        in_every_stage(recipe_settings("tiny", TrainConfig), **{name: True})
     assert "\n" not in str(caught.value)
 
 
@@ -76,7 +77,7 @@ def test_every_stage_of_a_run_has_its_own_precision(tmp_path):
     for name, precision in (("a", "no"), ("b", "bf16"), ("c", "no")):
         torch.manual_seed(0)
         model = Line()
-        config = StageConfig(5, 8, 0.01, warmup=1, precision=precision)
+        config = StageConfig(5, 8, 0.01, warmup=1, ema=0.995, optimizer="muon", precision=precision)
         weights[name] = train_stage(name, model, noting(name), config, tmp_path / name, False).layer.weight.detach()
     assert seen["a"] == seen["c"] == (torch.float32, False)
     assert seen["b"][1]  # its forward pass ran under bfloat16 autocast

@@ -6,13 +6,14 @@ import pytest
 import torch
 from nano_models import build_nano
 from safetensors.torch import load_file
+from small_stage import short_run
 
 from digseg_engine.cli import main
 from digseg_engine.errors import UsageError
 from digseg_engine.training.loop import StageConfig, train_stage
 from digseg_engine.training.memory import MemoryCounter, ShapedBatches, count_stage, drop, stage_work
 from digseg_engine.training.planner import differences, plan, said, thriftier
-from digseg_engine.training.recipes.finetune import FinetuneConfig, outline, plan_finetune
+from digseg_engine.training.recipes.finetune import outline, plan_finetune
 from digseg_engine.training.run import stages_of, with_settings
 from digseg_engine.training.state import _save_tensors
 from digseg_engine.training.thrift import make_optimizer, recomputing, resolve_precision
@@ -42,7 +43,7 @@ def steps(module, loss, optimizer):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_tensors_without_contents_take_what_real_ones_take(build, name):
-    counted = count_stage(build, name, CONFIG, 64, teacher_steps=2)
+    counted = count_stage(build, name, CONFIG, 64, imitate_every=16, teacher_steps=2)
     with MemoryCounter() as counter:
         checkpoint, module, loss, used = work(build, name)
         drop(checkpoint, used)
@@ -98,7 +99,7 @@ def test_averages_on_the_cpu_and_other_layouts_train_to_the_same_weights(tmp_pat
 
 
 def test_a_plan_names_the_cheapest_changes_that_fit_and_they_do(build):
-    config = FinetuneConfig(student=replace(CONFIG, batch=4))
+    config = short_run(student=replace(CONFIG, batch=4))
     (whole,) = plan(build, {"student": config.student}, 64)
     assert whole.fits(None) and whole.changes == ()
     limit = 0.7 * whole.memory.peak
@@ -150,9 +151,7 @@ def test_pictures_and_epochs_of_a_folder_are_counted(nano_folder, tmp_path):
     from dataset_trees import TREES
 
     TREES["folder"](tmp_path / "data")
-    plans, pictures = plan_finetune(
-        str(nano_folder), FinetuneConfig(student=CONFIG), str(tmp_path / "data"), student_only=True
-    )
+    plans, pictures = plan_finetune(str(nano_folder), short_run(student=CONFIG), str(tmp_path / "data"))
     assert [each.name for each in plans] == ["student"] and pictures and pictures > 0
 
 

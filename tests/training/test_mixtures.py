@@ -7,12 +7,13 @@ import pytest
 import torch
 from conftest import run_command
 from dataset_trees import TREES, own
+from small_stage import short_run
 
 from digseg_engine.data.batches import FolderOptions
 from digseg_engine.data.mixtures import BLOCK, MixedBatches
 from digseg_engine.data.shares import Share, parse_shares
 from digseg_engine.errors import UsageError
-from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune, open_batches
+from digseg_engine.training.recipes.finetune import finetune, open_batches
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def folders(tmp_path):
 
 
 def config_of(**options):
-    return FinetuneConfig(size=32, scenes=32, folder=FolderOptions(**options))
+    return short_run(size=32, scenes=32, folder=FolderOptions(**options))
 
 
 def mixed(nano, folders, **options):
@@ -114,14 +115,14 @@ def test_a_mixture_trains_and_is_recorded(nano, nano_folder, folders):
     from digseg_export.own_pictures import trained_on
 
     data = [f"{folders}/streets=0.5", f"{folders}/fields"]
-    settings = FinetuneConfig(size=32, student=SHORT)
-    written = finetune(str(nano_folder), folders / "run", settings, data=data, student_only=True)
+    settings = short_run(size=32, student=SHORT)
+    written = finetune(str(nano_folder), folders / "run", settings, data=data)
     assert changed(nano.student, load_checkpoint(written).student)
     assert json.loads((folders / "run" / "train.json").read_text())["data"] == data
     assert trained_on(written) == folders / "fields"
-    finetune(str(nano_folder), folders / "run", settings, data=data, student_only=True, resume=True)
+    finetune(str(nano_folder), folders / "run", settings, data=data, resume=True)
     with pytest.raises(UsageError, match=r"cannot resume .* with other settings: data: "):
-        finetune(str(nano_folder), folders / "run", settings, data=data[:1], student_only=True, resume=True)
+        finetune(str(nano_folder), folders / "run", settings, data=data[:1], resume=True)
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from small_stage import SETTINGS, Line, failing_at, line_loss
+from small_stage import SETTINGS, Line, failing_at, line_loss, short_run
 
 from digseg_engine.errors import CheckpointError, InputError, TrainingError, UsageError
 from digseg_engine.training.interruption import TrainingInterruptedError
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.recipes.distill import distill
-from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
+from digseg_engine.training.recipes.finetune import finetune
 from digseg_engine.training.record import settings_in_force
 from digseg_engine.training.run import Run, scaled
 
@@ -151,7 +151,7 @@ def test_a_torn_log_is_mended_on_resume(cut):
 
 
 def test_data_and_size_are_checked_before_anything_is_written(nano_folder, tmp_path):
-    short = FinetuneConfig(scenes=4, size=32)
+    short = short_run(size=32)
     for number, (data, settings, kind) in enumerate(
         [("mien", short, UsageError), ("scenes:moon", short, UsageError), (str(tmp_path), short, InputError),
          ("scenes", replace(short, size=33), UsageError)]

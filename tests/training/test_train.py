@@ -10,10 +10,13 @@ from small_stage import Line, fit
 from digseg_engine.errors import TrainingError, UsageError
 from digseg_engine.training.loop import StageConfig, train_stage
 from digseg_engine.training.objectives.losses import dice_loss, mask_loss, shrink
+from digseg_engine.training.recipe_files import recipe_settings
 from digseg_engine.training.recipes.tiny import TrainConfig
 from digseg_engine.training.run import with_settings
 from digseg_engine.worlds.pool import NAMES, SceneBatches, build_pool
 from digseg_engine.worlds.scenes import UNSEEN_PAIRS, scene
+
+TINY = recipe_settings("tiny", TrainConfig)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +94,14 @@ def test_the_whole_run_trains_saves_and_loads(tmp_path, nano_preset, monkeypatch
     monkeypatch.setitem(config.PRESETS, "tiny", nano_preset)
     short = StageConfig(3, 8, 1e-3, prompts=6, warmup=1)
     settings = module.TrainConfig(
-        scenes=32, size=64, autoencoder=short, backbone=short, text=short, reference=short, student=short
+        scenes=32,
+        size=64,
+        imitate_every=16,
+        autoencoder=short,
+        backbone=short,
+        text=short,
+        reference=short,
+        student=short,
     )
     folder = module.train("tiny", tmp_path / "run", settings)
     loaded = load_checkpoint(folder)
@@ -111,27 +121,25 @@ def test_the_whole_run_trains_saves_and_loads(tmp_path, nano_preset, monkeypatch
 
 
 def test_presets_that_need_pretrained_weights_are_refused(tmp_path):
-    from digseg_engine.training.recipes.tiny import TrainConfig, train
+    from digseg_engine.training.recipes.tiny import train
     from digseg_engine.training.run import scaled
 
     with pytest.raises(UsageError, match="pretrained"):
         train("sd21", tmp_path / "x")
     with pytest.raises(UsageError, match="above 0"):
-        scaled(TrainConfig(), 0)
+        scaled(TINY, 0)
 
 
 def test_settings_change_by_name_and_wrong_ones_are_refused():
-    changed = with_settings(
-        TrainConfig(), ["student.steps=7", "scenes=9", "student.compile=false", "text.optimizer=adamw"]
-    )
+    changed = with_settings(TINY, ["student.steps=7", "scenes=9", "student.compile=false", "text.optimizer=adamw"])
     assert (changed.student.steps, changed.scenes, changed.student.compile, changed.text.optimizer) == (
         7,
         9,
         False,
         "adamw",
     )
-    assert changed.backbone == TrainConfig().backbone
+    assert changed.backbone == TINY.backbone
     for wrong, word in (("student.step=7", "learning_rate"), ("teacher.steps=7", "student.steps"), ("scenes=many", "int"),
                         ("student.compile=maybe", "true or false")):  # fmt: skip
         with pytest.raises(UsageError, match=word):
-            with_settings(TrainConfig(), [wrong])
+            with_settings(TINY, [wrong])

@@ -20,9 +20,10 @@ from digseg_engine.evaluation.protocols import VALIDATION_SEED, LabelledPictures
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.model.pretrained import load_checkpoint
 from digseg_engine.training.loop import StageConfig
+from digseg_engine.training.recipe_files import recipe_settings
 from digseg_engine.training.recipes.distill import DistillConfig, distill
 from digseg_engine.training.recipes.finetune import FinetuneConfig, finetune
-from digseg_engine.training.recipes.validating import student_validator, validated_by_default
+from digseg_engine.training.recipes.validating import student_validator, validated_where_held_out
 from digseg_engine.worlds.scenes import scene
 
 SHORT = StageConfig(4, 2, 1e-2, prompts=3, warmup=1, ema=0.5, optimizer="adamw", validate_every=2, validate_pictures=3)
@@ -100,10 +101,11 @@ def test_scenes_to_validate_on_are_neither_trainings_nor_the_tests(nano):
     assert not np.array_equal(sets[0][0].image, TestScenes("crops", 1, 64)[0].image)
 
 
-def test_quick_runs_on_folders_with_a_validation_split_are_validated_by_default(divided, tmp_path):
+def test_a_recipe_validates_only_on_folders_with_a_validation_split(divided, tmp_path):
     own(tmp_path / "whole")
+    recipe = recipe_settings("finetune-100", FinetuneConfig)
     every = [
-        validated_by_default(FinetuneConfig(), data, options).student.validate_every
+        validated_where_held_out(replace(recipe, folder=options), data).student.validate_every
         for data, options in (
             (str(divided), FolderOptions()),
             (str(divided), FolderOptions(split="val")),

@@ -171,27 +171,28 @@ def test_a_stage_that_improves_no_more_ends_early_and_stays_ended(tmp_path, caps
 
 def test_patience_without_validation_is_refused():
     from digseg_engine.commands.train import adjusted, watching
-    from digseg_engine.training.recipes.finetune import FinetuneConfig
+    from digseg_engine.training.recipe_files import recipe_settings
+from digseg_engine.training.recipes.finetune import FinetuneConfig
 
     with pytest.raises(UsageError, match="--early-stop counts validations"):
-        adjusted(FinetuneConfig(), 1, watching(False, False, None, 3), [])
-    settings = adjusted(FinetuneConfig(), 0.1, watching(False, False, 7, 3), ["student.validate_pictures=5"])
+        adjusted(recipe_settings("finetune-100", FinetuneConfig), 1, watching(False, False, None, 3), [])
+    settings = adjusted(recipe_settings("finetune-100", FinetuneConfig), 0.1, watching(False, False, 7, 3), ["student.validate_pictures=5"])
     assert (settings.student.validate_every, settings.student.early_stop, settings.student.validate_pictures) == (
         7,
         3,
         5,
     )
-    set_by_stage = adjusted(FinetuneConfig(), 1, watching(False, False, None, 3), ["student.validate_every=9"])
+    set_by_stage = adjusted(recipe_settings("finetune-100", FinetuneConfig), 1, watching(False, False, None, 3), ["student.validate_every=9"])
     assert (set_by_stage.student.validate_every, set_by_stage.reference.validate_every) == (9, 0)
 
 
 def test_a_scaled_run_is_validated_as_often():
     from digseg_engine.training.recipes.tiny import TrainConfig
 
-    config = TrainConfig(student=StageConfig(200, 8, 0.1, validate_every=50))
+    config = replace(recipe_settings("tiny", TrainConfig), student=StageConfig(200, 8, 0.1, validate_every=50))
     assert scaled(config, 0.1).student.validate_every == 5
     assert scaled(config, 0.001).student.validate_every == 1
-    assert scaled(TrainConfig(), 0.1).student.validate_every == 0
+    assert scaled(recipe_settings("tiny", TrainConfig), 0.1).student.validate_every == 0
 
 
 def test_figures_of_a_module_that_is_right_and_of_one_that_is_not(tmp_path):

@@ -58,7 +58,7 @@ class DenoisingLoss:
         noise = torch.where(zero[:, None, None, None], 0.0, noise).to(device)
         noisy = self.schedule.add_noise(pairs.clean, noise, t)
         noisy = torch.where(zero[:, None, None, None].to(device), 0.0, noisy)
-        v = reference(torch.cat([pairs.z, noisy], 1), t, pairs.text, pairs.token_mask)
+        v = reference(torch.cat([pairs.z, noisy], 1), t, *pairs.conditioning)
         clean = self.schedule.clean(noisy, v, t)
         v_error = latent_error((v - self.schedule.velocity(pairs.clean, noise, t)).square(), pairs.valid)
         one_step = latent_error((clean - pairs.clean).square(), pairs.valid)

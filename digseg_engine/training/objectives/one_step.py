@@ -36,7 +36,7 @@ class OneStepLoss:
         shape = pairs.clean.shape
         slot = torch.randn(shape, generator=random).to(device) if self.noise else torch.zeros(shape, device=device)
         t = torch.full((len(slot),), len(self.schedule) - 1, device=device)
-        v = reference(torch.cat([pairs.z, slot], 1), t, pairs.text, pairs.token_mask)
+        v = reference(torch.cat([pairs.z, slot], 1), t, *pairs.conditioning)
         clean = self.schedule.clean(slot, v, t)
         logits = SHARPNESS * decode_value(self.source.vae, clean)
         bce, dice = mask_loss(logits[:, None], pairs.masks[:, None], pairs.valid)

@@ -25,8 +25,7 @@ BCE_WEIGHT = 2.0  # the only part that absent prompts have: Dice and ranking cou
 RANKING_WEIGHT = 0.5  # orders similar prompts where the other two have found the region
 IMITATION_WEIGHT = 0.5  # times the trust of every pair, so at most half of what the truth weighs
 TRUST_POWER = 2  # a reference that is half right (soft Dice 0.5) counts a quarter
-# The reference takes N steps for every pair, where the student looks once at a picture: few pairs are asked, and seldom.
-IMITATE_EVERY = 16  # micro-batches
+# The reference takes N steps for every pair, where the student looks once at a picture: few pairs are asked.
 IMITATED_PAIRS = 16  # (picture, prompt) pairs each time
 PRESENT_ODDS = (
     5.0  # a present pair is drawn so many times as often as an absent one: empty masks teach little of shapes
@@ -43,7 +42,7 @@ class DistillationLoss:
 
     def __init__(
         self, batches: Batches, vae: Autoencoder, text: CLIPTextModel, tokenizer: PromptTokenizer,
-        reference: Reference, schedule: Schedule, config: StageConfig, teacher_steps: int = 4, every: int = IMITATE_EVERY,
+        reference: Reference, schedule: Schedule, config: StageConfig, teacher_steps: int = 4, every: int = 0,
     ) -> None:  # fmt: skip
         self.batches, self.vae, self.text, self.tokenizer = batches, vae, text, tokenizer
         self.reference, self.schedule, self.config = reference, schedule, config

@@ -9,7 +9,7 @@ import copy
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from accelerate import PartialState
 
@@ -21,33 +21,37 @@ from digseg_engine.evaluation.predictors import Predict, reference_predictor, st
 from digseg_engine.evaluation.protocols import Samples, TestScenes, open_samples
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.files import replacing, write_json
+from digseg_engine.model.folder import find_start
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.objectives.few_step import FewStepLoss
 from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
-from digseg_engine.training.recipes.finetune import FinetuneConfig, check_data, find_start, load_start, open_batches
+from digseg_engine.training.recipe_files import RecipeSettings, Start, distill_recipe, recipe_settings
+from digseg_engine.training.recipes.finetune import check_data, load_start, open_batches
 from digseg_engine.training.recipes.summary import print_schedule
 from digseg_engine.training.recipes.validating import reference_validator, student_validator
-from digseg_engine.training.run import Run, freeze, move, stages_of
+from digseg_engine.training.run import Run, freeze, move
 from digseg_engine.training.thrift import keep_on_device
 from digseg_engine.words import counted
 from digseg_engine.worlds.scenes import is_scenes
 
 
-@dataclass(frozen=True)
-class DistillConfig:
-    """Settings of both distillation stages and of the report at the end."""
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(RecipeSettings):
+    """Both distillation stages and the report at the end; the values stand in `assets/recipes/distill-*.toml`."""
 
-    seed: int = 0
-    scenes: int = 4000
-    size: int | None = None
+    START: ClassVar[Start] = "reference"
+
+    scenes: int  # per domain, when distilled on scenes
+    size: int | None = None  # pixels; None: the model's own
+    imitate_every: int = 0  # as in FinetuneConfig
+    teacher_steps: int
+    grid: tuple[int, ...]  # numbers of steps that are learned
+    report_scenes: int  # test scenes per domain, or held-out pictures of a folder, in the report
     folder: FolderOptions = FolderOptions()  # when distilled on a folder of labelled pictures
-    teacher_steps: int = 8
-    grid: tuple[int, ...] = (1, 2, 4)
-    few_step: StageConfig = StageConfig(2000, 8, 5e-4, ema=0.995)
-    student: StageConfig = StageConfig(1500, 8, 2e-3, ema=0.995)
-    report_scenes: int = 8  # test scenes per domain, or held-out pictures of a folder, in the report
+    few_step: StageConfig
+    student: StageConfig
 
     def __post_init__(self) -> None:
         if not self.grid or min(self.grid) < 1 or max(self.grid) >= self.teacher_steps:
@@ -60,21 +64,20 @@ def distill(
     override: bool = False,
 ) -> Path:  # fmt: skip
     """Distil the DiGSeg checkpoint `source` into `out`; returns the new checkpoint's directory."""
-    config = config or DistillConfig()
-    run = Run(out, resume, config.seed, override)
     start = find_start(source)
+    config = config or recipe_settings(distill_recipe(start), DistillConfig)
+    run = Run(out, resume, config.seed, override)
     checkpoint, tokenizer_json, trained = load_start(start)
     if not trained:
         raise UsageError(
             f"{source} holds no trained reference to distil; train one first: digseg train --init {source}"
         )
-    settings = FinetuneConfig(seed=config.seed, scenes=config.scenes, size=config.size, folder=config.folder)
-    check_data(checkpoint, data, settings)
+    check_data(checkpoint, data, config)
     run.describe(config, source=source, data=data if isinstance(data, str) else list(data))
     move(checkpoint)
-    print_schedule(out, stages_of(config), checkpoint, config.size or checkpoint.config.image_size)
+    print_schedule(out, config, checkpoint, config.size or checkpoint.config.image_size)
     freeze(checkpoint.vae, checkpoint.text_encoder)
-    batches = open_batches(checkpoint, data, settings, out)
+    batches = open_batches(checkpoint, data, config, out)
     teacher = copy.deepcopy(checkpoint.reference)
     freeze(teacher)
     pairs = PairSource(batches, checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer, config.few_step)
@@ -87,7 +90,7 @@ def distill(
     checkpoint.student.requires_grad_(True)
     keep_on_device(checkpoint, ("vae", "text_encoder", "student"))  # the teacher is a network of its own
     parts = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer, teacher, checkpoint.schedule)
-    imitate = DistillationLoss(batches, *parts, config.student, teacher_steps=config.teacher_steps)
+    imitate = DistillationLoss(batches, *parts, config.student, config.teacher_steps, config.imitate_every)
     watched = student_validator(checkpoint, data, config, config.student)
     run.stage("student", checkpoint.student, imitate, config.student, watched)
     folder = run.finish(checkpoint, tokenizer_json, start)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,18 @@ from digseg_engine.evaluation.protocols import Samples, open_samples
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.pretrained import Checkpoint
-from digseg_engine.training.loop import StageConfig
+from digseg_engine.training.recipe_files import STORED, RecipeSettings
 from digseg_engine.training.recipes.validating import scored_split
+from digseg_engine.training.run import Plain, stages_of
+from digseg_engine.words import counted
 from digseg_engine.worlds.scenes import is_scenes
 
 PICTURES = 20  # scored before and after, of each test set
 VALIDATED = ("one_step", "few_step", "student")  # the stages that end with something that segments
 
 
-def print_schedule(out: Path, stages: Mapping[str, StageConfig], checkpoint: Checkpoint, size: int) -> None:
-    """Device, weights and, for every stage, what it will do."""
+def print_schedule(out: Path, config: RecipeSettings, checkpoint: Checkpoint, size: int) -> None:
+    """Device, weights, for every stage what it will do, and the other values of the run that matter."""
     if not PartialState().is_main_process:
         return
     device = device_of(checkpoint.student)
@@ -40,14 +41,25 @@ def print_schedule(out: Path, stages: Mapping[str, StageConfig], checkpoint: Che
         "text": checkpoint.text_encoder,
         "backbone": checkpoint.student,
     }
-    print(f"training into {out} on {where}, pictures of {size} px")
-    for name, stage in stages.items():
+    recipe = f", recipe {config.recipe}" if config.recipe else ""
+    print(f"training into {out} on {where}, pictures of {size} px{recipe}")
+    for name, stage in stages_of(config).items():
         watched = name in VALIDATED and stage.validate_every
         count = sum(p.numel() for p in parts.get(name, checkpoint.reference).parameters()) / 1e6
         pictures = stage.batch * stage.accumulate * PartialState().num_processes
         print(f"  {name}: {stage.steps} steps of {pictures} pictures, {count:.1f} million weights, {stage.optimizer} at "
-              f"{stage.learning_rate:g}" + (f", validated every {stage.validate_every}" if watched else ""),
-              flush=True)  # fmt: skip
+              f"{stage.learning_rate:g} after {counted(stage.warmup, 'step')} of warm-up, average {stage.ema:g}, "
+              f"precision {stage.precision}" + (f", validated every {stage.validate_every}" if watched else ""))  # fmt: skip
+    values = " ".join(f"{name}={value}" for name, value in telling_values(config).items())
+    print(f"  {values}; every value: {out / STORED}", flush=True)
+
+
+def telling_values(config: RecipeSettings) -> dict[str, Any]:
+    """Values of a run beside its stages: all plain ones, and of the folder's those that are not neutral."""
+    plain = {name: value for name, value in vars(config).items() if isinstance(value, Plain) and name != "recipe"}
+    neutral, folder = FolderOptions(), getattr(config, "folder", FolderOptions())
+    changed = {f"folder.{name}": value for name, value in vars(folder).items() if value != getattr(neutral, name)}
+    return {**plain, **changed}
 
 
 @dataclass(frozen=True)

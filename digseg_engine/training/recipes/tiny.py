@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -21,28 +22,35 @@ from digseg_engine.training.objectives.alignment import AlignmentLoss, TextAlign
 from digseg_engine.training.objectives.autoencoder import AutoencoderLoss
 from digseg_engine.training.objectives.denoising import DenoisingLoss
 from digseg_engine.training.objectives.dense import Backbone, BackboneLoss, Tutored
-from digseg_engine.training.objectives.pairs import PairSource
+from digseg_engine.training.objectives.pairs import PairSource, check_dropout
 from digseg_engine.training.objectives.student import DistillationLoss
+from digseg_engine.training.recipe_files import RecipeSettings, Start, default_recipe, recipe_settings
 from digseg_engine.training.recipes.summary import print_schedule
 from digseg_engine.training.recipes.validating import student_validator
-from digseg_engine.training.run import Run, freeze, move, stages_of
+from digseg_engine.training.run import Run, freeze, move
 from digseg_engine.worlds.sources import cache_latents, parse_domains, scene_batches, scene_pools, set_latent_scale
 from digseg_engine.worlds.vocabulary import train_tokenizer
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """One run from nothing: scenes per domain, their size in pixels, and the length of every stage."""
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RecipeSettings):
+    """A run from nothing. What has a default is off or neutral; the values stand in `assets/recipes/tiny.toml`."""
 
-    seed: int = 0
-    scenes: int = 4000
-    size: int = 128
-    dense: bool = True  # the student learns dense labels of single words beside the prompts
-    autoencoder: StageConfig = StageConfig(1000, 48, 2e-3, optimizer="adamw")
-    backbone: StageConfig = StageConfig(2800, 16, 5e-3, compile=True)
-    text: StageConfig = StageConfig(600, 16, 2e-3, prompts=32)
-    reference: StageConfig = StageConfig(500, 16, 3e-3, compile=True)
-    student: StageConfig = StageConfig(4200, 16, 4e-3, prompts=8, compile=True)
+    START: ClassVar[Start] = "nothing"
+
+    scenes: int  # per domain
+    size: int  # pixels
+    imitate_every: int = 0  # as in FinetuneConfig
+    prompt_dropout: float = 0.0  # as in FinetuneConfig
+    dense: bool = False  # the student learns dense labels of single words beside the prompts
+    autoencoder: StageConfig
+    backbone: StageConfig
+    text: StageConfig
+    reference: StageConfig
+    student: StageConfig
+
+    def __post_init__(self) -> None:
+        check_dropout(self.prompt_dropout)
 
 
 def train(
@@ -56,14 +64,14 @@ def train(
     if name != "tiny":
         raise UsageError(f"training from nothing needs --config tiny, got {name!r}; "
                          "the larger presets start from pretrained weights (--init)")  # fmt: skip
-    config = config or TrainConfig()
+    config = config or recipe_settings(default_recipe(None), TrainConfig)
     run = Run(out, resume, config.seed, override)
     domains, chosen = parse_domains(data), preset(name)
     run.describe(config, config=name, data=data)
     torch.manual_seed(config.seed)
     raw = train_tokenizer(chosen.text["vocab_size"])
     checkpoint = move(build(chosen, PromptTokenizer(raw)))
-    print_schedule(out, stages_of(config), checkpoint, config.size)
+    print_schedule(out, config, checkpoint, config.size)
 
     # 1. Autoencoder, then frozen.
     pools = scene_pools(domains, config.scenes, config.size, out / "pools")
@@ -85,12 +93,14 @@ def train(
     )
     # 4. Reference.
     checkpoint.reference.unet.load_state_dict(checkpoint.student.unet.state_dict())
-    source = PairSource(batches, checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer, config.reference)
+    frozen = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer)
+    source = PairSource(batches, *frozen, config.reference, config.prompt_dropout)
     run.stage("reference", checkpoint.reference, DenoisingLoss(source, checkpoint.schedule), config.reference)
     freeze(checkpoint.reference)
     # 5. Student.
-    parts = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer, checkpoint.reference, checkpoint.schedule)
+    parts = (*frozen, checkpoint.reference, checkpoint.schedule)
     learner = Tutored(checkpoint.student) if config.dense else checkpoint.student
+    imitate = DistillationLoss(batches, *parts, config.student, every=config.imitate_every)
     validator = student_validator(checkpoint, data, config, config.student)
-    run.stage("student", learner, DistillationLoss(batches, *parts, config.student), config.student, validator)
+    run.stage("student", learner, imitate, config.student, validator)
     return run.finish(checkpoint, raw.to_str(pretty=True))

@@ -35,14 +35,14 @@ from digseg_engine.worlds.scenes import is_scenes
 from digseg_engine.worlds.sources import parse_domains
 
 Config = TypeVar("Config")
-QUICK_EVERY = 50  # steps, of the quick recipe's 200
 
 
-def validated_by_default(config: Config, data: Data, folder: FolderOptions) -> Config:
-    """The settings of a quick run, validated where all data are folders with a validation split that is not trained on."""
-    shares = parse_shares(data)
-    fit = all(not is_scenes(share.data) and _has_validation_split(share.data, folder) for share in shares)
-    return in_every_stage(config, validate_every=QUICK_EVERY) if fit else config
+def validated_where_held_out(config: Config, data: Data) -> Config:
+    """The settings of a run whose recipe asks for validation: without it, unless all data are folders with a validation
+    split that is not trained on."""
+    folder = getattr(config, "folder", FolderOptions())
+    fit = all(not is_scenes(share.data) and _has_validation_split(share.data, folder) for share in parse_shares(data))
+    return config if fit else in_every_stage(config, validate_every=0)
 
 
 def _has_validation_split(place: Path | str, folder: FolderOptions) -> bool:
@@ -106,7 +106,8 @@ def _validator(
             continue
         split, trained = scored_split(place, config.folder)
         samples = LabelledPictures(place, stage.validate_pictures, config.folder.layout, split, config.seed)
-        samples.name = f"{place.name if names.count(place.name) == 1 else place} {split}"
+        name = Path(place).name
+        samples.name = f"{name if names.count(name) == 1 else place} {split}"
         sets.append(samples)
         if trained and PartialState().is_main_process:
             note("digseg", f"note: {place} has no held-out split: the run is validated on pictures that it trains on, and its "
