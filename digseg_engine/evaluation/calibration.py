@@ -21,7 +21,7 @@ class Calibration:
 
     def add(self, logits: Tensor, right: Tensor) -> None:
         """Logits [N] of what was answered, and whether it was right [N]."""
-        probability = logits.sigmoid()
+        probability = logits.sigmoid().nan_to_num()  # a broken model is scored, not fallen over
         place = (probability * BINS).long().clamp(max=BINS - 1)
         self.pixels += place.bincount(minlength=BINS).cpu().numpy()
         self.promised += place.bincount(probability, BINS).cpu().numpy()

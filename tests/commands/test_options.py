@@ -15,6 +15,7 @@ from digseg_export.cli import COMMAND as EXPORT
 COMMANDS = {**{name: command_named(name) for name in NAMES}, "digseg-export": EXPORT}
 OPTIONS = [pytest.param(command, option, id=f"{name} {option.spellings[0]}")
            for name, command in COMMANDS.items() for option in command.options]  # fmt: skip
+TEXTS = {"counted": "all", "scaled": "0.5,1"}  # of options whose `kind` is their own
 CONDITIONAL = [one for one in OPTIONS if one.values[1].only_with]
 EXCLUSIVE = [one for one in OPTIONS if one.values[1].not_with]
 
@@ -23,6 +24,8 @@ def sample(option: Option) -> str:
     """A text that the option takes."""
     if option.choices:
         return option.choices[-1]
+    if option.kind.__name__ in TEXTS:
+        return TEXTS[option.kind.__name__]
     if option.kind is kinds_to_save:
         return "json,masks"
     if option.kind is float:

@@ -15,7 +15,8 @@ from digseg_engine.training.loop import StageConfig, train_stage
 from digseg_engine.training.recipes.finetune import FinetuneConfig
 from digseg_engine.training.validation import Validator
 
-SETTINGS = StageConfig(steps=12, batch=8, learning_rate=0.05, warmup=2, ema=0.995, optimizer="muon", save_every=5)
+SETTINGS = StageConfig(steps=12, batch=8, learning_rate=0.05, warmup=2, weight_decay=0.01, clip=1.0, ema=0.995, optimizer="muon",
+                       save_every=5)  # fmt: skip
 
 
 SHORT = StageConfig(2, 2, 1e-3, prompts=3, warmup=1)  # of networks, where two steps tell enough

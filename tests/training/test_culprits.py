@@ -75,8 +75,8 @@ def test_a_weight_that_is_no_number_is_named_beside_the_pictures(nano, tmp_path,
     with pytest.raises(
         TrainingError, match=r"loss is nan.*in student, step 0, batch 0 \(.*p\d\.png.*\), weights"
     ) as caught:
-        finetune(str(tmp_path / "broken"), tmp_path / "run", FinetuneConfig(size=32, student=SHORT, imitate_every=0),
-                 data=str(tmp_path / "data"), student_only=True)  # fmt: skip
+        finetune(str(tmp_path / "broken"), tmp_path / "run", FinetuneConfig(scenes=4, size=32, student=SHORT),
+                 data=str(tmp_path / "data"))  # fmt: skip
     assert f"weights {name} are not finite either" in str(caught.value)
     assert not torch.isfinite(dict(load_checkpoint(tmp_path / "broken").student.named_parameters())[name]).all()
 

@@ -49,6 +49,7 @@ NEUTRAL = {  # what may stand in Python: it is off, everything, or changes no we
     "prompts": 1, "warmup": 0, "weight_decay": 0.0, "clip": float("inf"), "ema": 0.0, "accumulate": 1, "precision": "auto",
     "gradient_checkpointing": False, "average_on_cpu": False, "channels_last": False, "tf32": True, "save_every": 500,
     "save_minutes": 15.0, "stop": None, "compile": False, "optimizer": "adamw", "tensorboard": False,
+    "wandb": False, "validate_every": 0, "validate_pictures": 20, "early_stop": 0,
 }  # fmt: skip
 OF_EVERY_RUN = {"recipe": "", "seed": 0, "size": None, "imitate_every": 0, "noise": "gaussian", "prompt_dropout": 0.0,
                 "dense": False, "folder": FolderOptions(), "reference": None, "one_step": None}  # fmt: skip
@@ -125,7 +126,9 @@ def test_the_command_of_the_bundled_models_second_run_still_has_the_settings_of_
 
 def test_finetune_100_is_what_quick_was():
     quick = recipe_settings("finetune-100", FinetuneConfig)
-    assert quick.student == StageConfig(200, 8, 2e-3, prompts=8, warmup=20, weight_decay=0.01, clip=1.0, ema=0.98,
+    assert quick.student.validate_every == 50  # the one value that `quick` had not
+    assert replace(quick.student, validate_every=0) == StageConfig(200, 8, 2e-3, prompts=8, warmup=20,
+                                                                  weight_decay=0.01, clip=1.0, ema=0.98,
                                         optimizer="muon")  # fmt: skip
     assert quick.student_alone and quick.imitate_every == 0 and quick.folder == FolderOptions()
 

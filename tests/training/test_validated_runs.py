@@ -9,9 +9,10 @@ import pytest
 import torch
 from conftest import run_command
 from dataset_trees import TREES, own
+from launching import launch
 from PIL import Image
 from safetensors.torch import load_file
-from test_several_processes import difference, launch
+from test_several_processes import difference
 
 from digseg_engine.data.batches import FolderOptions
 from digseg_engine.errors import UsageError
@@ -49,7 +50,7 @@ def divided(tmp_path):
 
 @pytest.mark.slow
 def test_the_figures_are_those_of_the_evaluation_of_the_weights_that_the_run_ends_with(nano_folder, divided, tmp_path):
-    settings = FinetuneConfig(size=32, reference=SHORT, one_step=SHORT, student=SHORT, imitate_every=0)
+    settings = FinetuneConfig(scenes=4, size=32, reference=SHORT, one_step=SHORT, student=SHORT, imitate_every=0)
     written = finetune(str(nano_folder), tmp_path / "run", settings, data=str(divided))
     made = json.loads((written / "training" / "made.json").read_text())
     assert set(made["best"]) == {"one_step", "student"}  # the stage `reference` does not segment by itself
@@ -83,7 +84,7 @@ def test_the_figures_are_those_of_the_evaluation_of_the_weights_that_the_run_end
 
 def test_pictures_are_chosen_by_the_seed_and_never_the_training_split(nano, divided):
     def chosen(seed, count=2):
-        settings = FinetuneConfig(seed=seed, size=32, student=replace(SHORT, validate_pictures=count))
+        settings = FinetuneConfig(scenes=4, seed=seed, size=32, student=replace(SHORT, validate_pictures=count))
         (samples,) = student_validator(nano, str(divided), settings, settings.student).sets
         return [samples[i].name for i in range(len(samples))]
 
@@ -92,7 +93,7 @@ def test_pictures_are_chosen_by_the_seed_and_never_the_training_split(nano, divi
 
 
 def test_scenes_to_validate_on_are_neither_trainings_nor_the_tests(nano):
-    settings = FinetuneConfig(size=64, student=SHORT)
+    settings = FinetuneConfig(scenes=4, size=64, student=SHORT)
     sets = student_validator(nano, "scenes:crops,objects", settings, settings.student).sets
     assert [samples.name for samples in sets] == ["crops", "objects"] and [len(samples) for samples in sets] == [3, 3]
     first = sets[0].first
@@ -137,7 +138,7 @@ def test_the_command_line_validates_and_can_be_told_not_to(nano_folder, divided,
 
 def test_on_a_folder_that_holds_nothing_out_it_is_said(nano, tmp_path, capsys):
     own(tmp_path / "whole")
-    settings = FinetuneConfig(size=32, student=SHORT)
+    settings = FinetuneConfig(scenes=4, size=32, student=SHORT)
     validator = student_validator(nano, str(tmp_path / "whole"), settings, settings.student, lambda batches: None)
     assert "has no held-out split" in capsys.readouterr().err and not validator.losses
     with pytest.raises(UsageError, match="validate_pictures 1 or more"):
@@ -147,7 +148,9 @@ def test_on_a_folder_that_holds_nothing_out_it_is_said(nano, tmp_path, capsys):
 @pytest.mark.slow
 def test_both_stages_of_a_distillation_are_validated(nano_folder, tmp_path):
     TREES["voc2012"](tmp_path / "data")
-    config = DistillConfig(size=32, teacher_steps=2, grid=(1,), few_step=SHORT, student=SHORT, report_scenes=1)
+    config = DistillConfig(
+        scenes=4, imitate_every=2, size=32, teacher_steps=2, grid=(1,), few_step=SHORT, student=SHORT, report_scenes=1
+    )
     written = distill(str(nano_folder), tmp_path / "run", config, data=str(tmp_path / "data"))
     for stage in ("few_step", "student"):
         assert len(rows_of(tmp_path / "run" / stage / "validation.csv")) == 2

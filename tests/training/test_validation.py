@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.metrics import Score, matthews
 from digseg_engine.training.log import curve
 from digseg_engine.training.loop import StageConfig
+from digseg_engine.training.recipe_files import recipe_settings
+from digseg_engine.training.recipes.finetune import FinetuneConfig
+from digseg_engine.training.recipes.tiny import TrainConfig
 from digseg_engine.training.run import scaled
 from digseg_engine.training.validation import best_of, undisturbed
 
@@ -171,24 +175,23 @@ def test_a_stage_that_improves_no_more_ends_early_and_stays_ended(tmp_path, caps
 
 def test_patience_without_validation_is_refused():
     from digseg_engine.commands.train import adjusted, watching
-    from digseg_engine.training.recipe_files import recipe_settings
-from digseg_engine.training.recipes.finetune import FinetuneConfig
 
+    quick = recipe_settings("finetune-100", FinetuneConfig)
+    unwatched = replace(quick, student=replace(quick.student, validate_every=0))
     with pytest.raises(UsageError, match="--early-stop counts validations"):
-        adjusted(recipe_settings("finetune-100", FinetuneConfig), 1, watching(False, False, None, 3), [])
-    settings = adjusted(recipe_settings("finetune-100", FinetuneConfig), 0.1, watching(False, False, 7, 3), ["student.validate_pictures=5"])
+        adjusted(unwatched, 1, watching(False, False, None, 3), [])
+    settings = adjusted(quick, 0.1, watching(False, False, 7, 3), ["student.validate_pictures=5"])
     assert (settings.student.validate_every, settings.student.early_stop, settings.student.validate_pictures) == (
         7,
         3,
         5,
     )
-    set_by_stage = adjusted(recipe_settings("finetune-100", FinetuneConfig), 1, watching(False, False, None, 3), ["student.validate_every=9"])
+    whole = recipe_settings("finetune-all", FinetuneConfig)
+    set_by_stage = adjusted(whole, 1, watching(False, False, None, 3), ["student.validate_every=9"])
     assert (set_by_stage.student.validate_every, set_by_stage.reference.validate_every) == (9, 0)
 
 
 def test_a_scaled_run_is_validated_as_often():
-    from digseg_engine.training.recipes.tiny import TrainConfig
-
     config = replace(recipe_settings("tiny", TrainConfig), student=StageConfig(200, 8, 0.1, validate_every=50))
     assert scaled(config, 0.1).student.validate_every == 5
     assert scaled(config, 0.001).student.validate_every == 1
