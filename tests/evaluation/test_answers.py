@@ -184,6 +184,9 @@ def test_views_that_cannot_be_are_refused(wrong):
 def test_calibration_of_answers_made_by_hand():
     calibration = Calibration()
     assert np.isnan(calibration.error())
+    broken = Calibration()
+    broken.add(torch.full((5,), float("nan")), torch.zeros(5, dtype=torch.bool))
+    assert broken.pixels.sum() == 5 and broken.error() == 0
     sure, unsure = torch.full((100,), np.log(0.975 / 0.025)), torch.full((50,), np.log(0.525 / 0.475))
     calibration.add(sure, torch.arange(100) < 90)  # said 0.975, right 0.9
     calibration.add(unsure, torch.arange(50) < 40)  # said 0.525, right 0.8
