@@ -76,7 +76,7 @@ def train_autoencoder(vae: Any, dataset: Dataset) -> float:
             image, ids, _ = items[i]
             top, left = (int(torch.randint(0, max(1, n - CROP), (), generator=random)) for n in ids.shape)
             window = slice(top, top + CROP), slice(left, left + CROP)
-            crops.append(to_tensor(image[window][None])[0])
+            crops.append(to_tensor(image[window][None].copy())[0])
             crops.append(draw_mask(torch.from_numpy(ids[window] == 0).float()[None])[0])
         x = torch.stack([crop for crop in crops if crop.shape == (3, CROP, CROP)])
         error = (vae.decode(raw_latent(vae, x)).sample - x).abs().mean()
@@ -155,7 +155,7 @@ def travel(style: str, data: Path, room: Path) -> dict[str, Any]:
         for name, value in STAGE.items()
     ]
     trained = room / f"run-{style}"
-    digseg = ["digseg_engine.commands.main"]
+    digseg = ["digseg_engine"]
     run([*digseg, "train", "--init", str(source), "--data", str(data), "--size", str(SIZE), "-o", str(trained), *shared,
          "--set=student.prompts=4"], seconds, "train")  # fmt: skip
     before.reference.load_state_dict(load_file(trained / "reference" / "weights.safetensors"))
@@ -186,7 +186,7 @@ def other_schedulers(data: Path, room: Path) -> dict[str, str]:
     for kind in ("linear", "squaredcos_cap_v2"):
         folder = write_directory(room / f"sd-{kind}", train_tokenizer(704))
         DDIMScheduler(beta_schedule=kind, prediction_type="v_prediction").save_pretrained(folder / "scheduler")
-        words = ["digseg_engine.commands.main", "train", "--init", str(folder), "--data", str(data), "--size", "64", "-o",
+        words = ["digseg_engine", "train", "--init", str(folder), "--data", str(data), "--size", "64", "-o",
                  str(room / f"run-{kind}"), *(f"--set={s}.steps=3" for s in ("reference", "one_step", "student"))]  # fmt: skip
         done = subprocess.run([sys.executable, "-m", *words], text=True, capture_output=True)
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
