@@ -17,7 +17,7 @@ from digseg_engine.training.state import newest_state, step_of
 from tests.training.launching import command, small
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-STEPS, SAVE_EVERY, KILLS = 4000, 2, 20
+STEPS, SAVE_EVERY, KILLS = 300, 2, 20
 
 
 def family(process):
