@@ -113,9 +113,8 @@ def test_prepared_prompts_are_taken_wherever_prompts_are(engine, image, tmp_path
         assert np.array_equal(again.logits, want.logits) and again.prompts == want.prompts
     assert np.array_equal(engine.logits(pixels, prepared), logits)
     monkeypatch.undo()
-    assert np.array_equal(
-        engine.segment(image, prepared, against=AGAINST).masks, engine.segment(image, PROMPTS, against=AGAINST).masks
-    )
+    both = [engine.segment(image, prompts, against=AGAINST).masks for prompts in (prepared, PROMPTS)]
+    assert np.array_equal(*both)
     tiled = engine.segment_tiles(image, prepared, tmp_path, "t", 64, size=64)
     assert tiled.prompts == want.prompts
 
@@ -135,8 +134,8 @@ def test_the_command_takes_contrast_prompts_and_works_again_when_they_change(nan
     from PIL import Image
 
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8)).save(tmp_path / "p.png")
-    words = ("digseg", "segment", "p.png", "-p", "soil", "--threshold", "0.4", "--bundle", str(nano_models.fp32), "--only", "json",
-             "--skip-existing")  # fmt: skip
+    words = ("digseg", "segment", "p.png", "-p", "soil", "--threshold", "0.4", "--bundle", str(nano_models.fp32),
+             "--only", "json", "--skip-existing")  # fmt: skip
     areas = []
     for against in (
         (),
