@@ -55,6 +55,8 @@ COMMAND = Command(
         Option("--seed", "random seed of the reference", kind=int, default=0, only_with=("--refine",)),
         Option("--threshold", "probability from which a pixel belongs to a mask, between 0 and 1", kind=float, default=0.5,
                at_least=0, at_most=1),
+        Option("--against", "contrast prompt: competes for pixels and is not returned; repeat for several", metavar="PROMPT",
+               many=True),
         Option("--labels", "which mask the label map shows where several meet; with --tile strongest alone",
                choices=("parts", "strongest", "smallest"), shown="parts, with --tile strongest"),
         Option("--only", "write these alone, comma separated; with --tile the JSON is always written", kind=kinds_to_save,

@@ -17,8 +17,8 @@ from digseg_engine.named import find_model
 from digseg_engine.runtime.backends import Backend, failing_as, kinds
 from digseg_engine.runtime.chunks import ChunkedRunner
 from digseg_engine.runtime.labels import Rules
-from digseg_engine.runtime.pipeline import Clock, Options, Quality, segment_pictures
-from digseg_engine.runtime.prompts import PromptCache
+from digseg_engine.runtime.pipeline import Clock, Options, Quality, contrasts, segment_pictures
+from digseg_engine.runtime.prompts import Prepared, PromptCache
 from digseg_engine.runtime.result import About, Segmentation
 from digseg_engine.runtime.source import Portable, Source, open_source
 from digseg_engine.runtime.streaming import Taken, batches, check_on_error, check_several, take, take_all
@@ -119,6 +119,7 @@ class Engine:
     def segment(
         self, image: object, prompts: Sequence[str], size: int | None = None, refine: int = 0, steps: int = 4, seed: int = 0,
         threshold: float = 0.5, labels: str = "parts", keep_masks: bool = True, force: bool = False,
+        against: Sequence[str] = (),
     ) -> Segmentation:  # fmt: skip
         """One mask per prompt.
 
@@ -130,7 +131,9 @@ class Engine:
         mask, what the label map shows where masks meet, and whether the full-size masks stay in memory; see `labels.Rules`.
         Raises InputError for a picture or prompt it cannot use, UsageError for a size or steps out of range.
         """
-        options = Options(size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks))
+        options = Options(
+            size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks), tuple(against)
+        )
         clock = Clock(1)
         picture = take(image)
         clock.lap("decode")
@@ -139,7 +142,7 @@ class Engine:
     def segment_batch(
         self, images: Sequence[object], prompts: Sequence[str], size: int | None = None, refine: int = 0, steps: int = 4,
         seed: int = 0, threshold: float = 0.5, labels: str = "parts", keep_masks: bool = True, force: bool = False,
-        on_error: Literal["raise", "return"] = "raise",
+        on_error: Literal["raise", "return"] = "raise", against: Sequence[str] = (),
     ) -> list[Any]:  # fmt: skip
         """The same prompts about several pictures, one result for each, in their order; options as for `segment`.
 
@@ -147,8 +150,10 @@ class Engine:
         that cannot be used, or `return` a DigsegError in the place of its result.
         """
         check_on_error(on_error)
-        options = Options(size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks))
-        self._prepare(prompts)
+        options = Options(
+            size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks), tuple(against)
+        )
+        self._encode_ahead(prompts, against)
         clock = Clock(len(images))
         inputs = take_all(images)
         clock.lap("decode")
@@ -162,7 +167,7 @@ class Engine:
     def stream(
         self, images: Iterable[object], prompts: Sequence[str], size: int | None = None, batch: int = 1, refine: int = 0,
         steps: int = 4, seed: int = 0, threshold: float = 0.5, labels: str = "parts", keep_masks: bool = True,
-        force: bool = False, on_error: Literal["raise", "return"] = "raise",
+        force: bool = False, on_error: Literal["raise", "return"] = "raise", against: Sequence[str] = (),
     ) -> Iterator[Any]:  # fmt: skip
         """Results in the order of `images`, which may be endless: the next `batch` pictures are read while the model
         works on these. Options as for `segment`.
@@ -175,13 +180,26 @@ class Engine:
         check_on_error(on_error)
         if batch < 1:
             raise UsageError(f"a batch must hold at least 1 picture, got {batch}")
-        options = Options(size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks))
-        self._prepare(prompts)
-        return self._streamed(images, list(prompts), options, batch, on_error)
+        options = Options(
+            size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks), tuple(against)
+        )
+        self._encode_ahead(prompts, against)
+        kept = prompts if isinstance(prompts, Prepared) else list(prompts)
+        return self._streamed(images, kept, options, batch, on_error)
 
-    def _prepare(self, prompts: Sequence[str]) -> None:
+    def prepare(self, prompts: Sequence[str]) -> Prepared:
+        """Prompts ready to be asked again and again: a list of texts that every method takes where prompts are, with their
+        text encoded and stacked. For video and other loops. Raises InputError for what is no prompt."""
+        texts = check_prompts(prompts)
+        return Prepared(texts, self.prompts.fold(texts), self.prompts)
+
+    def _encode_ahead(self, prompts: Sequence[str], against: Sequence[str]) -> None:
         """Check and encode prompts ahead: what is wrong with one is no picture's fault."""
-        for prompt in check_prompts(prompts):
+        texts = check_prompts(prompts)
+        self.prompts.check_owner(prompts)
+        for prompt in [] if isinstance(prompts, Prepared) else texts:
+            self.prompts.one(prompt)
+        for prompt in contrasts(texts, against):
             self.prompts.one(prompt)
 
     def _streamed(
@@ -217,7 +235,7 @@ class Engine:
     def segment_tiles(
         self, image: object, prompts: Sequence[str], output: Path | str, stem: str = "tiled", tile: int = 512,
         overlap: float = 0.25, size: int | None = None, masks: bool = False, threshold: float = 0.5,
-        labels: str = "strongest", only: Collection[str] | None = None,
+        labels: str = "strongest", only: Collection[str] | None = None, against: Sequence[str] = (),
     ) -> TiledSegmentation:  # fmt: skip
         """A picture of any size in overlapping tiles with blended seams; memory depends on the tile alone.
 
@@ -231,19 +249,24 @@ class Engine:
 
         check_rule(labels)
         texts = tuple(check_prompts(prompts))
+        self.prompts.check_owner(prompts)
+        rivals = contrasts(texts, against)
         if self.runner.profile is not None and size is None:
             size = self.runner.profile.square(tile)
         tiling = Tiling(tile, overlap, size)
         tiling.check(self.stride)
-        text = self.prompts.fold(texts)
-        about = About.of(self.source, self.backend.detail, tile, Rules(threshold), self.fallbacks)
+        text = self.prompts.fold([*texts, *rivals])
+        about = About.of(self.source, self.backend.detail, tile, Rules(threshold), self.fallbacks, tuple(rivals))
         path = str(image) if isinstance(image, (str, Path)) else None
         return segment_tiles(open_windows(image), self.runner, text, texts, tiling, self.stride, Path(output), stem,
                              kinds_of(only, masks), about, path)  # fmt: skip
 
     def logits(self, pixels: Any, prompts: Sequence[str]) -> Any:
         """Logits [B, K, h', w'] of pixels [B, 3, H, W] float32 in -1..1, sides multiples of the stride; see `tensors`."""
-        return logits_of(self.runner, self.stride, pixels, self.prompts.fold(check_prompts(prompts)))
+        return logits_of(self.runner, self.stride, pixels, self._folded(prompts))
+
+    def _folded(self, prompts: Sequence[str]) -> Any:
+        return self.prompts.fold(prompts if isinstance(prompts, Prepared) else check_prompts(prompts))
 
     def label_map(
         self, pixels: Any, prompts: Sequence[str], size: tuple[int, int] | None = None, threshold: float = 0.5

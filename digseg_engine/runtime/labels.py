@@ -7,7 +7,7 @@ and not even by those when they are not kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,22 +64,24 @@ class Labelled:
 
 
 def label(
-    planes: Sequence[Plane], enlarge: Callable[[Plane], Plane], shape: tuple[int, int], rules: Rules = USUAL
-) -> Labelled:
+    planes: Sequence[Plane], enlarge: Callable[[Plane], Plane], shape: tuple[int, int], rules: Rules = USUAL,
+    rivals: Sequence[Plane] = (),
+) -> Labelled:  # fmt: skip
     """K logit planes -> masks, scores (mean probability inside each mask) and label map at `shape` (H, W).
 
-    enlarge brings one plane to `shape`. Of equal logits the first prompt wins.
+    enlarge brings one plane to `shape`. Of equal logits the first prompt wins. rivals: planes of contrast prompts, see
+    `floor_of`.
     """
-    count, border = len(planes), np.float32(rules.border)
+    count, floor = len(planes), floor_of(rivals, enlarge, rules.border)
     masks = np.zeros((count, *shape), np.bool_) if rules.keep_masks else None
     scores, pixels = np.zeros(count, np.float32), np.zeros(count, np.int64)
     boxes: list[list[int] | None] = [None] * count
-    best = np.full(shape, border, np.float32)  # nothing below the border is labelled
+    best = np.full(shape, floor)  # nothing below it is labelled
     label_map = np.zeros(shape, np.int32)
     areas, beats = precedence(planes, rules)
     for k in np.argsort(-areas, kind="stable"):  # wholes before their parts
         full = enlarge(planes[k])
-        mask = full > border
+        mask = full > floor
         wins = full > best
         if beats[k].any():
             wins |= mask & beats[k][label_map]
@@ -90,6 +92,17 @@ def label(
         if masks is not None:
             masks[k] = mask
     return Labelled(masks, scores, label_map, pixels, tuple(boxes))
+
+
+def floor_of(
+    rivals: Iterable[Plane], enlarge: Callable[[Plane], Plane], border: float | np.float32
+) -> Plane | np.float32:
+    """The logit that a pixel must pass to belong to a mask: the border, or where a contrast prompt answers more strongly,
+    its logit. One number where there are no contrast prompts."""
+    floor: Plane | np.float32 = np.float32(border)
+    for rival in rivals:
+        floor = np.maximum(floor, enlarge(rival))
+    return floor
 
 
 def precedence(planes: Sequence[Plane], rules: Rules) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -20,6 +20,7 @@ from digseg_engine.named import default_bundle
 from digseg_engine.names import stems
 from digseg_engine.runtime.engine import Engine
 from digseg_engine.runtime.inputs import check_output, find_pictures, read_prompts, several_in_one
+from digseg_engine.runtime.pipeline import contrasts
 from digseg_engine.runtime.record import percent
 from digseg_engine.runtime.result import SAVED, Segmentation
 from digseg_engine.runtime.saving import is_ours
@@ -52,6 +53,7 @@ class Work:
     steps: int = 4
     seed: int = 0
     threshold: float = 0.5
+    against: list[str] = field(default_factory=list)
     labels: str | None = None  # None: parts, in tiles strongest
     only: tuple[str, ...] | None = None  # None: all, in tiles all but masks
     recursive: bool = False
@@ -74,6 +76,7 @@ class Work:
 def segment_pictures(work: Work) -> int:
     """Exit code: 0 when all was done, 2 when pictures could not be used, 1 when results could not be written or the like."""
     prompts = check_prompts(read_prompts(work.prompt, work.prompts_file))
+    contrasts(prompts, work.against)
     found = find_pictures(work.photos, work.recursive)
     check_output(work.output)
     if work.tile is not None:
@@ -136,10 +139,12 @@ def _one(engine: Engine, work: Work, prompts: list[str], path: Path, stem: str) 
     """Segment, save and report one picture; returns the hint for a squeezed one, which is given once for all."""
     if work.tile is not None:
         tiled = engine.segment_tiles(path, prompts, work.output, stem, work.tile, work.overlap, work.imgsz,
-                                     threshold=work.threshold, labels=work.rule, only=work.only)  # fmt: skip
+                                     threshold=work.threshold, labels=work.rule, only=work.only,
+                                     against=work.against)  # fmt: skip
         _report(work, path, tiled, list(tiled.files), engine.fallbacks)
         return ""
-    result = engine.segment(path, prompts, work.imgsz, work.refine, work.steps, work.seed, work.threshold, work.rule)
+    result = engine.segment(path, prompts, work.imgsz, work.refine, work.steps, work.seed, work.threshold, work.rule,
+                            against=work.against)  # fmt: skip
     _report(work, path, result, result.save(work.output, stem, work.kinds), (*engine.fallbacks, result.hint))
     return result.hint
 
@@ -170,6 +175,8 @@ def _done(work: Work, stem: str, prompts: list[str]) -> bool:
     body = json.loads(record.read_text(encoding="utf-8"))
     masks = body.get("masks", [])
     if [mask.get("prompt") for mask in masks] != prompts or body.get("threshold") != work.threshold:
+        return False
+    if body.get("against", []) != contrasts(prompts, work.against):
         return False
     if work.imgsz is not None and body.get("working_size") != work.imgsz:
         return False

@@ -14,6 +14,7 @@ from digseg_engine.errors import InputError, UsageError
 from digseg_engine.images import Canvas, Frame, Picture, fit, unfit_plane
 from digseg_engine.runtime.backends import Array
 from digseg_engine.runtime.labels import USUAL, Rules, label
+from digseg_engine.runtime.prompts import Prepared
 from digseg_engine.runtime.result import About, Segmentation
 from digseg_engine.text import check_prompts
 
@@ -39,6 +40,7 @@ class Options:
     size: int | None = None
     quality: Quality = Quality()
     rules: Rules = USUAL
+    against: tuple[str, ...] = ()  # contrast prompts: they compete for pixels and are not returned
 
 
 class Clock:
@@ -60,6 +62,8 @@ def segment_pictures(
     quality = options.quality
     # 1 check the request
     texts = check_prompts(prompts)
+    engine.prompts.check_owner(prompts)
+    rivals = contrasts(texts, options.against)
     _check_size(engine, options.size)
     if quality.refine < 0:
         raise UsageError(f"the number of prompts to refine must be 0 or more, got {quality.refine}")
@@ -70,10 +74,12 @@ def segment_pictures(
     canvases = [_fit(engine, picture, options.size) for picture in pictures]  # B x pixels [1, 3, Hc, Wc]
     clock.lap("fit")
     # 3 prompts, encoded once each
-    text = engine.prompts.fold(texts)  # [K, S, H, d, L], [K, S, H, L, Co], [K, L]
+    text = engine.prompts.fold(prompts if isinstance(prompts, Prepared) and not rivals else texts + rivals)
+    # [K, S, H, d, L], [K, S, H, L, Co], [K, L], contrast prompts behind the others
     clock.lap("text")
     # 4 the model: every picture once, all prompts together
-    logits, notes = _answer(engine, canvases, *text)  # B x [K, h', w']
+    everything, notes = _answer(engine, canvases, *text)  # B x [K, h', w']
+    logits, contrast = [each[: len(texts)] for each in everything], [tuple(each[len(texts) :]) for each in everything]
     clock.lap("model")
     # 5 the reference on the most confident prompts, when asked for
     planes = [list(answer) for answer in logits]
@@ -87,16 +93,17 @@ def segment_pictures(
     # 6 back to each picture's own pixels: masks [K, H, W], scores [K], label map [H, W]
     frames = [canvas.frame for canvas in canvases]
     labelled = [
-        label(plane, partial(unfit_plane, frame), frame.original, options.rules) for plane, frame in zip(planes, frames)
+        label(plane, partial(unfit_plane, frame), frame.original, options.rules, against)
+        for plane, frame, against in zip(planes, frames, contrast)
     ]  # B x Labelled
     clock.lap("label")
-    about = [_about(engine, frame, options.rules, notes) for frame in frames]
-    parts = zip(pictures, labelled, logits, planes, frames, about, refined)
+    about = [_about(engine, frame, options.rules, notes, tuple(rivals)) for frame in frames]
+    parts = zip(pictures, labelled, logits, planes, frames, about, refined, contrast)
     return [
         Segmentation(
-            tuple(texts), picture, answer, raw, tuple(final), frame, about_picture, dict(clock.seconds), chosen
+            tuple(texts), picture, answer, raw, tuple(final), frame, about_picture, dict(clock.seconds), chosen, against
         )
-        for picture, answer, raw, final, frame, about_picture, chosen in parts
+        for picture, answer, raw, final, frame, about_picture, chosen, against in parts
     ]
 
 
@@ -112,9 +119,15 @@ def picture_logits(engine: Engine, pixels: Any, prompts: Sequence[str], size: in
     return logits[0], canvas.frame
 
 
-def _about(engine: Engine, frame: Frame, rules: Rules, notes: tuple[str, ...]) -> About:
+def contrasts(prompts: Sequence[str], against: Sequence[str]) -> list[str]:
+    """The contrast prompts that are not asked about themselves, each once: a whole vocabulary may be given. Raises
+    InputError for what is no prompt."""
+    return list(dict.fromkeys(text for text in check_prompts(against) if text not in prompts)) if against else []
+
+
+def _about(engine: Engine, frame: Frame, rules: Rules, notes: tuple[str, ...], against: tuple[str, ...]) -> About:
     """What made a result."""
-    return About.of(engine.source, engine.backend.detail, max(frame.content), rules, engine.fallbacks + notes)
+    return About.of(engine.source, engine.backend.detail, max(frame.content), rules, engine.fallbacks + notes, against)
 
 
 def _check_size(engine: Engine, size: int | None) -> None:

@@ -9,10 +9,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from typing import overload
 
 import numpy as np
 
 from digseg_engine.contract import token_bucket
+from digseg_engine.errors import UsageError
 from digseg_engine.runtime.backends import Array, TokenMask, Tokens
 from digseg_engine.text import PromptTokenizer, pad_tokens
 
@@ -31,6 +33,27 @@ class PromptText:
     @property
     def size(self) -> int:
         return int(self.keys.nbytes + self.values.nbytes)
+
+
+class Prepared(Sequence[str]):
+    """Prompts with their folded text, made by `Engine.prepare` and taken wherever prompts are: nothing is tokenised, looked
+    up or stacked again. It belongs to the engine that made it."""
+
+    def __init__(self, texts: Sequence[str], folded: tuple[Array, Array, TokenMask], owner: PromptCache) -> None:
+        self.texts, self.folded, self.owner = tuple(texts), folded, owner
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return self.texts[index]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __repr__(self) -> str:
+        return f"Prepared({list(self.texts)})"
 
 
 class PromptCache:
@@ -56,12 +79,22 @@ class PromptCache:
             self._bytes = 0
 
     def fold(self, prompts: Sequence[str]) -> tuple[Array, Array, TokenMask]:
-        """K prompts -> keys [K, S, H, d, L], values [K, S, H, L, Co], mask [K, L], padded to one token bucket."""
+        """K prompts -> keys [K, S, H, d, L], values [K, S, H, L, Co], mask [K, L], padded to one token bucket. Raises
+        UsageError for prompts that another engine prepared."""
+        self.check_owner(prompts)
+        if isinstance(prompts, Prepared):
+            return prompts.folded
         parts = [self.one(prompt) for prompt in prompts]
         length = token_bucket(max(part.tokens for part in parts))
         keys = np.stack([to_length(part.keys, length, 3) for part in parts])
         values = np.stack([to_length(part.values, length, 2) for part in parts])
         return keys, values, np.arange(length)[None, :] < np.array([[part.tokens] for part in parts])
+
+    def check_owner(self, prompts: Sequence[str]) -> None:
+        """Raises UsageError for prompts that another engine prepared."""
+        if isinstance(prompts, Prepared) and prompts.owner is not self:
+            raise UsageError("these prompts were prepared by another engine, whose model may read text otherwise; prepare "
+                             "them with this one: engine.prepare(prompts)")  # fmt: skip
 
     def one(self, prompt: str) -> PromptText:
         """Folded text of one prompt, from the cache where it is known."""

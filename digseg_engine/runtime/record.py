@@ -15,8 +15,8 @@ NAMED = 4  # prompts that the summary of a result names
 
 @dataclass(frozen=True)
 class About:
-    """What made a result: the model's folder and hash, what ran it, the working size in pixels, the rules, and notes on what
-    had to be done otherwise than planned."""
+    """What made a result: the model's folder and hash, what ran it, the working size in pixels, the rules, notes on what
+    had to be done otherwise than planned, and the contrast prompts."""
 
     model: str
     digest: str
@@ -24,13 +24,16 @@ class About:
     size: int
     rules: Rules = USUAL
     notes: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, source: Source, backend: str, size: int, rules: Rules, notes: tuple[str, ...]) -> About:
+    def of(
+        cls, source: Source, backend: str, size: int, rules: Rules, notes: tuple[str, ...], against: tuple[str, ...] = ()
+    ) -> About:  # fmt: skip
         if source.bundle is not None:
-            return cls(source.bundle.folder.name, source.bundle.digest, backend, size, rules, notes)
+            return cls(source.bundle.folder.name, source.bundle.digest, backend, size, rules, notes, against)
         folder = source.need_checkpoint("a result")
-        return cls(folder.name, source.digest, backend, size, rules, notes)
+        return cls(folder.name, source.digest, backend, size, rules, notes, against)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def record(
     return {
         "format": FORMAT, "version": __version__, "picture": picture, "width": shape[1], "height": shape[0],
         "model": {"name": about.model, "sha256": about.digest}, "backend": about.backend, "working_size": about.size,
-        "threshold": about.rules.threshold, "label_rule": about.rules.labels,
+        "threshold": about.rules.threshold, "label_rule": about.rules.labels, "against": list(about.against),
         "tiles": None if tiles is None else dict(tiles), "seconds": {k: round(v, 5) for k, v in seconds.items()},
         "notes": list(about.notes), "refined": [answers[k].prompt for k in refined], "masks": masks,
     }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from digseg_engine.errors import UsageError
 from digseg_engine.images import Frame, Picture, unfit_plane
 from digseg_engine.names import mask_names
-from digseg_engine.runtime.labels import Labelled, probability
+from digseg_engine.runtime.labels import Labelled, floor_of, probability
 from digseg_engine.runtime.overlay import LONGEST, draw
 from digseg_engine.runtime.record import About, Answer, percent, record, summary
 from digseg_engine.runtime.rle import encode
@@ -42,7 +43,7 @@ class Segmentation:
     picture: pixels [H, W, 3] uint8 as decoded, and what its reading leaves to be said; answer: see `Labelled`;
     logits [K, h', w'] float32 as the model gave them (0 is the border), padding included, before upsampling;
     planes: the same K after refinement; frame: how the picture lies in them; timings: seconds per step (of a batch: this
-    picture's share); refined: numbers of the prompts the reference went over.
+    picture's share); refined: numbers of the prompts the reference went over; rivals: planes of the contrast prompts.
     """
 
     prompts: tuple[str, ...]
@@ -54,6 +55,7 @@ class Segmentation:
     about: About
     timings: dict[str, float] = field(default_factory=dict)
     refined: tuple[int, ...] = ()
+    rivals: tuple[NDArray[np.float32], ...] = ()
 
     @property
     def image(self) -> NDArray[np.uint8]:
@@ -108,7 +110,11 @@ class Segmentation:
         """The mask of prompt number k, [H, W] bool."""
         if self.answer.masks is not None:
             return np.asarray(self.answer.masks[k])
-        return np.asarray(unfit_plane(self.frame, self.planes[k]) > np.float32(self.about.rules.border))
+        return np.asarray(unfit_plane(self.frame, self.planes[k]) > self._floor())
+
+    def _floor(self, shape: tuple[int, int] | None = None) -> NDArray[np.float32] | np.float32:
+        """What a logit must pass, at every pixel where contrast prompts compete, at the picture's size or another."""
+        return floor_of(self.rivals, partial(unfit_plane, self.frame, shape=shape), self.about.rules.border)
 
     def confidence(self, k: int) -> NDArray[np.float32]:
         """Probability of every pixel to belong to prompt number k, [H, W] float32 in 0..1."""
@@ -143,10 +149,10 @@ class Segmentation:
         height, width = self.label_map.shape
         scale = min(1.0, (longest or max(height, width)) / max(height, width))
         shape = (max(1, round(height * scale)), max(1, round(width * scale)))
-        border = np.float32(self.about.rules.border)
+        floor = self._floor(shape)
         order = [int(k) for k in np.argsort(-self.answer.pixels, kind="stable")]
         whole = self.answer.masks is not None and shape == (height, width)
-        masks = (self.mask(k) if whole else unfit_plane(self.frame, self.planes[k], shape) > border for k in order)
+        masks = (self.mask(k) if whole else unfit_plane(self.frame, self.planes[k], shape) > floor for k in order)
         small = self.image
         if shape != (height, width):
             small = np.asarray(

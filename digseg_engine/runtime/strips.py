@@ -18,7 +18,7 @@ from PIL import Image
 
 from digseg_engine.files import replacing
 from digseg_engine.images import Float, Rgb
-from digseg_engine.runtime.labels import box, probability
+from digseg_engine.runtime.labels import box, floor_of, probability
 from digseg_engine.runtime.overlay import tint
 from digseg_engine.runtime.saving import PALETTE, check_targets, write_png
 
@@ -101,11 +101,13 @@ class StripWriter:
             write_png(self.files["overview"], Image.fromarray(self._overview))
 
     def write(self, top: int, left: int, logits: Float, rgb: Rgb) -> None:
-        """Full-size logits [K, h, w] and the picture [h, w, 3] of one piece."""
-        best = np.full(logits.shape[1:], self.border, np.float32)
+        """Full-size logits [K, h, w] and the picture [h, w, 3] of one piece; what follows the prompts' planes are those of
+        contrast prompts."""
+        floor = floor_of(logits[self.count :], lambda plane: plane, self.border)
+        best = np.full(logits.shape[1:], floor)
         labels = np.zeros(logits.shape[1:], self._values)
-        for k, plane in enumerate(logits):
-            mask, wins = plane > self.border, plane > best
+        for k, plane in enumerate(logits[: self.count]):
+            mask, wins = plane > floor, plane > best
             best[wins], labels[wins] = plane[wins], k + 1
             self.pixels[k] += int(mask.sum())
             self.boxes[k] = joined(self.boxes[k], box(mask), top, left)

@@ -130,8 +130,8 @@ def segment_tiles(
     stride: int, folder: Path, stem: str, kinds: Collection[str] = TILED, about: About | None = None,
     picture: str | None = None,
 ) -> TiledSegmentation:  # fmt: skip
-    """The whole pipeline; `text` is the folded text of the K prompts. Files of the `kinds` overlay, labels and masks, and the
-    JSON, are written under `folder`, all or nothing."""
+    """The whole pipeline; `text` is the folded text of the K prompts and of contrast prompts behind them. Files of the `kinds`
+    overlay, labels and masks, and the JSON, are written under `folder`, all or nothing."""
     tiling.check(stride)
     make_folder(folder)
     seconds = {"read": 0.0, "model": 0.0, "blend": 0.0, "write": 0.0}
