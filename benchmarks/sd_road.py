@@ -46,7 +46,7 @@ from digseg_engine.worlds.vocabulary import train_tokenizer
 from tests.model.sd_directories import write_directory
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SIZE, STEPS, PICTURES = 96, 200, 24
+SIZE, STEPS, PICTURES = 128, 200, 24
 AUTOENCODER_STEPS, CROP = 400, 64
 PLACES = 10  # timesteps at which the denoising error is measured
 STAGE = {"batch": 4, "accumulate": 1, "warmup": 20, "ema": 0.95, "learning_rate": 0.001, "steps": STEPS, "precision": "no",
