@@ -69,13 +69,17 @@ def test_a_distillation_is_measured_and_without_the_setting_nothing_is(nano_fold
     distill(str(nano_folder), tmp_path / "run", config, data="scenes:crops", resume=True)
     assert again.read_bytes() == before  # nothing drawn at random is left in it
     quiet = replace(config, quality_pictures=0)
-    distill(str(nano_folder), tmp_path / "run", quiet, data="scenes:crops", resume=True)  # a setting that is free to change
+    distill(
+        str(nano_folder), tmp_path / "run", quiet, data="scenes:crops", resume=True
+    )  # a setting that is free to change
     assert not again.exists()  # the checkpoint was written anew
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [InputError("p3.png is no picture"), torch.OutOfMemoryError("no room")])
-def test_what_goes_wrong_while_measuring_is_said_and_the_run_is_whole(nano_folder, tmp_path, monkeypatch, capsys, error):
+def test_what_goes_wrong_while_measuring_is_said_and_the_run_is_whole(
+    nano_folder, tmp_path, monkeypatch, capsys, error
+):
     def failing(*parts):
         raise error
 
@@ -85,13 +89,18 @@ def test_what_goes_wrong_while_measuring_is_said_and_the_run_is_whole(nano_folde
     written = finetune(str(nano_folder), tmp_path / "run", settings, data=str(tmp_path / "data"))
     assert load_checkpoint(written) and not (written / FILE).exists()
     told = capsys.readouterr().err
-    assert f"{written} is complete, but quality.json is not in it: {error}; measure later: python benchmarks/refine.py" in told
+    assert (
+        f"{written} is complete, but quality.json is not in it: {error}; measure later: python benchmarks/refine.py"
+        in told
+    )
 
 
 def test_pictures_without_anything_asked_for_give_no_figures(nano, nano_folder, tmp_path, monkeypatch, capsys):
     own(tmp_path / "data")
     monkeypatch.setattr(measuring, "cases_of", lambda sets, count: iter(()))
-    found = measuring.measure_checkpoint(nano, nano_folder, str(tmp_path / "data"), short_run(quality_pictures=1), "test")
+    found = measuring.measure_checkpoint(
+        nano, nano_folder, str(tmp_path / "data"), short_run(quality_pictures=1), "test"
+    )
     assert found is None and not (nano_folder / FILE).exists()
     assert "nothing that is asked for is in the held-out pictures" in capsys.readouterr().err
 
