@@ -105,6 +105,15 @@ def test_pictures_without_anything_asked_for_give_no_figures(nano, nano_folder, 
     assert "nothing that is asked for is in the held-out pictures" in capsys.readouterr().err
 
 
+def test_the_weights_that_are_measured_are_those_that_were_written(nano, nano_folder):
+    """They are stored in half precision: figures of others would not be those of the checkpoint."""
+    assert measuring.measure_checkpoint(nano, nano_folder, "scenes:crops", short_run(quality_pictures=1), "test")
+    stored = load_checkpoint(nano_folder)
+    for part in ("vae", "text_encoder", "reference", "student"):
+        weights, kept = (getattr(c, part).state_dict() for c in (nano, stored))
+        assert all(torch.equal(weights[name], kept[name]) for name in weights), part
+
+
 def test_processes_but_the_first_measure_nothing(nano, nano_folder, monkeypatch):
     monkeypatch.setattr(measuring, "PartialState", lambda: type("Second", (), {"is_main_process": False})())
     assert measuring.measure_checkpoint(nano, nano_folder, "scenes", short_run(quality_pictures=1), "test") is None
