@@ -16,11 +16,11 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -48,7 +48,7 @@ from digseg_engine.training.thrift import autocast, make_optimizer, recomputing,
 
 RESULTS = ROOT / "benchmarks" / "results"
 TRAINING, DISTILLING = "sd15", "distill-sd"  # whose micro-batches, rates and optimizers
-WARM = 2  # micro-batches and updates before the clock runs; the student imitates in the first
+WARM = 1  # steps before the clock runs
 Row = dict[str, Any]
 
 
@@ -101,14 +101,40 @@ def counted(bench: Bench, case: Case) -> Row:
     """What the planner says of a case."""
     memory = count_stage(bench.outline, case.stage, case.config, bench.size, True, bench.precision, bench.imitate_every,
                          bench.steps_of_teacher(case.stage))  # fmt: skip
-    return {"counted_gb": round(memory.peak / 1e9, 3), "counted": asdict(memory)}
+    return {"counted_gb": gigabytes(memory.peak), "counted": asdict(memory)}
+
+
+class Peak:
+    """The most bytes that tensors took since `reset`, while it is open."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.counter = MemoryCounter() if device.type == "cpu" else None
+
+    def __enter__(self) -> Peak:
+        if self.counter is not None:
+            self.counter.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.counter is not None:
+            self.counter.__exit__(*error)
+
+    def reset(self) -> None:
+        if self.counter is None:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            self.counter.peak = self.counter.now
+
+    def read(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device) if self.counter is None else self.counter.peak
 
 
 def measured(bench: Bench, case: Case) -> Row:
     """Times and peak of a case, or why there are none."""
     try:
-        with peak_of(bench.device) as peak:
-            micro, update = timed(bench, case)
+        with Peak(bench.device) as peak:
+            micro, update = timed(bench, case, peak)
     except torch.OutOfMemoryError as error:
         return {"failed": " ".join(str(error).split())[:200]}
     finally:
@@ -117,23 +143,16 @@ def measured(bench: Bench, case: Case) -> Row:
             torch.cuda.empty_cache()
     step = case.config.accumulate * median(micro) + median(update)
     return {"micro_seconds": median(micro), "update_seconds": median(update), "step_seconds": step,
-            "peak_gb": round(peak[0] / 1e9, 3)}  # fmt: skip
+            "peak_gb": gigabytes(peak.read())}  # fmt: skip
 
 
-@contextmanager
-def peak_of(device: torch.device) -> Iterator[list[int]]:
-    """The most bytes that tensors took inside, known when it ends."""
-    found: list[int] = []
-    counter = MemoryCounter() if device.type == "cpu" else None
-    if counter is None:
-        torch.cuda.reset_peak_memory_stats(device)
-    with counter or nullcontext():
-        yield found
-    found.append(torch.cuda.max_memory_allocated(device) if counter is None else counter.peak)
+def gigabytes(size: float) -> float:
+    return round(size / 1e9, 6)
 
 
-def timed(bench: Bench, case: Case) -> tuple[list[float], list[float]]:
-    """(seconds of every micro-batch, of every update), the parts of `training.loop`'s step one after the other."""
+def timed(bench: Bench, case: Case, peak: Peak) -> tuple[list[float], list[float]]:
+    """(seconds of every micro-batch, of every update) of steps as `training.loop` makes them, cut to two micro-batches: with
+    the second one, gradients and activations are there together."""
     config, device = case.config, bench.device
 
     def outline() -> Checkpoint:
@@ -150,23 +169,26 @@ def timed(bench: Bench, case: Case) -> tuple[list[float], list[float]]:
     weights = [weight for weight in module.parameters() if weight.requires_grad]
     optimizer = make_optimizer(config.optimizer, weights, config.learning_rate, config.weight_decay)
     average = averaged(module, config)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # what building took and gave back is no part of a step
-    micro, update = [], []
+    peak.reset()  # what building took and gave back is no part of a step
+    each, last = min(2, config.accumulate), WARM + bench.steps
+    micro, update = list[float](), list[float]()
     with recomputing(config.gradient_checkpointing, module, checkpoint.vae), tf32(config.tf32):
-        for number in range(WARM + bench.steps):
+        for step in range(last + 1):
+            # In the first step and, beside the optimizer's state, in the last one a student imitates; neither is timed.
+            first = step * each if step < last else bench.imitate_every * last * each
+            for number in range(first, first + each):
+                began = now(device)
+                with autocast(device.type, resolve_precision(config.precision)):
+                    value, _ = loss(module, number)
+                (value / config.accumulate).backward()
+                micro.append(now(device) - began)
             began = now(device)
-            with autocast(device.type, resolve_precision(config.precision)):
-                value, _ = loss(module, number)
-            (value / config.accumulate).backward()
-            between = now(device)
             torch.nn.utils.clip_grad_norm_(weights, config.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             average.update_parameters(module)
-            micro.append(between - began)
-            update.append(now(device) - between)
-    return micro[WARM:], update[WARM:]
+            update.append(now(device) - began)
+    return micro[WARM * each : last * each], update[WARM:last]
 
 
 def now(device: torch.device) -> float:
@@ -201,10 +223,11 @@ def run(bench: Bench, chosen: list[Case], minutes: float, count_only: bool) -> t
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=sorted(PRESETS), default="sd21")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="some of the stages (default: all)")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu")
     parser.add_argument("--size", type=int, default=512, help="pixels of the pictures' side")
     parser.add_argument("--batch", type=int, help="pictures of a micro-batch (default: the recipe's)")
-    parser.add_argument("--steps", type=int, default=5, help="timed micro-batches of a case")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of a case, of two micro-batches each")
     parser.add_argument("--precision", choices=("bf16", "fp16", "no"), default="bf16")
     parser.add_argument("--minutes", type=float, default=10, help="cases that would begin after them are left out")
     parser.add_argument("--count-only", action="store_true", help="what the planner counts, without a GPU")
@@ -222,13 +245,14 @@ def main() -> None:
     bench = Bench(lambda: build(sizes, tokenizer), options.size, device, options.precision, options.steps,
                   training.imitate_every, distilling.teacher_steps)  # fmt: skip
     eight_bit = options.count_only or (device.type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None)
-    chosen = cases(options.batch, options.precision, eight_bit)
-    rows, left_out = run(bench, chosen, options.minutes, options.count_only)
+    chosen = [case for case in cases(options.batch, options.precision, eight_bit) if case.stage in options.stages]
+    minutes = math.inf if options.count_only else options.minutes
+    rows, left_out = run(bench, chosen, minutes, options.count_only)
     host = {"cpu": f"{os.cpu_count()} cores, {processor()}", **machine(device)}
     words = {"command": " ".join(["python benchmarks/train_gpu.py", *sys.argv[1:]]), "date": str(date.today())}
     memory = "torch.cuda.max_memory_allocated" if device.type == "cuda" else "every tensor counted"
     body = {**words, **host, "model": options.model, "size": options.size, "precision": options.precision,
-            "recipes": [TRAINING, DISTILLING], "timed_micro_batches": options.steps, "memory": memory, "rows": rows,
+            "recipes": [TRAINING, DISTILLING], "timed_steps": options.steps, "memory": memory, "rows": rows,
             "left_out": left_out}  # fmt: skip
     output = options.output or RESULTS / ("train-gpu-counted.json" if options.count_only else "train-gpu.json")
     write_json(output, body)

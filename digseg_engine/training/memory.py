@@ -133,7 +133,7 @@ def count_stage(
     """Memory of the stage `name` of a checkpoint that `outline` builds, pictures of size x size pixels.
 
     precision: what `auto` stands for on the device in question. encodes: pictures pass the autoencoder at every step (a
-    folder of pictures, new crops). Two steps are run, so that the optimizer's state is there; the first imitates the
+    folder of pictures, new crops). Two steps are run, so that the optimizer's state is there in the second; both imitate the
     reference, where any step does (`imitate_every` above 0). What a library reserves beside tensors (a CUDA context,
     convolution workspaces, fragmentation) is not counted.
     """
@@ -164,7 +164,7 @@ def count_stage(
         counter.peak = counter.now
         with recomputing(config.gradient_checkpointing, module, checkpoint.vae):
             for step in range(2):
-                _step(module, loss, config, optimizer, mixed, step)
+                _step(module, loss, config, optimizer, mixed, step * max(1, imitate_every))
         moments = sum(
             value.untyped_storage().nbytes()
             for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
