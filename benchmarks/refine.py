@@ -1,112 +1,75 @@
-"""What a checkpoint's reference and `refine` reach: `python benchmarks/refine.py [--checkpoint DIR] [--write]`.
+"""What a checkpoint's reference and `refine` reach: `python benchmarks/refine.py [--checkpoint DIR] [--data DATA] [--write]`.
 
-Test scenes of every domain, asked for what is in them; mean IoU per mask of the student, of the reference in 1, 2, 4 and
-8 steps, of refining the student's masks and the true masks in 1, 2 and 4 steps, and of the true masks after the autoencoder.
-Prints and writes JSON; --write also puts the means into the checkpoint's quality.json, by which the engine allows `refine`.
+Test scenes of every domain, asked for all that is in them, or held-out pictures of --data; mean IoU per mask of the parts that
+`evaluation.quality` asks, which measures at the end of every training run too. Prints and writes JSON; --write also puts the
+means into the checkpoint's quality.json, by which the engine allows `refine`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from digseg_engine.evaluation.predictors import reference_predictor, student_predictor
+from digseg_engine.evaluation.protocols import open_samples
+from digseg_engine.evaluation.quality import Case, Rows, cases_of, means, measure
 from digseg_engine.files import write_json
-from digseg_engine.images import fit, unfit
-from digseg_engine.model.autoencoder import decode_mask, encode_mask
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
-from digseg_engine.model.quality import Figures, write_quality
-from digseg_engine.model.refine import Refiner
+from digseg_engine.model.quality import write_quality
 from digseg_engine.runtime.machine import device_key
-from digseg_engine.worlds.scenes import DOMAINS, Scene, scene
+from digseg_engine.worlds.scenes import DOMAINS, scene
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TEST_SEED = 3_000_000
-SURE = 8.0  # the logit that stands for a true mask
-REFERENCE_STEPS, REFINE_STEPS = (1, 2, 4, 8), (1, 2, 4)
+EMPTY = 4  # times as many pictures are opened: what is asked for may be in none of some
 
 
-class Measure:
-    """All answers of a checkpoint to one scene, as masks [K, H, W] by name."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint, self.refiner = checkpoint, Refiner(checkpoint, torch.device("cpu"))
-        self.student = student_predictor(checkpoint)
-        self.reference = {n: reference_predictor(checkpoint, n) for n in REFERENCE_STEPS}
-
-    @torch.inference_mode()
-    def answers(self, one: Scene, names: list[str], truth: Any) -> dict[str, Any]:
-        canvas = fit(one.image, self.checkpoint.config.image_size, self.checkpoint.stride)
-        ids, mask = self.checkpoint.tokenizer.encode(names)
-        logits = self.student(one.image, names).whole()
-        reference = {f"reference@{n}": ask(one.image, names).whole() for n, ask in self.reference.items()}
-        found = {"student": logits, **reference}
-        starts = {"refine_student": logits, "refine_truth": np.where(truth, SURE, -SURE).astype(np.float32)}
-        for name, start in starts.items():
-            for n in REFINE_STEPS:
-                better = self.refiner(canvas.pixels, ids, mask, start, n, one.seed)
-                found[f"{name}@{n}"] = unfit(better, canvas)
-        coded = encode_mask(self.checkpoint.vae, torch.from_numpy(truth).float())
-        found["codec"] = decode_mask(self.checkpoint.vae, coded).numpy()
-        return {name: answer > 0 for name, answer in found.items()}
+def scene_cases(domain: str, count: int, size: int) -> Iterator[Case]:
+    """Test scenes that no other figure is made on, each asked for everything that is in it."""
+    for i in range(count):
+        one = scene(TEST_SEED + i, domain, size, "test")
+        names = one.names()
+        yield Case(one.image, names, np.stack([one.mask(name) for name in names]), seed=one.seed)
 
 
-def ious(got: Any, want: Any) -> list[float]:
-    """IoU of every mask; none of `want` is empty."""
-    return [float((g & w).sum() / (g | w).sum()) for g, w in zip(got, want)]
+def data_cases(data: str, count: int, size: int) -> Iterator[Case]:
+    """Held-out pictures of a folder or of shards, as a training run takes them."""
+    return cases_of(open_samples(data, EMPTY * count, size), count)
 
 
-def measure(checkpoint: Checkpoint, count: int) -> dict[str, dict[str, list[float]]]:
-    """IoU of every mask by domain and answer."""
-    asked, found = Measure(checkpoint), {}
-    for domain in DOMAINS:
-        rows: dict[str, list[float]] = {}
-        for i in range(count):
-            one = scene(TEST_SEED + i, domain, checkpoint.config.image_size, "test")
-            names = one.names()
-            truth = np.stack([one.mask(name) for name in names])
-            for name, got in asked.answers(one, names, truth).items():
-                rows.setdefault(name, []).extend(ious(got, truth))
-        found[domain] = rows
-        print(
-            json.dumps({"domain": domain, **{name: round(float(np.mean(all_)), 4) for name, all_ in rows.items()}}),
-            flush=True,
-        )
+def measure_all(checkpoint: Checkpoint, data: str | None, count: int) -> dict[str, Rows]:
+    """IoU of every mask by domain (or data) and part."""
+    size, found = checkpoint.config.image_size, {}
+    names = DOMAINS if data is None else [Path(data).name]
+    for name in names:
+        cases = scene_cases(name, count, size) if data is None else data_cases(data, count, size)
+        rows = found[name] = measure(checkpoint, cases)
+        means_of = {part: round(float(np.mean(values)), 4) for part, values in rows.items()}
+        print(json.dumps({"domain" if data is None else "data": name, **means_of}), flush=True)
     return found
-
-
-def summary(found: dict[str, dict[str, list[float]]], measured: dict[str, Any]) -> Figures:
-    """Means over the masks of all domains."""
-    means = {
-        name: float(np.mean([x for rows in found.values() for x in rows[name]])) for name in next(iter(found.values()))
-    }
-
-    def by_steps(name: str) -> dict[int, float]:
-        return {int(key.split("@")[1]): round(mean, 4) for key, mean in means.items() if key.startswith(name + "@")}
-
-    return Figures(round(means["student"], 4), by_steps("reference"), by_steps("refine_student"), by_steps("refine_truth"),
-                   round(means["codec"], 4), measured)  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, default=BUNDLED)
-    parser.add_argument("--count", type=int, default=10, help="scenes per domain")
+    parser.add_argument("--data", help="labelled pictures instead of scenes: a folder or shards (their held-out split)")
+    parser.add_argument("--count", type=int, default=10, help="scenes per domain, or pictures of --data")
     parser.add_argument("--write", action="store_true", help="write the means into the checkpoint's quality.json")
     parser.add_argument("--output", type=Path, default=RESULTS / "refine.json")
     options = parser.parse_args()
     checkpoint = load_checkpoint(options.checkpoint)
-    found = measure(checkpoint, options.count)
-    masks = sum(len(rows["student"]) for rows in found.values())
-    measured = {"on": "generated test scenes of every domain", "scenes": options.count * len(found), "masks": masks,
-                "pixels": checkpoint.config.image_size,
-                "command": f"python benchmarks/refine.py --count {options.count} --write"}  # fmt: skip
-    total = summary(found, measured)
+    found = measure_all(checkpoint, options.data, options.count)
+    whole = {part: [iou for rows in found.values() for iou in rows[part]] for part in next(iter(found.values()))}
+    scenes = options.data is None
+    words = f"--count {options.count} --write" if scenes else f"--data {options.data} --count {options.count} --write"
+    measured = {"on": "generated test scenes of every domain" if scenes else f"held-out pictures of {next(iter(found))}",
+                "scenes" if scenes else "pictures": options.count * len(found),
+                "pixels": checkpoint.config.image_size, "command": f"python benchmarks/refine.py {words}"}  # fmt: skip
+    total = means(whole, measured)
     rows = [{"domain": domain, "masks": len(rows["student"]), **{name: float(np.mean(x)) for name, x in rows.items()}}
             for domain, rows in found.items()]  # fmt: skip
     write_json(options.output, {"checkpoint": options.checkpoint.name, "machine": device_key(), "torch": torch.__version__,

@@ -147,6 +147,15 @@ def _half(module: Any) -> Any:
     return module
 
 
+def as_stored(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint with every weight rounded, in place, to what `save_checkpoint` keeps of it."""
+    for module in (checkpoint.vae, checkpoint.text_encoder, checkpoint.reference, checkpoint.student):
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point():
+                tensor.data.copy_(tensor.data.half())
+    return checkpoint
+
+
 def check_target(folder: Path) -> bool:
     """Is there an older checkpoint that `save_checkpoint` will replace? Raises UsageError where it cannot write."""
     return folders.check_target(folder, MARK)

@@ -19,6 +19,7 @@ from digseg_engine.errors import CheckpointError, UsageError
 from digseg_engine.files import write_json
 
 FILE, FORMAT = "quality.json", "digseg.quality/1"
+MEASURE = "python benchmarks/refine.py --checkpoint {} --write"  # in a clone; --data for other data than scenes
 WEIGHTS = ("vae", "unet", "text_encoder", "text_pathway", "student")
 
 
@@ -32,6 +33,11 @@ class Figures:
     refine_truth: Mapping[int, float]
     codec: float
     measured: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def helpful(self) -> list[int]:
+        """The steps in which refinement was measured to gain over the student."""
+        return [steps for steps, reached in sorted(self.refine_student.items()) if reached > self.student]
 
     def allow_refine(self, steps: int) -> None:
         """Raises UsageError with the figures where refinement was measured to gain nothing over the student."""
@@ -72,7 +78,7 @@ def read_quality(folder: Path) -> Figures | None:
         current = found.measured["weights"] == weights_hash(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} cannot be read: {error!r}; delete it, or measure again with `python benchmarks/refine.py`"
+            f"{path} cannot be read: {error!r}; delete it, or measure again: {MEASURE.format(folder)}"
         ) from error
     return found if current else None
 

@@ -35,18 +35,21 @@ def refine_timesteps(steps: int, train_steps: int) -> list[int]:
 class Refiner:
     """The reference of a checkpoint on a device, float32. Thread-safe: nothing is changed after it is made.
 
-    `figures`: what the checkpoint was measured to reach, None when nobody measured. `detail` says where it runs and, on
-    an NVIDIA GPU, with which kernels.
+    `figures`: what the checkpoint was measured to reach, None when nobody measured. copied: a device beside the CPU gets
+    networks of its own with our kernels; otherwise the checkpoint's are used as they are, on the device where they are.
+    `detail` says where it runs and, on an NVIDIA GPU, with which kernels.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: Any, figures: Figures | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, device: Any, figures: Figures | None = None, copied: bool = True
+    ) -> None:
         self.figures = figures
         self.device, self.schedule = device, checkpoint.schedule
         parts = (checkpoint.vae, checkpoint.text_encoder, checkpoint.reference)
-        if torch.device(device).type != "cpu":  # the shared checkpoint stays where it is
+        if copied and torch.device(device).type != "cpu":  # the shared checkpoint stays where it is
             parts = copy.deepcopy(parts)
         self.vae, self.text_encoder, self.reference = (part.to(device) for part in parts)
-        self.detail = ", ".join(filter(None, (str(device), use_kernels(self.reference))))
+        self.detail = ", ".join(filter(None, (str(device), use_kernels(self.reference) if copied else "")))
 
     def allow(self, steps: int) -> None:
         """Raises UsageError when refinement was measured to be no better than the student's own masks."""

@@ -19,6 +19,7 @@ from digseg_engine.data.batch import Batch, Planes
 from digseg_engine.data.query import Query
 from digseg_engine.data.wordings import encode_text
 from digseg_engine.model.autoencoder import encode_image, encode_mask, latent_stride
+from digseg_engine.model.devices import device_of
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.model.sampler import Schedule
 from digseg_engine.training.loop import Loss, StageConfig
@@ -81,7 +82,8 @@ class MemoryCounter(TorchDispatchMode):
 
 
 class ShapedBatches:
-    """Batches of the right shapes without contents; `encodes`: the pictures pass the autoencoder at every step."""
+    """Batches of the right shapes without contents, on the autoencoder's device; `encodes`: the pictures pass it at every
+    step."""
 
     seed = 0
     names: tuple[str, ...] = (PROMPT,)
@@ -90,8 +92,9 @@ class ShapedBatches:
         self.checkpoint, self.size, self.encodes = checkpoint, size, encodes
 
     def batch(self, step: int, size: int, prompts: int) -> Batch:
-        images = torch.zeros(size, 3, self.size, self.size)
-        masks = torch.zeros(size, prompts, self.size, self.size)
+        device = device_of(self.checkpoint.vae)
+        images = torch.zeros(size, 3, self.size, self.size, device=device)
+        masks = torch.zeros(size, prompts, self.size, self.size, device=device)
         return Batch(images, self.latents(images), [Query(PROMPT, PROMPT)] * prompts, Planes(masks))
 
     @torch.no_grad()
@@ -100,7 +103,7 @@ class ShapedBatches:
             with torch.autocast(images.device.type, enabled=False):
                 return encode_image(self.checkpoint.vae, images)
         side = self.size // latent_stride(self.checkpoint.vae)
-        return torch.zeros(len(images), 4, side, side)
+        return torch.zeros(len(images), 4, side, side, device=images.device)
 
     def phrase(self, rng: Any, name: str) -> Query:
         return Query(PROMPT, PROMPT)
@@ -130,7 +133,7 @@ def count_stage(
     """Memory of the stage `name` of a checkpoint that `outline` builds, pictures of size x size pixels.
 
     precision: what `auto` stands for on the device in question. encodes: pictures pass the autoencoder at every step (a
-    folder of pictures, new crops). Two steps are run, so that the optimizer's state is there; the first imitates the
+    folder of pictures, new crops). Two steps are run, so that the optimizer's state is there in the second; both imitate the
     reference, where any step does (`imitate_every` above 0). What a library reserves beside tensors (a CUDA context,
     convolution workspaces, fragmentation) is not counted.
     """
@@ -161,7 +164,7 @@ def count_stage(
         counter.peak = counter.now
         with recomputing(config.gradient_checkpointing, module, checkpoint.vae):
             for step in range(2):
-                _step(module, loss, config, optimizer, mixed, step)
+                _step(module, loss, config, optimizer, mixed, step * max(1, imitate_every))
         moments = sum(
             value.untyped_storage().nbytes()
             for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)

@@ -54,6 +54,13 @@ class RecipeSettings:
 
     recipe: str = ""  # where the values came from
     seed: int = 0
+    quality_pictures: int = (
+        0  # held-out ones that the finished checkpoint is measured on, see `recipes/measuring.py`; 0: none
+    )
+
+    def __post_init__(self) -> None:
+        if self.quality_pictures < 0:
+            raise UsageError(f"quality_pictures must be 0 or more, got {self.quality_pictures}; 0 measures nothing")
 
 
 Settings = TypeVar("Settings", bound=RecipeSettings)

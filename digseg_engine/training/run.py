@@ -29,7 +29,13 @@ Config = TypeVar("Config")
 WEIGHTS = "weights.safetensors"
 # What the weights are.
 FIXED = ("config", "init", "source", "slot", "autoencoder", "student_only", "detail_blocks")
-FREE_OF_RUN = ("folder.workers", "folder.readers", "folder.shard_cache", "recipe")  # settings that change no result
+FREE_OF_RUN = (
+    "folder.workers",
+    "folder.readers",
+    "folder.shard_cache",
+    "recipe",
+    "quality_pictures",
+)  # change no weight
 WORTH_COMPILING = 100  # steps; compiling takes minutes, which a shorter stage does not win back
 Plain = (bool, int, float, str)  # settings that `with_settings` can change
 

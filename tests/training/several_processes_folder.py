@@ -14,7 +14,7 @@ from digseg_engine.training.recipes.finetune import finetune
 def main(checkpoint: str, data: str, out: Path, accumulate: int) -> None:
     student = StageConfig(4, 2, 5e-3, prompts=3, warmup=1, accumulate=accumulate)
     for name, crops in (("new", 0), ("kept", 2)):
-        settings = short_run(size=32, folder=FolderOptions(cached_crops=crops), student=student)
+        settings = short_run(size=32, quality_pictures=1, folder=FolderOptions(cached_crops=crops), student=student)
         finetune(checkpoint, out / name, settings, data=data)
 
 

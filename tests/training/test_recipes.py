@@ -51,8 +51,9 @@ NEUTRAL = {  # what may stand in Python: it is off, everything, or changes no we
     "save_minutes": 15.0, "stop": None, "compile": False, "optimizer": "adamw", "tensorboard": False,
     "wandb": False, "validate_every": 0, "validate_pictures": 20, "early_stop": 0,
 }  # fmt: skip
-OF_EVERY_RUN = {"recipe": "", "seed": 0, "size": None, "imitate_every": 0, "noise": "gaussian", "prompt_dropout": 0.0,
-                "dense": False, "folder": FolderOptions(), "reference": None, "one_step": None}  # fmt: skip
+OF_EVERY_RUN = {"recipe": "", "seed": 0, "quality_pictures": 0, "size": None, "imitate_every": 0, "noise": "gaussian",
+                "prompt_dropout": 0.0, "dense": False, "folder": FolderOptions(), "reference": None,
+                "one_step": None}  # fmt: skip
 SAID = (
     "steps",
     "batch",
@@ -89,8 +90,9 @@ def test_a_bundled_recipe_says_every_value_of_its_stages(name):
     for stage in stages_of(settings):
         assert not set(SAID) - set(recipe.values[stage]), stage
     text = (RECIPES / f"{name}.toml").read_text()
+    reasoned = "prompt_dropout|imitate_every|quality_pictures|optimizer|warmup|weight_decay|clip|ema|precision|echo"
     for line in text.splitlines():  # a value without a reason is a number that nobody dares to change
-        if re.match(r"(prompt_dropout|imitate_every|optimizer|warmup|weight_decay|clip|ema|precision|echo)\b", line):
+        if re.match(rf"({reasoned})\b", line):
             assert "#" in line, line
 
 

@@ -40,9 +40,11 @@ def test_two_processes_equal_one_on_a_folder_of_pictures(nano_folder, tmp_path):
             processes, "several_processes_folder.py", tmp_path, nano_folder, tmp_path / "data", out, accumulate
         )
         assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("quality, mean IoU of") == 2  # of two runs, each in one process
     start = nano_folder / "student" / "model.safetensors"
     for name in ("new", "kept"):
         assert difference(alone / name / STUDENT, both / name / STUDENT) < 1e-5
         assert difference(start, both / name / STUDENT) > 1e-3  # far more than the tolerance was learned
     assert difference(both / "new" / STUDENT, both / "kept" / STUDENT) > 1e-3
     assert (both / "new" / "checkpoint" / "digseg.json").is_file()
+    assert (both / "new" / "checkpoint" / "quality.json").is_file()

@@ -89,6 +89,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 def test_the_whole_run_trains_saves_and_loads(tmp_path, nano_preset, monkeypatch):
     from digseg_engine.model import config
     from digseg_engine.model.pretrained import load_checkpoint
+    from digseg_engine.model.quality import read_quality
     from digseg_engine.training.recipes import tiny as module
 
     monkeypatch.setitem(config.PRESETS, "tiny", nano_preset)
@@ -97,6 +98,7 @@ def test_the_whole_run_trains_saves_and_loads(tmp_path, nano_preset, monkeypatch
         scenes=32,
         size=64,
         imitate_every=16,
+        quality_pictures=2,
         autoencoder=short,
         backbone=short,
         text=short,
@@ -108,6 +110,8 @@ def test_the_whole_run_trains_saves_and_loads(tmp_path, nano_preset, monkeypatch
     assert loaded.vae.config.scaling_factor != 0.18215
     for stage in ("autoencoder", "backbone", "text", "reference", "student"):
         assert (tmp_path / "run" / stage / "curve.png").is_file(), stage
+    figures = read_quality(folder)
+    assert figures.measured["on"] == "test scenes" and figures.measured["pictures"] == 1  # of 120 that were trained on
     made = json.loads((folder / "training" / "made.json").read_text())
     assert set(made["seconds"]) == {"autoencoder", "backbone", "text", "reference", "student", "total"}
     assert (folder / "training" / "student.csv").read_text().startswith("step,seconds,bce,dice")

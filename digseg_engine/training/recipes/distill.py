@@ -29,6 +29,7 @@ from digseg_engine.training.objectives.pairs import PairSource
 from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.recipe_files import RecipeSettings, Start, distill_recipe, recipe_settings
 from digseg_engine.training.recipes.finetune import check_data, load_start, open_batches
+from digseg_engine.training.recipes.measuring import measure_checkpoint
 from digseg_engine.training.recipes.summary import print_schedule
 from digseg_engine.training.recipes.validating import reference_validator, student_validator
 from digseg_engine.training.run import Run, freeze, move
@@ -54,6 +55,7 @@ class DistillConfig(RecipeSettings):
     student: StageConfig
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.grid or min(self.grid) < 1 or max(self.grid) >= self.teacher_steps:
             raise UsageError(f"the few-step grid must be 1 or more and below the teacher's {self.teacher_steps} steps, "
                              f"got {', '.join(map(str, self.grid)) or 'nothing'}")  # fmt: skip
@@ -94,6 +96,7 @@ def distill(
     watched = student_validator(checkpoint, data, config, config.student)
     run.stage("student", checkpoint.student, imitate, config.student, watched)
     folder = run.finish(checkpoint, tokenizer_json, start)
+    measure_checkpoint(checkpoint, folder, data, config, "digseg distill")
     if PartialState().is_main_process:
         report(move(checkpoint), teacher, config, folder, data)
     return folder

@@ -37,6 +37,7 @@ from digseg_engine.training.objectives.pairs import PairSource, check_dropout
 from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.planner import StagePlan, plan
 from digseg_engine.training.recipe_files import RecipeSettings, Start, default_recipe, recipe_settings
+from digseg_engine.training.recipes.measuring import measure_checkpoint
 from digseg_engine.training.recipes.summary import print_schedule, print_score, student_score
 from digseg_engine.training.recipes.validating import reference_validator, student_validator
 from digseg_engine.training.run import Run, freeze, move, stages_of
@@ -63,6 +64,7 @@ class FinetuneConfig(RecipeSettings):
     student: StageConfig
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.noise not in get_args(NoiseKind):
             raise UsageError(f"noise must be one of {', '.join(get_args(NoiseKind))}, got {self.noise!r}")
         check_dropout(self.prompt_dropout)
@@ -150,6 +152,7 @@ def finetune(
     validator = student_validator(checkpoint, data, config, config.student, held_out)
     run.stage("student", learner, loss, config.student, validator)
     folder = run.finish(checkpoint, tokenizer_json, start if trained else None)
+    measure_checkpoint(checkpoint, folder, data, config, "digseg train")
     print_score(before, student_score(checkpoint, data, config))
     return folder
 

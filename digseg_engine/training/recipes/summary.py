@@ -77,7 +77,7 @@ def student_score(checkpoint: Checkpoint, data: Data, config: Any) -> Score | No
     if not PartialState().is_main_process:
         return None
     size = checkpoint.config.image_size
-    chosen = [_test_sets(share.data, size, config.folder) for share in parse_shares(data)]
+    chosen = [scored_sets(share.data, size, config.folder) for share in parse_shares(data)]
     predict = student_predictor(checkpoint)
     pace = Pace("scoring the student on pictures", sum(len(samples) for sets, _ in chosen for samples in sets))
     values = [evaluate(predict, samples, pace).together.miou() for sets, _ in chosen for samples in sets]
@@ -85,13 +85,13 @@ def student_score(checkpoint: Checkpoint, data: Data, config: Any) -> Score | No
     return Score(" and ".join(said), sum(values) / len(values))
 
 
-def _test_sets(data: str, size: int, folder: FolderOptions) -> tuple[list[Samples], str]:
-    """Test sets of one part of the data, and what their pictures are."""
+def scored_sets(data: str, size: int, folder: FolderOptions, count: int = PICTURES) -> tuple[list[Samples], str]:
+    """Test sets of one part of the data with at most so many pictures each, and what their pictures are."""
     if is_scenes(data):
-        return open_samples(data, PICTURES, size), "test scenes"
+        return open_samples(data, count, size), "test scenes"
     split, alone = scored_split(data, folder)
     kind = "of the training pictures (there is no val or test split)" if alone else f"pictures of the {split} split"
-    return open_samples(data, PICTURES, size, folder.layout, split), kind
+    return open_samples(data, count, size, folder.layout, split), kind
 
 
 def print_score(before: Score | None, after: Score | None) -> None:

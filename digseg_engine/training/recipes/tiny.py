@@ -25,6 +25,7 @@ from digseg_engine.training.objectives.dense import Backbone, BackboneLoss, Tuto
 from digseg_engine.training.objectives.pairs import PairSource, check_dropout
 from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.recipe_files import RecipeSettings, Start, default_recipe, recipe_settings
+from digseg_engine.training.recipes.measuring import measure_checkpoint
 from digseg_engine.training.recipes.summary import print_schedule
 from digseg_engine.training.recipes.validating import student_validator
 from digseg_engine.training.run import Run, freeze, move
@@ -50,6 +51,7 @@ class TrainConfig(RecipeSettings):
     student: StageConfig
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_dropout(self.prompt_dropout)
 
 
@@ -103,4 +105,6 @@ def train(
     imitate = DistillationLoss(batches, *parts, config.student, every=config.imitate_every)
     validator = student_validator(checkpoint, data, config, config.student)
     run.stage("student", learner, imitate, config.student, validator)
-    return run.finish(checkpoint, raw.to_str(pretty=True))
+    folder = run.finish(checkpoint, raw.to_str(pretty=True))
+    measure_checkpoint(checkpoint, folder, data, config, "digseg train")
+    return folder
