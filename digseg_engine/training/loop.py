@@ -22,16 +22,26 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from digseg_engine.errors import TrainingError
 from digseg_engine.files import write_json
+from digseg_engine.training.averaging import Averaged, trained_weights
 from digseg_engine.training.interruption import Interruption, TrainingInterruptedError
 from digseg_engine.training.log import Log
+from digseg_engine.training.lora import Adapters
 from digseg_engine.training.meter import Meter
 from digseg_engine.training.record import read_settings
 from digseg_engine.training.stage_timer import StageTimer
-from digseg_engine.training.state import discard_states, load_state, newest_state, save_state, step_of
+from digseg_engine.training.state import (
+    discard_states,
+    fingerprint,
+    load_state,
+    newest_state,
+    put_trained,
+    save_state,
+    step_of,
+    trained,
+)
 from digseg_engine.training.thrift import autocast, make_optimizer, recomputing, resolve_precision, tf32
 from digseg_engine.training.trackers import MODULES, RUN_ID, open_trackers
 from digseg_engine.training.validation import TABLE, Validation, Validator, undisturbed
@@ -64,6 +74,7 @@ class StageConfig:
     precision: str = "auto"  # mixed precision: no, bf16 or fp16; auto: bf16 on a GPU that has it, else no
     gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
     average_on_cpu: bool = False  # the averaged weights lie in the CPU's memory
+    lora: int = 0  # rank of adapters in the U-Net, which train in its place; 0: all of it trains
     channels_last: bool = False  # the memory format of the weights
     tf32: bool = True  # float32 products of an NVIDIA GPU
     save_every: int = 500
@@ -83,7 +94,8 @@ def train_stage(
     override: bool = False, validator: Validator | None = None,
 ) -> nn.Module:  # fmt: skip
     """Train `module` in place for `config.steps` steps and leave it with its averaged (EMA) weights; with a `validator`, with
-    the best ones of `config.validate_every` (see `validation.py`).
+    the best ones of `config.validate_every` (see `validation.py`). Adapters (`config.lora`) are merged in the end, and also when
+    it fails.
 
     Writes `folder/log.csv`, `folder/curve.png` and states under `folder/state` (see `state.py`). With resume=True it goes
     on from the last one and says from where; `override` lets other settings than the stored ones through. Raises
@@ -93,21 +105,22 @@ def train_stage(
     accelerator = _accelerator(config)
     torch.manual_seed(seed)
     module.train()
-    weights = [p for p in module.parameters() if p.requires_grad]
+    adapters = Adapters(module, config.lora) if config.lora else None
+    weights = list(trained_weights(module))
     if config.channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(config.optimizer, weights, config.learning_rate, config.weight_decay)
     average = averaged(module, config)
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     forward: Any = torch.compile(wrapped) if config.compile else wrapped
-    states = folder / "state"
+    states, frozen = folder / "state", fingerprint(module)
     try:
         state = newest_state(states) if resume else None
         accelerator.wait_for_everyone()  # nobody writes before everybody has looked
         if accelerator.is_main_process:
             _prepare_folder(folder, config, resume, override, step_of(state))
         accelerator.wait_for_everyone()
-        start = 0 if state is None else load_state(accelerator, state, module, average, optimizer)
+        start = 0 if state is None else load_state(accelerator, state, module, average, optimizer, frozen)
         if resume and accelerator.is_main_process:
             print(f"{name}: going on at step {start} of {config.steps}", flush=True)
         with undisturbed(accelerator.device):
@@ -118,14 +131,16 @@ def train_stage(
         spared = recomputing(config.gradient_checkpointing, module)
         try:
             with Interruption() as interruption, spared, tf32(config.tf32):
-                work = Work(name, accelerator, module, average, optimizer, log, validation, states, interruption)
+                work = Work(
+                    name, accelerator, module, average, optimizer, log, validation, states, interruption, frozen
+                )
                 done = _run_steps(work, forward, loss, config, start)
         finally:
             log.close()
-        module.load_state_dict(average.module.state_dict())
+        put_trained(module, trained(average.module))
         validation.end(module, name, done)
     finally:
-        _leave_plain(accelerator, wrapped, module)
+        _leave_plain(accelerator, wrapped, module, adapters)
     module.eval()
     return module
 
@@ -137,16 +152,19 @@ class Work:
     name: str
     accelerator: Accelerator
     module: nn.Module
-    average: AveragedModel
+    average: Averaged
     optimizer: Any
     log: Log
     validation: Validation
     states: Path
     interruption: Interruption
+    frozen: str | None  # the fingerprint of what does not train
 
     def save(self, step: int) -> None:
         watched = self.validation.record(), self.validation.best
-        save_state(self.accelerator, self.states, step, self.module, self.average, self.optimizer, *watched)
+        save_state(
+            self.accelerator, self.states, step, self.module, self.average, self.optimizer, *watched, self.frozen
+        )
         self.log.draw(self.name)
 
 
@@ -201,10 +219,9 @@ def _run_steps(work: Work, forward: Any, loss: Loss, config: StageConfig, start:
     return done
 
 
-def averaged(module: nn.Module, config: StageConfig) -> AveragedModel:
+def averaged(module: nn.Module, config: StageConfig) -> Averaged:
     """The running average of a module's weights, on its device or on the CPU."""
-    place = torch.device("cpu") if config.average_on_cpu else None
-    return AveragedModel(module, place, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
+    return Averaged(module, config.ema, torch.device("cpu") if config.average_on_cpu else None)
 
 
 def unwrap(module: Any) -> Any:
@@ -225,10 +242,13 @@ def _accelerator(config: StageConfig) -> Accelerator:
     )
 
 
-def _leave_plain(accelerator: Accelerator, wrapped: nn.Module, module: nn.Module) -> None:
-    """Take off what mixed precision put on the module's `forward`: the next stage may want another precision."""
+def _leave_plain(accelerator: Accelerator, wrapped: nn.Module, module: nn.Module, adapters: Adapters | None) -> None:
+    """Take off what mixed precision put on the module's `forward` (the next stage may want another precision), and merge
+    adapters."""
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     module.__dict__.pop("forward", None)
+    if adapters is not None:
+        adapters.merge()
 
 
 def _anywhere(accelerator: Accelerator, *flags: bool) -> list[bool]:

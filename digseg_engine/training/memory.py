@@ -5,7 +5,7 @@ tensors that have shapes and no contents (PyTorch's fake tensors).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +21,15 @@ from digseg_engine.data.wordings import encode_text
 from digseg_engine.model.autoencoder import encode_image, encode_mask, latent_stride
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.model.sampler import Schedule
+from digseg_engine.training.averaging import trained_weights
 from digseg_engine.training.loop import Loss, StageConfig
+from digseg_engine.training.lora import Adapters
 from digseg_engine.training.objectives.denoising import DenoisingLoss
 from digseg_engine.training.objectives.few_step import FewStepLoss
 from digseg_engine.training.objectives.one_step import OneStepLoss
 from digseg_engine.training.objectives.pairs import Pairs
 from digseg_engine.training.objectives.student import DistillationLoss
+from digseg_engine.training.state import trained
 from digseg_engine.training.thrift import NETWORKS, autocast, make_optimizer, recomputing
 
 PROMPT = "a thing with a name of some words"
@@ -149,14 +152,16 @@ def count_stage(
             imitate_every,
             teacher_steps,
         )
+        if config.lora:
+            Adapters(module, config.lora)
         drop(checkpoint, asked)
         weights, all_parts = _bytes(module), sum(_bytes(getattr(checkpoint, part)) for part in asked)
         frozen = all_parts - weights
         module.train()
-        average = [] if config.average_on_cpu else [torch.empty_like(weight) for weight in module.state_dict().values()]
+        average = [] if config.average_on_cpu else [torch.empty_like(each) for each in trained(module).values()]
         optimizer = _optimizer(config, module)
-        trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-        eight = trained // 4 * BYTES_8BIT if config.optimizer == "adamw8bit" else 0
+        gradients = _size(trained_weights(module))
+        eight = gradients // 4 * BYTES_8BIT if config.optimizer == "adamw8bit" else 0
         mixed = config.precision if config.precision != "auto" else precision
         counter.peak = counter.now
         with recomputing(config.gradient_checkpointing, module, checkpoint.vae):
@@ -166,9 +171,7 @@ def count_stage(
             value.untyped_storage().nbytes()
             for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
         )  # fmt: skip
-        return StageMemory(
-            weights, frozen, trained, int(moments + eight), weights if average else 0, int(counter.peak + eight)
-        )
+        return StageMemory(weights, frozen, gradients, int(moments + eight), _size(average), int(counter.peak + eight))
 
 
 def stage_work(
@@ -206,7 +209,7 @@ def drop(checkpoint: Checkpoint, asked: set[str]) -> None:
 
 
 def _optimizer(config: StageConfig, module: nn.Module) -> torch.optim.Optimizer:
-    weights = [weight for weight in module.parameters() if weight.requires_grad]
+    weights = list(trained_weights(module))
     if config.optimizer == "adamw8bit":  # its kernels take no fake tensors; its state is counted by BYTES_8BIT
         return torch.optim.SGD(weights, config.learning_rate)
     return make_optimizer(config.optimizer, weights, config.learning_rate, config.weight_decay)
@@ -224,4 +227,8 @@ def _step(
 
 
 def _bytes(module: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    return _size((*module.parameters(), *module.buffers()))
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

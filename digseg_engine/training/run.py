@@ -29,6 +29,7 @@ Config = TypeVar("Config")
 WEIGHTS = "weights.safetensors"
 # What the weights are.
 FIXED = ("config", "init", "source", "slot", "autoencoder", "student_only", "detail_blocks")
+FIXED_WITHIN = ("lora",)  # what the weights of a stage are, once it has a state
 FREE_OF_RUN = ("folder.workers", "folder.readers", "folder.shard_cache", "recipe")  # settings that change no result
 WORTH_COMPILING = 100  # steps; compiling takes minutes, which a shorter stage does not win back
 Plain = (bool, int, float, str)  # settings that `with_settings` can change
@@ -152,11 +153,16 @@ class Run:
         if fixed_changes and not self.override:
             raise UsageError(f"cannot resume {self.out} with other settings: {listed}; repeat the original command, add "
                              "--override to go on with the new ones, or start a new folder")  # fmt: skip
-        fixed = [n for n in fixed_changes if n in FIXED or (self.out / n.partition(".")[0] / WEIGHTS).is_file()]
+        fixed = [name for name in fixed_changes if name in FIXED or self._settled(*name.partition(".")[::2])]
         if fixed:
             raise UsageError(f"cannot resume {self.out} with another {fixed[0]} ({before.get(fixed[0])} before, "
                              f"{now.get(fixed[0])} now), not even with --override: what is trained was trained with it; "
                              "start a new folder")  # fmt: skip
+
+    def _settled(self, stage: str, setting: str) -> bool:
+        """Whether what a stage has trained so far was trained with this setting for good."""
+        begun = setting in FIXED_WITHIN and bool(complete_states(self.out / stage / "state"))
+        return begun or (self.out / stage / WEIGHTS).is_file()
 
     def _reached(self, stages: Iterable[str]) -> tuple[str, int]:
         """The first stage that is not complete, and its last saved step."""
