@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -153,7 +153,7 @@ def count_stage(
             teacher_steps,
         )
         if config.lora:
-            Adapters(module, config.lora)
+            add_adapters(module, config.lora)
         drop(checkpoint, asked)
         weights, all_parts = _bytes(module), sum(_bytes(getattr(checkpoint, part)) for part in asked)
         frozen = all_parts - weights
@@ -206,6 +206,17 @@ def drop(checkpoint: Checkpoint, asked: set[str]) -> None:
     """Forget the networks that the stage does not ask: they lie on the CPU meanwhile."""
     for part in set(NETWORKS) - asked:
         setattr(checkpoint, part, None)
+
+
+def add_adapters(module: nn.Module, rank: int) -> None:
+    """`Adapters` without contents. They are made with some and then emptied: peft moves what it makes, which tensors without
+    contents do not allow."""
+    with unset_fake_temporarily():
+        Adapters(module, rank)
+    for part in list(module.modules()):
+        for name, weight in list(part.named_parameters(recurse=False)):
+            if not isinstance(weight, FakeTensor):
+                part.register_parameter(name, nn.Parameter(torch.empty(weight.shape)))
 
 
 def _optimizer(config: StageConfig, module: nn.Module) -> torch.optim.Optimizer:
