@@ -2,7 +2,7 @@
 
 A stage supplies a module and a loss that is a pure function of (module, number of the micro-batch), so that a resumed
 run repeats the interrupted one bit for bit on the same machine, and several processes (`accelerate launch`) share the
-micro-batches that one process would have accumulated.
+micro-batches of a step: it has as many pictures for any number of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from digseg_engine.errors import TrainingError
+from digseg_engine.errors import TrainingError, UsageError
 from digseg_engine.files import write_json
 from digseg_engine.training.averaging import Averaged, trained_weights
 from digseg_engine.training.interruption import Interruption, TrainingInterruptedError
@@ -70,7 +70,7 @@ class StageConfig:
     weight_decay: float = 0.0
     clip: float = math.inf  # norm of the gradients
     ema: float = 0.0  # share of the averaged weights that a step keeps
-    accumulate: int = 1  # micro-batches per step and process
+    accumulate: int = 1  # micro-batches per step, of all processes together
     precision: str = "auto"  # mixed precision: no, bf16 or fp16; auto: bf16 on a GPU that has it, else no
     gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
     average_on_cpu: bool = False  # the averaged weights lie in the CPU's memory
@@ -95,7 +95,7 @@ def train_stage(
 ) -> nn.Module:  # fmt: skip
     """Train `module` in place for `config.steps` steps and leave it with its averaged (EMA) weights; with a `validator`, with
     the best ones of `config.validate_every` (see `validation.py`). Adapters (`config.lora`) are merged in the end, and also when
-    it fails.
+    it fails. Several processes must be able to share `config.accumulate` evenly (see `run.divided`).
 
     Writes `folder/log.csv`, `folder/curve.png` and states under `folder/state` (see `state.py`). With resume=True it goes
     on from the last one and says from where; `override` lets other settings than the stored ones through. Raises
@@ -103,6 +103,9 @@ def train_stage(
     TrainingInterruptedError, with the state saved, on Ctrl-C or SIGTERM.
     """
     accelerator = _accelerator(config)
+    if config.accumulate % accelerator.num_processes:
+        raise UsageError(f"{name} has {config.accumulate} micro-batches a step, expected a multiple of the "
+                         f"{accelerator.num_processes} processes; set accumulate to one")  # fmt: skip
     torch.manual_seed(seed)
     module.train()
     adapters = Adapters(module, config.lora) if config.lora else None
@@ -172,7 +175,7 @@ def _run_steps(work: Work, forward: Any, loss: Loss, config: StageConfig, start:
     """The steps from `start` on; returns how many are done, fewer than asked for where validation says that it is enough."""
     accelerator, optimizer, validation = work.accelerator, work.optimizer, work.validation
     last = start if validation.exhausted else config.stop or config.steps
-    pictures = config.batch * config.accumulate * accelerator.num_processes
+    pictures = config.batch * config.accumulate
     done, meter = start, Meter(accelerator.device)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     timer = StageTimer(work.name, start, last, config.save_minutes, accelerator.is_main_process)
@@ -263,14 +266,14 @@ def _accumulate(work: Work, forward: Any, loss: Loss, config: StageConfig, step:
     """Add up the gradients of this process's micro-batches of one step; returns the parts of the last loss."""
     accelerator, values = work.accelerator, []
     parts: Parts = {}
-    first = step * config.accumulate
-    numbers = [(first + i) * accelerator.num_processes + accelerator.process_index for i in range(config.accumulate)]
-    for i, number in enumerate(numbers):
-        ready = i + 1 == config.accumulate or accelerator.num_processes == 1
+    first, end = step * config.accumulate, (step + 1) * config.accumulate
+    numbers = range(first + accelerator.process_index, end, accelerator.num_processes)
+    for number in numbers:
+        ready = number == numbers[-1] or accelerator.num_processes == 1
         with nullcontext() if ready else accelerator.no_sync(forward):
             with autocast(accelerator.device.type, accelerator.mixed_precision):
                 value, parts = loss(forward, number)
-            accelerator.backward(value / config.accumulate)
+            accelerator.backward(value / len(numbers))
         values.append(value.detach())
     total = torch.stack(values)
     if not bool(total.isfinite().all()):  # the one point of a step that waits for a GPU

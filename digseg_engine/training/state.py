@@ -29,9 +29,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from digseg_engine.console import note
 from digseg_engine.errors import OutputError, TrainingError
 from digseg_engine.files import flush, replacing
 from digseg_engine.folders import settle
+from digseg_engine.words import counted
 
 FORMAT = "digseg.state/1"
 KEPT = 2
@@ -120,7 +122,13 @@ def load_state(
         optimizer.load_state_dict(_optimizer_state(optimizer, moments, body["optimizer"]))
         if accelerator.scaler is not None and body["scaler"]:
             accelerator.scaler.load_state_dict(body["scaler"])
-        _load_random(state / f"random-{accelerator.process_index}.safetensors")
+        saved = sum(name.startswith("random-") for name in body["files"])
+        if accelerator.process_index < saved:
+            _load_random(state / f"random-{accelerator.process_index}.safetensors")
+        if saved != accelerator.num_processes and accelerator.is_main_process:
+            before, now = (counted(number, "process", "processes") for number in (saved, accelerator.num_processes))
+            note("digseg", f"note: the state is of {before}, the run goes on in {now}: with as many pictures a step, but "
+                           "not to the same bits")  # fmt: skip
         return int(body["step"])
     except READ_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

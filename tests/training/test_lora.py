@@ -15,7 +15,6 @@ from digseg_engine.errors import TrainingError, UsageError
 from digseg_engine.model.pretrained import load_checkpoint
 from digseg_engine.training import state as states
 from digseg_engine.training.averaging import Averaged
-from digseg_engine.training.interruption import TrainingInterruptedError
 from digseg_engine.training.loop import StageConfig, train_stage
 from digseg_engine.training.lora import Adapters
 from digseg_engine.training.memory import count_stage
@@ -181,24 +180,6 @@ def test_a_whole_run_leaves_a_checkpoint_that_opens_without_peft(nano_folder, tm
     opened = "import sys; sys.modules['peft'] = None; from digseg_engine.model.pretrained import load_checkpoint as load; load"
     done = run_program([sys.executable, "-c", f"{opened}(__import__('pathlib').Path(sys.argv[1]))", str(written)])
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-@pytest.mark.slow
-def test_a_begun_stage_keeps_its_rank(nano_folder, tmp_path, capsys):
-    def go(resume=True, **changes):
-        settings = short_run(imitate_every=0, student=replace(STAGE, **changes))
-        finetune(str(nano_folder), tmp_path / "run", settings, resume, "scenes:crops", override=resume)
-
-    with pytest.raises(TrainingInterruptedError):
-        go(resume=False, stop=2)
-    assert "adapters of rank 2" in capsys.readouterr().out
-    for rank in (3, 0):
-        with pytest.raises(
-            UsageError, match=f"another student.lora \\(2 before, {rank} now\\), not even with --override"
-        ):
-            go(lora=rank)
-    go()
-    assert "going on at step 2 of 6" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["reference", "one_step", "few_step", "student"])

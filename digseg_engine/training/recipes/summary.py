@@ -47,7 +47,7 @@ def print_schedule(out: Path, config: RecipeSettings, checkpoint: Checkpoint, si
         watched = name in VALIDATED and stage.validate_every
         count = sum(p.numel() for p in parts.get(name, checkpoint.reference).parameters()) / 1e6
         adapters = f", adapters of rank {stage.lora}" if stage.lora else ""
-        pictures = stage.batch * stage.accumulate * PartialState().num_processes
+        pictures = stage.batch * stage.accumulate
         validated = f", validated every {stage.validate_every}" if watched else ""
         print(f"  {name}: {stage.steps} steps of {pictures} pictures, {count:.1f} million weights{adapters}, "
               f"{stage.optimizer} at {stage.learning_rate:g} after {counted(stage.warmup, 'step')} of warm-up, "
