@@ -1,8 +1,9 @@
 """The planner's memory against what a process really takes: stages of the bundled model on the CPU, three steps each.
 
-Usage: python benchmarks/training_memory.py [-o benchmarks/results/training-memory.json] [--sd21]
+Usage: python benchmarks/training_memory.py [-o benchmarks/results/training-memory.json] [--sd21] [--lora RANK]
 Measured: growth of the resident set at its highest (VmHWM, reset before the networks are built) in a process of its own.
 `--sd21` adds the counted memory of Stable Diffusion 2.1 at 512 and 768 px with random weights, which is not measured here.
+`--lora RANK` prints that at 512 px with all of the network trained and with adapters of a rank, and measures and writes nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ CASES = {
     "reference, 16 pictures of 256 px": ("reference", {"batch": 16, "optimizer": "adamw"}, 256),
     "one step, 8 pictures of 256 px, activations twice": (
         "one_step", {"batch": 8, "optimizer": "adamw", "gradient_checkpointing": True}, 256),
+    "reference, 16 pictures of 256 px, adapters of rank 16": (
+        "reference", {"batch": 16, "optimizer": "adamw", "lora": 16}, 256),
     "student, 8 pictures of 128 px, 16 prompts": ("student", {"batch": 8, "prompts": 16, "optimizer": "adamw"}, 128),
     "student, 8 pictures of 256 px, 8 prompts, activations twice": (
         "student", {"batch": 8, "prompts": 8, "gradient_checkpointing": True}, 256),
@@ -109,15 +112,38 @@ def large() -> list[dict]:
     return rows
 
 
+def with_adapters(rank: int) -> None:
+    """Stable Diffusion 2.1 at 512 px in the stages of the recipe sd15, activations computed twice."""
+    from digseg_engine.model.config import SD21
+    from digseg_engine.model.pretrained import BUNDLED, build, outline_checkpoint
+    from digseg_engine.training.memory import count_stage
+    from digseg_engine.training.recipe_files import recipe_settings
+    from digseg_engine.training.recipes.finetune import FinetuneConfig
+    from digseg_engine.training.run import stages_of
+
+    tokenizer = outline_checkpoint(BUNDLED).tokenizer
+    for name, stage in stages_of(recipe_settings("sd15", FinetuneConfig)).items():
+        for lora in (0, rank):
+            config = replace(stage, gradient_checkpointing=True, lora=lora)
+            memory = count_stage(lambda: build(SD21, tokenizer), name, config, 512, imitate_every=16)
+            sizes = {part: round(size / 1e9, 2) for part, size in asdict(memory).items()}
+            print({"stage": name, "lora": lora, **sizes}, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "training-memory.json")
     parser.add_argument("--sd21", action="store_true", help="also count Stable Diffusion 2.1")
+    parser.add_argument(
+        "--lora", type=int, help="only count Stable Diffusion 2.1 with adapters of this rank and without"
+    )
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
         print(json.dumps(measure(*CASES[options.case])))
         return
+    if options.lora:
+        return with_adapters(options.lora)
     rows = []
     for case, given in CASES.items():
         # tensors of a megabyte and more go back to the system when they are freed, so that the highest point is theirs

@@ -21,6 +21,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {  # extra -> modules that must be importab
     "train": ("torch", "diffusers", "transformers", "accelerate", "skimage", "matplotlib"),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
+    "lora": ("peft",),
     "augment": ("kornia",),
     "remote": ("fsspec", "filelock"),
     "export": ("torch", "diffusers", "transformers", "skimage", "onnx", "onnxscript", "onnxruntime"),

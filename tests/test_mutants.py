@@ -12,5 +12,6 @@ def test_every_planted_error_finds_its_line_and_its_tests(monkeypatch):
 
     mutants = read_list()
     assert len(mutants) >= 100
-    missing = [test for mutant in mutants for test in mutant.tests if not (ROOT / test.split("::")[0]).is_file()]
+    files = [test for mutant in mutants for test in mutant.tests if test.startswith("tests/")]
+    missing = [test for test in files if not (ROOT / test.split("::")[0]).is_file()]
     assert not missing

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from digseg_engine.commands.declare import Command, Option
-from digseg_engine.commands.train import DATA, RUN, adjusted, check_data, folder_changes, watching
+from digseg_engine.commands.train import DATA, LORA, RUN, adjusted, check_data, folder_changes, watching
 from digseg_engine.errors import UsageError
 from digseg_engine.model.folder import find_start
 
@@ -15,8 +15,8 @@ from digseg_engine.model.folder import find_start
 def run(
     model: str, recipe: str | None, data: list[str], layout: str | None, split: str | None, cached_crops: int | None,
     echo: int | None, balance: float | None, augment: str | None, shard_window: int | None, shard_cache: float | None,
-    workers: int | None, readers: Any, output: Path, teacher_steps: int | None, steps: str | None, changes: list[str],
-    scale: float, seed: int | None, gradient_checkpointing: bool, tensorboard: bool, wandb: bool,
+    workers: int | None, readers: Any, output: Path, teacher_steps: int | None, steps: str | None, lora: int | None,
+    changes: list[str], scale: float, seed: int | None, gradient_checkpointing: bool, tensorboard: bool, wandb: bool,
     validate_every: int | None, early_stop: int | None, resume: bool, override: bool,
 ) -> None:  # fmt: skip
     if steps is not None and not all(part.strip().isdigit() for part in steps.split(",")):
@@ -36,7 +36,7 @@ def run(
     settings = replace(settings, folder=replace(settings.folder, **folder),
                        **{name: value for name, value in given.items() if value is not None})  # fmt: skip
     watch = watching(tensorboard, wandb, validate_every, early_stop)
-    settings = adjusted(settings, scale, watch, changes, gradient_checkpointing)
+    settings = adjusted(settings, scale, watch, changes, gradient_checkpointing, lora)
     written = distill(model, output, settings, resume, data[0] if len(data) == 1 else data, override)
     print(f"checkpoint written to {written}; quality and cost per number of steps in {written / 'distill.png'}")
 
@@ -56,6 +56,7 @@ COMMAND = Command(
                metavar="FOLDER"),
         Option("--teacher-steps", "sampling steps of the teacher", kind=int, shown="the recipe's", at_least=1),
         Option("--steps", "sampling steps to learn, comma-separated", shown="the recipe's", metavar="N,N,..."),
+        LORA,
         *RUN,
     ),
     examples=("digseg distill runs/mine/checkpoint -o runs/distilled",),

@@ -34,6 +34,8 @@ DATA = (
     Option("--readers", "of a folder: what the workers are", choices=("threads", "processes"), shown="threads",
            only_with=("--workers",)),
 )  # fmt: skip
+LORA = Option("--lora", "train adapters of this rank in every stage's U-Net instead of all its weights; merged at the end",
+              kind=int, at_least=1, shown="all weights", metavar="RANK")  # fmt: skip
 RUN = (
     Option(
         "--set",
@@ -83,9 +85,9 @@ def run(
     split: str | None, cached_crops: int | None, echo: int | None, balance: float | None, augment: str | None,
     shard_window: int | None, shard_cache: float | None, workers: int | None, readers: Any, output: Path | None,
     size: int | None, slot: Any, autoencoder: str | None, student_only: bool, detail_blocks: int | None,
-    changes: list[str], scale: float, seed: int | None, gradient_checkpointing: bool, tensorboard: bool, wandb: bool,
-    validate_every: int | None, early_stop: int | None, resume: bool, override: bool, dry_run: bool,
-    memory: float | None, step_seconds: float | None,
+    lora: int | None, changes: list[str], scale: float, seed: int | None, gradient_checkpointing: bool,
+    tensorboard: bool, wandb: bool, validate_every: int | None, early_stop: int | None, resume: bool, override: bool,
+    dry_run: bool, memory: float | None, step_seconds: float | None,
 ) -> None:  # fmt: skip
     from digseg_engine.data.shares import parse_shares
     from digseg_engine.worlds.scenes import is_scenes
@@ -122,7 +124,7 @@ def run(
         refuse_idle(changes, tuned)
         tuned = replace(tuned, folder=replace(tuned.folder, **folder))
         tuned = validated_where_held_out(tuned, shares)
-        tuned = adjusted(tuned, scale, watch, changes, gradient_checkpointing)
+        tuned = adjusted(tuned, scale, watch, changes, gradient_checkpointing, lora)
         if dry_run:
             return show_plan(init, tuned, shares, memory, step_seconds, slot, autoencoder)
         written = finetune(init, output, tuned, resume, shares, slot, autoencoder, detail_blocks, override)
@@ -215,15 +217,21 @@ def watching(tensorboard: bool, wandb: bool, validate_every: int | None, early_s
 
 
 def adjusted(
-    settings: Settings, scale: float, watch: dict[str, Any], changes: list[str], gradient_checkpointing: bool = False
-) -> Settings:
+    settings: Settings, scale: float, watch: dict[str, Any], changes: list[str], gradient_checkpointing: bool = False,
+    lora: int | None = None,
+) -> Settings:  # fmt: skip
     """The settings as the command line changes them; watch: of every stage, not scaled (see `watching`)."""
+    from digseg_engine.training.lora import check_rank
     from digseg_engine.training.run import in_every_stage, scaled, stages_of, with_settings
 
+    settings = settings if lora is None else in_every_stage(settings, lora=lora)
     settings = in_every_stage(settings, gradient_checkpointing=True) if gradient_checkpointing else settings
     settings = with_settings(settings, changes)
     settings = settings if scale == 1 else scaled(settings, scale)
     settings = in_every_stage(settings, **watch)
+    for stage in stages_of(settings).values():
+        if stage.lora:
+            check_rank(stage.lora)
     patient = [stage for stage in stages_of(settings).values() if stage.early_stop]
     if patient and not any(stage.validate_every for stage in patient):
         raise UsageError("--early-stop counts validations, and this run has none; add --validate-every N")
@@ -289,6 +297,7 @@ COMMAND = Command(
                only_with=("--init",)),
         Option("--detail-blocks", "deepen the student's image stem to this many residual blocks", kind=int, at_least=0,
                only_with=("--init",)),
+        replace(LORA, only_with=("--init",)),
         *RUN,
         Option("--dry-run", "print steps, epochs and memory of every stage, and begin nothing", kind=bool, default=False,
                only_with=("--init",)),

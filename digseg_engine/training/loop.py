@@ -2,7 +2,7 @@
 
 A stage supplies a module and a loss that is a pure function of (module, number of the micro-batch), so that a resumed
 run repeats the interrupted one bit for bit on the same machine, and several processes (`accelerate launch`) share the
-micro-batches that one process would have accumulated.
+micro-batches of a step: it has as many pictures for any number of them.
 """
 
 from __future__ import annotations
@@ -22,16 +22,26 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from digseg_engine.errors import TrainingError
+from digseg_engine.errors import TrainingError, UsageError
 from digseg_engine.files import write_json
+from digseg_engine.training.averaging import Averaged, trained_weights
 from digseg_engine.training.interruption import Interruption, TrainingInterruptedError
 from digseg_engine.training.log import Log
+from digseg_engine.training.lora import Adapters
 from digseg_engine.training.meter import Meter
 from digseg_engine.training.record import read_settings
 from digseg_engine.training.stage_timer import StageTimer
-from digseg_engine.training.state import discard_states, load_state, newest_state, save_state, step_of
+from digseg_engine.training.state import (
+    discard_states,
+    fingerprint,
+    load_state,
+    newest_state,
+    put_trained,
+    save_state,
+    step_of,
+    trained,
+)
 from digseg_engine.training.thrift import autocast, make_optimizer, recomputing, resolve_precision, tf32
 from digseg_engine.training.trackers import MODULES, RUN_ID, open_trackers
 from digseg_engine.training.validation import TABLE, Validation, Validator, undisturbed
@@ -60,10 +70,11 @@ class StageConfig:
     weight_decay: float = 0.0
     clip: float = math.inf  # norm of the gradients
     ema: float = 0.0  # share of the averaged weights that a step keeps
-    accumulate: int = 1  # micro-batches per step and process
+    accumulate: int = 1  # micro-batches per step, of all processes together
     precision: str = "auto"  # mixed precision: no, bf16 or fp16; auto: bf16 on a GPU that has it, else no
     gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
     average_on_cpu: bool = False  # the averaged weights lie in the CPU's memory
+    lora: int = 0  # rank of adapters in the U-Net, which train in its place; 0: all of it trains
     channels_last: bool = False  # the memory format of the weights
     tf32: bool = True  # float32 products of an NVIDIA GPU
     save_every: int = 500
@@ -83,7 +94,8 @@ def train_stage(
     override: bool = False, validator: Validator | None = None,
 ) -> nn.Module:  # fmt: skip
     """Train `module` in place for `config.steps` steps and leave it with its averaged (EMA) weights; with a `validator`, with
-    the best ones of `config.validate_every` (see `validation.py`).
+    the best ones of `config.validate_every` (see `validation.py`). Adapters (`config.lora`) are merged in the end, and also when
+    it fails. Several processes must be able to share `config.accumulate` evenly (see `run.divided`).
 
     Writes `folder/log.csv`, `folder/curve.png` and states under `folder/state` (see `state.py`). With resume=True it goes
     on from the last one and says from where; `override` lets other settings than the stored ones through. Raises
@@ -91,23 +103,27 @@ def train_stage(
     TrainingInterruptedError, with the state saved, on Ctrl-C or SIGTERM.
     """
     accelerator = _accelerator(config)
+    if config.accumulate % accelerator.num_processes:
+        raise UsageError(f"{name} has {config.accumulate} micro-batches a step, expected a multiple of the "
+                         f"{accelerator.num_processes} processes; set accumulate to one")  # fmt: skip
     torch.manual_seed(seed)
     module.train()
-    weights = [p for p in module.parameters() if p.requires_grad]
+    adapters = Adapters(module, config.lora) if config.lora else None
+    weights = list(trained_weights(module))
     if config.channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(config.optimizer, weights, config.learning_rate, config.weight_decay)
     average = averaged(module, config)
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     forward: Any = torch.compile(wrapped) if config.compile else wrapped
-    states = folder / "state"
+    states, frozen = folder / "state", fingerprint(module)
     try:
         state = newest_state(states) if resume else None
         accelerator.wait_for_everyone()  # nobody writes before everybody has looked
         if accelerator.is_main_process:
             _prepare_folder(folder, config, resume, override, step_of(state))
         accelerator.wait_for_everyone()
-        start = 0 if state is None else load_state(accelerator, state, module, average, optimizer)
+        start = 0 if state is None else load_state(accelerator, state, module, average, optimizer, frozen)
         if resume and accelerator.is_main_process:
             print(f"{name}: going on at step {start} of {config.steps}", flush=True)
         with undisturbed(accelerator.device):
@@ -118,14 +134,16 @@ def train_stage(
         spared = recomputing(config.gradient_checkpointing, module)
         try:
             with Interruption() as interruption, spared, tf32(config.tf32):
-                work = Work(name, accelerator, module, average, optimizer, log, validation, states, interruption)
+                work = Work(
+                    name, accelerator, module, average, optimizer, log, validation, states, interruption, frozen
+                )
                 done = _run_steps(work, forward, loss, config, start)
         finally:
             log.close()
-        module.load_state_dict(average.module.state_dict())
+        put_trained(module, trained(average.module))
         validation.end(module, name, done)
     finally:
-        _leave_plain(accelerator, wrapped, module)
+        _leave_plain(accelerator, wrapped, module, adapters)
     module.eval()
     return module
 
@@ -137,16 +155,19 @@ class Work:
     name: str
     accelerator: Accelerator
     module: nn.Module
-    average: AveragedModel
+    average: Averaged
     optimizer: Any
     log: Log
     validation: Validation
     states: Path
     interruption: Interruption
+    frozen: str | None  # the fingerprint of what does not train
 
     def save(self, step: int) -> None:
         watched = self.validation.record(), self.validation.best
-        save_state(self.accelerator, self.states, step, self.module, self.average, self.optimizer, *watched)
+        save_state(
+            self.accelerator, self.states, step, self.module, self.average, self.optimizer, *watched, self.frozen
+        )
         self.log.draw(self.name)
 
 
@@ -154,7 +175,7 @@ def _run_steps(work: Work, forward: Any, loss: Loss, config: StageConfig, start:
     """The steps from `start` on; returns how many are done, fewer than asked for where validation says that it is enough."""
     accelerator, optimizer, validation = work.accelerator, work.optimizer, work.validation
     last = start if validation.exhausted else config.stop or config.steps
-    pictures = config.batch * config.accumulate * accelerator.num_processes
+    pictures = config.batch * config.accumulate
     done, meter = start, Meter(accelerator.device)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     timer = StageTimer(work.name, start, last, config.save_minutes, accelerator.is_main_process)
@@ -201,10 +222,9 @@ def _run_steps(work: Work, forward: Any, loss: Loss, config: StageConfig, start:
     return done
 
 
-def averaged(module: nn.Module, config: StageConfig) -> AveragedModel:
+def averaged(module: nn.Module, config: StageConfig) -> Averaged:
     """The running average of a module's weights, on its device or on the CPU."""
-    place = torch.device("cpu") if config.average_on_cpu else None
-    return AveragedModel(module, place, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
+    return Averaged(module, config.ema, torch.device("cpu") if config.average_on_cpu else None)
 
 
 def unwrap(module: Any) -> Any:
@@ -225,10 +245,13 @@ def _accelerator(config: StageConfig) -> Accelerator:
     )
 
 
-def _leave_plain(accelerator: Accelerator, wrapped: nn.Module, module: nn.Module) -> None:
-    """Take off what mixed precision put on the module's `forward`: the next stage may want another precision."""
+def _leave_plain(accelerator: Accelerator, wrapped: nn.Module, module: nn.Module, adapters: Adapters | None) -> None:
+    """Take off what mixed precision put on the module's `forward` (the next stage may want another precision), and merge
+    adapters."""
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     module.__dict__.pop("forward", None)
+    if adapters is not None:
+        adapters.merge()
 
 
 def _anywhere(accelerator: Accelerator, *flags: bool) -> list[bool]:
@@ -243,14 +266,14 @@ def _accumulate(work: Work, forward: Any, loss: Loss, config: StageConfig, step:
     """Add up the gradients of this process's micro-batches of one step; returns the parts of the last loss."""
     accelerator, values = work.accelerator, []
     parts: Parts = {}
-    first = step * config.accumulate
-    numbers = [(first + i) * accelerator.num_processes + accelerator.process_index for i in range(config.accumulate)]
-    for i, number in enumerate(numbers):
-        ready = i + 1 == config.accumulate or accelerator.num_processes == 1
+    first, end = step * config.accumulate, (step + 1) * config.accumulate
+    numbers = range(first + accelerator.process_index, end, accelerator.num_processes)
+    for number in numbers:
+        ready = number == numbers[-1] or accelerator.num_processes == 1
         with nullcontext() if ready else accelerator.no_sync(forward):
             with autocast(accelerator.device.type, accelerator.mixed_precision):
                 value, parts = loss(forward, number)
-            accelerator.backward(value / config.accumulate)
+            accelerator.backward(value / len(numbers))
         values.append(value.detach())
     total = torch.stack(values)
     if not bool(total.isfinite().all()):  # the one point of a step that waits for a GPU

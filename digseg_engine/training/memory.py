@@ -5,13 +5,13 @@ tensors that have shapes and no contents (PyTorch's fake tensors).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -22,12 +22,15 @@ from digseg_engine.model.autoencoder import encode_image, encode_mask, latent_st
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.model.sampler import Schedule
+from digseg_engine.training.averaging import trained_weights
 from digseg_engine.training.loop import Loss, StageConfig
+from digseg_engine.training.lora import Adapters
 from digseg_engine.training.objectives.denoising import DenoisingLoss
 from digseg_engine.training.objectives.few_step import FewStepLoss
 from digseg_engine.training.objectives.one_step import OneStepLoss
 from digseg_engine.training.objectives.pairs import Pairs
 from digseg_engine.training.objectives.student import DistillationLoss
+from digseg_engine.training.state import trained
 from digseg_engine.training.thrift import NETWORKS, autocast, make_optimizer, recomputing
 
 PROMPT = "a thing with a name of some words"
@@ -152,14 +155,16 @@ def count_stage(
             imitate_every,
             teacher_steps,
         )
+        if config.lora:
+            add_adapters(module, config.lora)
         drop(checkpoint, asked)
         weights, all_parts = _bytes(module), sum(_bytes(getattr(checkpoint, part)) for part in asked)
         frozen = all_parts - weights
         module.train()
-        average = [] if config.average_on_cpu else [torch.empty_like(weight) for weight in module.state_dict().values()]
+        average = [] if config.average_on_cpu else [torch.empty_like(each) for each in trained(module).values()]
         optimizer = _optimizer(config, module)
-        trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-        eight = trained // 4 * BYTES_8BIT if config.optimizer == "adamw8bit" else 0
+        gradients = _size(trained_weights(module))
+        eight = gradients // 4 * BYTES_8BIT if config.optimizer == "adamw8bit" else 0
         mixed = config.precision if config.precision != "auto" else precision
         counter.peak = counter.now
         with recomputing(config.gradient_checkpointing, module, checkpoint.vae):
@@ -169,9 +174,7 @@ def count_stage(
             value.untyped_storage().nbytes()
             for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
         )  # fmt: skip
-        return StageMemory(
-            weights, frozen, trained, int(moments + eight), weights if average else 0, int(counter.peak + eight)
-        )
+        return StageMemory(weights, frozen, gradients, int(moments + eight), _size(average), int(counter.peak + eight))
 
 
 def stage_work(
@@ -208,8 +211,19 @@ def drop(checkpoint: Checkpoint, asked: set[str]) -> None:
         setattr(checkpoint, part, None)
 
 
+def add_adapters(module: nn.Module, rank: int) -> None:
+    """`Adapters` without contents. They are made with some and then emptied: peft moves what it makes, which tensors without
+    contents do not allow."""
+    with unset_fake_temporarily():
+        Adapters(module, rank)
+    for part in list(module.modules()):
+        for name, weight in list(part.named_parameters(recurse=False)):
+            if not isinstance(weight, FakeTensor):
+                part.register_parameter(name, nn.Parameter(torch.empty(weight.shape)))
+
+
 def _optimizer(config: StageConfig, module: nn.Module) -> torch.optim.Optimizer:
-    weights = [weight for weight in module.parameters() if weight.requires_grad]
+    weights = list(trained_weights(module))
     if config.optimizer == "adamw8bit":  # its kernels take no fake tensors; its state is counted by BYTES_8BIT
         return torch.optim.SGD(weights, config.learning_rate)
     return make_optimizer(config.optimizer, weights, config.learning_rate, config.weight_decay)
@@ -227,4 +241,8 @@ def _step(
 
 
 def _bytes(module: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    return _size((*module.parameters(), *module.buffers()))
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

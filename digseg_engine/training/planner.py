@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from digseg_engine.extras import lacking
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.memory import STAGES, StageMemory, count_stage
 from digseg_engine.words import readable
 
 GB = 1e9
+ADVISED_RANK = 16  # of adapters; every rank up to 64 needs nearly the same memory
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def _fit(count: Count, name: str, config: StageConfig, limit: float | None) -> S
 
 
 def thriftier(config: StageConfig) -> Iterator[StageConfig]:
-    """Settings that need ever less memory for the same training: cheapest in time first, smaller micro-batches last."""
+    """Settings that need ever less memory. First for the same training, cheapest in time first and smaller micro-batches last;
+    then with 8-bit moments; then with adapters, where fewer weights train."""
     if not config.gradient_checkpointing:
         yield (config := replace(config, gradient_checkpointing=True))
     if not config.average_on_cpu:
@@ -69,6 +72,8 @@ def thriftier(config: StageConfig) -> Iterator[StageConfig]:
         yield (config := replace(config, batch=config.batch // 2, accumulate=config.accumulate * 2))
     if config.optimizer == "adamw":
         yield replace(config, optimizer="adamw8bit")
+    if not config.lora and not lacking("lora"):
+        yield replace(config, lora=ADVISED_RANK)
 
 
 def differences(name: str, before: StageConfig, after: StageConfig) -> Iterator[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +31,7 @@ Config = TypeVar("Config")
 WEIGHTS = "weights.safetensors"
 # What the weights are.
 FIXED = ("config", "init", "source", "slot", "autoencoder", "student_only", "detail_blocks")
+FIXED_WITHIN = ("lora",)  # what the weights of a stage are, once it has a state
 FREE_OF_RUN = (
     "folder.workers",
     "folder.readers",
@@ -36,6 +39,7 @@ FREE_OF_RUN = (
     "recipe",
     "quality_pictures",
 )  # change no weight
+PATIENCE = timedelta(hours=6)  # of processes that wait for each other
 WORTH_COMPILING = 100  # steps; compiling takes minutes, which a shorter stage does not win back
 Plain = (bool, int, float, str)  # settings that `with_settings` can change
 
@@ -67,6 +71,22 @@ def _scaled_stage(stage: StageConfig, factor: float) -> StageConfig:
         warmup=max(1, min(steps - 1, round(stage.warmup * share))),
         ema=round(max(0.0, 1 - (1 - stage.ema) / share), 6),
     )
+
+
+def divided(config: Config, processes: int) -> Config:
+    """The same run with micro-batches that so many processes share evenly, smaller ones where they must be; a step keeps its
+    pictures. Raises UsageError where its pictures cannot be shared."""
+    shared: dict[str, Any] = {name: _divided(name, stage, processes) for name, stage in stages_of(config).items()}
+    return replace(config, **shared)  # type: ignore[type-var]
+
+
+def _divided(name: str, stage: StageConfig, processes: int) -> StageConfig:
+    pieces = processes // math.gcd(stage.accumulate, processes)  # of every micro-batch
+    if stage.batch % pieces:
+        raise UsageError(f"{processes} processes cannot share the {stage.batch * stage.accumulate} pictures of a step of {name} "
+                         f"({stage.batch} x {stage.accumulate}); change them, as with --set {name}.accumulate={processes}, or "
+                         "the number of processes")  # fmt: skip
+    return replace(stage, batch=stage.batch // pieces, accumulate=stage.accumulate * pieces)
 
 
 def with_settings(config: Config, changes: Sequence[str]) -> Config:
@@ -120,7 +140,8 @@ class Run:
 
     def __post_init__(self) -> None:
         # The first one made decides for the whole program: without `cpu` it takes N processes without GPUs for N programs.
-        processes = PartialState(cpu=not torch.cuda.is_available())
+        # While the first process scores or writes, the others wait, longer than the ten minutes after which PyTorch gives up.
+        processes = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
         check_output(self.out)
         if not self.resume and self.out.is_dir() and any(self.out.iterdir()) and not self._only_begun():
             raise UsageError(f"{self.out} is not empty; expected a new folder, or --resume to continue the run in it")
@@ -158,11 +179,16 @@ class Run:
         if fixed_changes and not self.override:
             raise UsageError(f"cannot resume {self.out} with other settings: {listed}; repeat the original command, add "
                              "--override to go on with the new ones, or start a new folder")  # fmt: skip
-        fixed = [n for n in fixed_changes if n in FIXED or (self.out / n.partition(".")[0] / WEIGHTS).is_file()]
+        fixed = [name for name in fixed_changes if name in FIXED or self._settled(*name.partition(".")[::2])]
         if fixed:
             raise UsageError(f"cannot resume {self.out} with another {fixed[0]} ({before.get(fixed[0])} before, "
                              f"{now.get(fixed[0])} now), not even with --override: what is trained was trained with it; "
                              "start a new folder")  # fmt: skip
+
+    def _settled(self, stage: str, setting: str) -> bool:
+        """Whether what a stage has trained so far was trained with this setting for good."""
+        begun = setting in FIXED_WITHIN and bool(complete_states(self.out / stage / "state"))
+        return begun or (self.out / stage / WEIGHTS).is_file()
 
     def _reached(self, stages: Iterable[str]) -> tuple[str, int]:
         """The first stage that is not complete, and its last saved step."""

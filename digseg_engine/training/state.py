@@ -1,8 +1,9 @@
 """The saved state of a stage: tensors as safetensors, everything else as JSON, so that reading it can run no program.
 
     STAGE/state/step-00000500/          complete: written as `writing-...`, flushed, renamed; the last two are kept
-        state.json                      format, step, the optimizer's counters, names and sizes of the files
-        model, average, optimizer       weights, averaged weights, moments (.safetensors)
+        state.json                      format, step, the optimizer's counters, names and sizes of the files, and the fingerprint
+                                        of the weights that do not train, which stand in no file
+        model, average, optimizer       weights, averaged weights, moments (.safetensors), of those that train
         random-0                        random states of every process (.safetensors)
         best                            the averaged weights of the best validation so far, if there was one (.safetensors)
 
@@ -11,6 +12,7 @@ Rates, decays and the schedule are no state: they follow from the step and the s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -27,9 +29,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from digseg_engine.console import note
 from digseg_engine.errors import OutputError, TrainingError
 from digseg_engine.files import flush, replacing
 from digseg_engine.folders import settle
+from digseg_engine.words import counted
 
 FORMAT = "digseg.state/1"
 KEPT = 2
@@ -40,12 +44,13 @@ READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexEr
 
 def save_state(
     accelerator: Accelerator, folder: Path, step: int, model: nn.Module, average: nn.Module, optimizer: Any,
-    validation: Mapping[str, Any] | None = None, best: Path | None = None,
+    validation: Mapping[str, Any] | None = None, best: Path | None = None, frozen: str | None = None,
 ) -> None:  # fmt: skip
     """Write the state after `step` steps under `folder`; an older one goes only when this one is complete.
 
-    validation: what its record must go on with (plain JSON); best: the file of the best weights, if there is one. Called by
-    every process. Raises TrainingError for weights that are not finite, OutputError for a full disk.
+    validation: what its record must go on with (plain JSON); best: the file of the best weights, if there is one;
+    frozen: see `fingerprint`. Called by every process. Raises TrainingError for weights that are not finite, OutputError
+    for a full disk.
     """
     final, partial = folder / f"step-{step:08d}", folder / f"writing-{step:08d}"
     if accelerator.is_main_process:
@@ -58,7 +63,9 @@ def save_state(
     if accelerator.is_main_process:
         if best is not None:
             _guarded(partial, lambda: link(best, partial / f"{BEST}.safetensors"))
-        _guarded(partial, lambda: _fill(partial, final, step, accelerator, model, average, optimizer, validation))
+        _guarded(
+            partial, lambda: _fill(partial, final, step, accelerator, model, average, optimizer, validation, frozen)
+        )
         for old in complete_states(folder)[:-KEPT]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
@@ -90,8 +97,16 @@ def step_of(state: Path | None) -> int:
     return 0 if state is None else int(state.name.removeprefix("step-"))
 
 
-def load_state(accelerator: Accelerator, state: Path, model: nn.Module, average: nn.Module, optimizer: Any) -> int:
-    """Put everything back as it was saved; returns the step to go on with. Raises TrainingError for a damaged state."""
+def load_state(
+    accelerator: Accelerator,
+    state: Path,
+    model: nn.Module,
+    average: nn.Module,
+    optimizer: Any,
+    frozen: str | None = None,
+) -> int:
+    """Put everything back as it was saved; returns the step to go on with. Raises TrainingError for a damaged state, and for one
+    whose weights that do not train had another fingerprint than `frozen`."""
     try:
         body = json.loads((state / "state.json").read_text())
         if body["format"] != FORMAT:
@@ -99,13 +114,21 @@ def load_state(accelerator: Accelerator, state: Path, model: nn.Module, average:
         for name, size in body["files"].items():
             if (state / name).stat().st_size != size:
                 raise ValueError(f"{name} has {(state / name).stat().st_size} bytes, expected {size}")
-        model.load_state_dict(load_file(state / "model.safetensors"))
-        average.load_state_dict(load_file(state / "average.safetensors"))
+        if body.get("frozen", frozen) != frozen:
+            raise ValueError("it was trained on other weights than the run begins with now")
+        put_trained(model, load_file(state / "model.safetensors"))
+        put_trained(average, load_file(state / "average.safetensors"))
         moments = load_file(state / "optimizer.safetensors")
         optimizer.load_state_dict(_optimizer_state(optimizer, moments, body["optimizer"]))
         if accelerator.scaler is not None and body["scaler"]:
             accelerator.scaler.load_state_dict(body["scaler"])
-        _load_random(state / f"random-{accelerator.process_index}.safetensors")
+        saved = sum(name.startswith("random-") for name in body["files"])
+        if accelerator.process_index < saved:
+            _load_random(state / f"random-{accelerator.process_index}.safetensors")
+        if saved != accelerator.num_processes and accelerator.is_main_process:
+            before, now = (counted(number, "process", "processes") for number in (saved, accelerator.num_processes))
+            note("digseg", f"note: the state is of {before}, the run goes on in {now}: with as many pictures a step, but "
+                           "not to the same bits")  # fmt: skip
         return int(body["step"])
     except READ_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -118,6 +141,33 @@ def stored_validation(state: Path) -> dict[str, Any]:
     """What `save_state` was given as `validation`; empty for a state of a run without. Call it after `load_state`."""
     stored: dict[str, Any] = json.loads((state / "state.json").read_text()).get("validation") or {}
     return stored
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """A module's tensors without the weights that do not train."""
+    fixed = _fixed(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in fixed}
+
+
+def put_trained(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give the module what `trained` was, all of it. Raises RuntimeError for tensors that lack, or that it does not have."""
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    if wrong := [*(set(missing) - _fixed(model)), *unexpected]:
+        raise RuntimeError(f"{sorted(wrong)[0]} {'lacks' if wrong[0] in missing else 'is no weight of this stage'}")
+
+
+def fingerprint(model: nn.Module) -> str | None:
+    """SHA-256 over the weights that do not train, in the order of their names; None where all do."""
+    fixed = sorted(_fixed(model))
+    digest, weights = hashlib.sha256(), dict(model.named_parameters())
+    for name in fixed:
+        digest.update(name.encode())
+        digest.update(weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest() if fixed else None
+
+
+def _fixed(model: nn.Module) -> set[str]:
+    return {name for name, weight in model.named_parameters() if not weight.requires_grad}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -143,10 +193,10 @@ def discard_states(folder: Path) -> None:
 
 def _fill(
     partial: Path, final: Path, step: int, accelerator: Accelerator, model: nn.Module, average: nn.Module, optimizer: Any,
-    validation: Mapping[str, Any] | None,
+    validation: Mapping[str, Any] | None, frozen: str | None,
 ) -> None:  # fmt: skip
     moments, counters = _split(optimizer.state_dict()["state"])
-    parts = zip(TENSORS, (model.state_dict(), average.state_dict(), moments))
+    parts = zip(TENSORS, (trained(model), trained(average), moments))
     for name, tensors in parts:
         _save_tensors(partial / f"{name}.safetensors", tensors)
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
@@ -154,6 +204,8 @@ def _fill(
     body = {"format": FORMAT, "step": step, "optimizer": counters, "scaler": scaler, "files": files}
     if validation is not None:
         body["validation"] = dict(validation)
+    if frozen is not None:
+        body["frozen"] = frozen
     (partial / "state.json").write_text(json.dumps(body, indent=2) + "\n")
     settle(partial)
     if final.exists():  # saved by the run before a resume from an older state

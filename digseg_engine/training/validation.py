@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from digseg_engine.data.query import Query
 from digseg_engine.evaluation.metrics import Score, Scores, matthews
@@ -29,8 +29,9 @@ from digseg_engine.evaluation.predictors import Predict, Rule
 from digseg_engine.evaluation.protocols import Sample, Samples
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.files import replacing
+from digseg_engine.training.averaging import Averaged
 from digseg_engine.training.log import Log, Rows
-from digseg_engine.training.state import BEST, link, stored_validation, write_tensors
+from digseg_engine.training.state import BEST, link, put_trained, stored_validation, trained, write_tensors
 from digseg_engine.training.trackers import log_picture
 
 TABLE, PICTURE = "validation.csv", "validation.png"
@@ -116,7 +117,7 @@ class Validation:
             with replacing(self.best) as path:
                 link(state / f"{BEST}.safetensors", path)
 
-    def run(self, average: AveragedModel, log: Log, name: str, done: int) -> Figures | None:
+    def run(self, average: Averaged, log: Log, name: str, done: int) -> Figures | None:
         """Validate after `done` steps; every process calls it and comes to the same decisions. None where it is off."""
         if self.validator is None:
             return None
@@ -141,7 +142,7 @@ class Validation:
         known = {key: value for key, value in figures.named().items() if not math.isnan(value)}
         if better is not None and self.best is not None:
             about = {"step": str(done), "miou": repr(figures.miou)}
-            write_tensors(self.best, better.state_dict(), about)
+            write_tensors(self.best, trained(better), about)
         if self.rows is not None:
             per_set = {f"miou {key}": scores.together.miou() for key, scores in figures.scores.items()}
             cells = {**dict.fromkeys(figures.named(), ""), **known, **(per_set if len(per_set) > 1 else {})}
@@ -158,7 +159,7 @@ class Validation:
         """Give the module the best weights there were, if the stage was validated at all."""
         if self.best is None:
             return
-        module.load_state_dict(load_file(self.best))
+        put_trained(module, load_file(self.best))
         if self.accelerator.is_main_process and self.best_step != done:
             print(f"{name}: ends with the weights after step {self.best_step}, mean IoU {self.best_miou:.3f}, the best of "
                   f"{TABLE}", flush=True)  # fmt: skip
@@ -242,16 +243,23 @@ class _Some:
 
 
 @contextmanager
-def at_hand(average: AveragedModel, device: torch.device) -> Iterator[nn.Module]:
-    """The averaged module, ready to answer on `device`. One that waits in the CPU's memory visits it: between two steps there
+def at_hand(average: Averaged, device: torch.device) -> Iterator[nn.Module]:
+    """The averaged module, ready to answer on `device`. What of it waits in the CPU's memory visits it: between two steps there
     are no gradients, so that there is room."""
     module: nn.Module = average.module
-    home, training = next(module.parameters()).device, module.training
-    module.to(device).eval()
+    training = module.training
+    away = [
+        (tensor, tensor.device) for tensor in chain(module.parameters(), module.buffers()) if tensor.device != device
+    ]
+    for tensor, _ in away:
+        tensor.data = tensor.data.to(device)
+    module.eval()
     try:
         yield module
     finally:
-        module.to(home).train(training)
+        for tensor, home in away:
+            tensor.data = tensor.data.to(home)
+        module.train(training)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def family(process):
 def killed_after_its_first_save(folder, mode, moment):
     """Launch, wait for a save of this life, and `moment` seconds more, then kill everything at once; what it printed."""
     before = step_of(newest_state(folder / "state"))
-    words = command(2, "several_processes.py", folder, 1, -1, mode, STEPS, SAVE_EVERY)
+    words = command(2, "several_processes.py", folder, 2, -1, mode, STEPS, SAVE_EVERY)
     said = folder.parent / "said.txt"
     with said.open("w") as file:
         process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, cwd=folder.parent,
@@ -57,9 +57,9 @@ def test_two_processes_go_on_after_twenty_kills_with_the_bits_of_an_undisturbed_
         saved = step_of(newest_state(folder / "state"))
         seen.append(saved)
     assert seen == sorted(set(seen)) and seen[-1] < STEPS, seen  # every life got on, none to the end
-    resumed = small(folder, 2, 1, "-1", "resume", STEPS, SAVE_EVERY)
+    resumed = small(folder, 2, 2, "-1", "resume", STEPS, SAVE_EVERY)
     assert resumed.returncode == 0 and f"going on at step {saved} of" in resumed.stdout, resumed.stderr[-3000:]
-    whole = small(tmp_path / "whole", 2, 1, "-1", "new", STEPS, STEPS)
+    whole = small(tmp_path / "whole", 2, 2, "-1", "new", STEPS, STEPS)
     assert whole.returncode == 0, whole.stderr[-3000:]
     cut, undisturbed = (load_file(tmp_path / name / "weights.safetensors") for name in ("cut", "whole"))
     assert all(cut[name].equal(undisturbed[name]) for name in undisturbed)

@@ -109,7 +109,7 @@ def test_a_plan_names_the_cheapest_changes_that_fit_and_they_do(build):
     after = count_stage(build, "student", stages_of(with_settings(config, told))["student"], 64)
     assert after == fitted.fitted
     assert "--set student.gradient_checkpointing=true" in said([fitted], limit)[0]
-    thrifty = replace(CONFIG, batch=1, optimizer="muon", gradient_checkpointing=True, average_on_cpu=True)
+    thrifty = replace(CONFIG, batch=1, optimizer="muon", gradient_checkpointing=True, average_on_cpu=True, lora=2)
     (nothing_left,) = plan(build, {"student": thrifty}, 64, 1000.0)
     assert nothing_left.fitted is None and nothing_left.changes == ()
     (hopeless,) = plan(build, {"student": replace(CONFIG, batch=1, optimizer="muon")}, 64, 1000.0)
@@ -119,7 +119,8 @@ def test_a_plan_names_the_cheapest_changes_that_fit_and_they_do(build):
 def test_thriftier_settings_train_on_as_many_pictures():
     found = list(thriftier(replace(CONFIG, batch=4, accumulate=3)))
     assert all(each.batch * each.accumulate == 12 for each in found)
-    assert found[-1].optimizer == "adamw8bit" and found[-1].batch == 1
+    assert found[-2].optimizer == "adamw8bit" and found[-2].lora == 0 and found[-2].batch == 1
+    assert found[-1].optimizer == "adamw" and found[-1].lora == 16 and found[-1].batch == 1
     assert list(differences("student", CONFIG, CONFIG)) == []
 
 

@@ -13,7 +13,7 @@ from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.recipes.distill import distill
 from digseg_engine.training.recipes.finetune import finetune
 from digseg_engine.training.record import settings_in_force
-from digseg_engine.training.run import Run, scaled
+from digseg_engine.training.run import Run, divided, scaled
 
 
 @dataclass(frozen=True)
@@ -183,3 +183,39 @@ def test_a_damaged_record_is_one_line(cut):
     (cut / "train.json").write_text("{")
     with pytest.raises(TrainingError, match=r"train.json cannot be read"):
         train_both(cut, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "processes", "shared"),
+    [
+        (8, 1, 1, (8, 1)),
+        (8, 1, 2, (4, 2)),
+        (4, 8, 4, (4, 8)),
+        (2, 16, 32, (1, 32)),
+        (6, 2, 3, (2, 6)),
+        (8, 6, 4, (4, 12)),
+    ],
+)
+def test_processes_share_the_pictures_of_a_step(batch, accumulate, processes, shared):
+    stage = replace(SETTINGS, batch=batch, accumulate=accumulate)
+    settings = divided(TwoStages(first=stage, second=stage), processes)
+    assert (settings.first.batch, settings.first.accumulate) == shared
+    assert shared[0] * shared[1] == batch * accumulate and shared[1] % processes == 0
+
+
+def test_pictures_that_processes_cannot_share_are_refused():
+    with pytest.raises(UsageError, match=r"3 processes cannot share the 8 pictures of a step of first \(8 x 1\)"):
+        divided(TwoStages(), 3)
+
+
+def test_a_begun_stage_keeps_the_rank_of_its_adapters(tmp_path):
+    def described(rank, resume=True):
+        settings = TwoStages(first=replace(SETTINGS, lora=rank))
+        Run(tmp_path / "run", resume, override=resume, seed=0).describe(settings)
+
+    described(2, resume=False)
+    described(4)  # nothing was trained yet
+    (tmp_path / "run" / "first" / "state" / "step-00000002").mkdir(parents=True)
+    described(4)
+    with pytest.raises(UsageError, match=r"another first.lora \(4 before, 3 now\), not even with --override"):
+        described(3)

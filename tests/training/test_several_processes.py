@@ -1,5 +1,6 @@
 """Two processes repeat what one process accumulates, on generated data and on a folder; a killed run of two resumes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,27 +19,31 @@ def difference(one, two):
 @pytest.mark.slow
 def test_two_processes_equal_one_and_a_killed_run_resumes(tmp_path):
     alone, both, cut = (tmp_path / name for name in ("alone", "both", "cut"))
-    for folder, processes, accumulate in ((alone, 1, 2), (both, 2, 1)):
-        done = small(folder, processes, accumulate)
+    for folder, processes in ((alone, 1), (both, 2)):
+        done = small(folder, processes, 2)
         assert done.returncode == 0, done.stderr[-3000:]
     weights = [folder / "weights.safetensors" for folder in (alone, both, cut)]
     assert difference(weights[0], weights[1]) < 1e-5
     assert (both / "log.csv").read_text().splitlines()[-1].startswith("7,")
-    killed = small(cut, 2, 1, kill_at=11)  # both processes stop: one is killed, the launcher ends the other
+    killed = small(cut, 2, 2, kill_at=11)  # both processes stop: one is killed, the launcher ends the other
     assert killed.returncode != 0 and not weights[2].exists()
-    resumed = small(cut, 2, 1, mode="resume")
+    shutil.copytree(cut, tmp_path / "fewer")
+    resumed = small(cut, 2, 2, mode="resume")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert difference(weights[1], weights[2]) == 0
+    resumed = small(
+        tmp_path / "fewer", 1, 2, mode="resume"
+    )  # on another number of processes: the same but for rounding
+    assert "the state is of 2 processes, the run goes on in 1 process" in resumed.stderr
+    assert difference(weights[1], tmp_path / "fewer" / "weights.safetensors") < 1e-5
 
 
 @pytest.mark.long
 def test_two_processes_equal_one_on_a_folder_of_pictures(nano_folder, tmp_path):
     TREES["folder"](tmp_path / "data")
     alone, both = tmp_path / "alone", tmp_path / "both"
-    for out, processes, accumulate in ((alone, 1, 2), (both, 2, 1)):
-        done = launch(
-            processes, "several_processes_folder.py", tmp_path, nano_folder, tmp_path / "data", out, accumulate
-        )
+    for out, processes in ((alone, 1), (both, 2)):
+        done = launch(processes, "several_processes_folder.py", tmp_path, nano_folder, tmp_path / "data", out, 2)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("quality, mean IoU of") == 2  # of two runs, each in one process
     start = nano_folder / "student" / "model.safetensors"

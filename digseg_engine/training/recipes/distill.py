@@ -32,7 +32,7 @@ from digseg_engine.training.recipes.finetune import check_data, load_start, open
 from digseg_engine.training.recipes.measuring import measure_checkpoint
 from digseg_engine.training.recipes.summary import print_schedule
 from digseg_engine.training.recipes.validating import reference_validator, student_validator
-from digseg_engine.training.run import Run, freeze, move
+from digseg_engine.training.run import Run, divided, freeze, move
 from digseg_engine.training.thrift import keep_on_device
 from digseg_engine.words import counted
 from digseg_engine.worlds.scenes import is_scenes
@@ -69,6 +69,7 @@ def distill(
     start = find_start(source)
     config = config or recipe_settings(distill_recipe(start), DistillConfig)
     run = Run(out, resume, config.seed, override)
+    config = divided(config, PartialState().num_processes)
     checkpoint, tokenizer_json, trained = load_start(start)
     if not trained:
         raise UsageError(

@@ -40,7 +40,7 @@ from digseg_engine.training.recipe_files import RecipeSettings, Start, default_r
 from digseg_engine.training.recipes.measuring import measure_checkpoint
 from digseg_engine.training.recipes.summary import print_schedule, print_score, student_score
 from digseg_engine.training.recipes.validating import reference_validator, student_validator
-from digseg_engine.training.run import Run, freeze, move, stages_of
+from digseg_engine.training.run import Run, divided, freeze, move, stages_of
 from digseg_engine.training.thrift import keep_on_device, recomputing
 from digseg_engine.worlds.scenes import is_scenes
 from digseg_engine.worlds.sources import cache_latents, parse_domains, scene_batches, scene_pools
@@ -108,6 +108,7 @@ def finetune(
     start = find_start(source)
     config = config or recipe_settings(default_recipe(start), FinetuneConfig)
     run = Run(out, resume, config.seed, override)
+    config = divided(config, PartialState().num_processes)
     check_stages(config, (start / CONFIG).is_file(), source)
     checkpoint, tokenizer_json, trained = load_start(start, slot, autoencoder)
     if config.dense and not all(is_scenes(share.data) for share in parse_shares(data)):

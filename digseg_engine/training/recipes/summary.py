@@ -46,10 +46,12 @@ def print_schedule(out: Path, config: RecipeSettings, checkpoint: Checkpoint, si
     for name, stage in stages_of(config).items():
         watched = name in VALIDATED and stage.validate_every
         count = sum(p.numel() for p in parts.get(name, checkpoint.reference).parameters()) / 1e6
-        pictures = stage.batch * stage.accumulate * PartialState().num_processes
-        print(f"  {name}: {stage.steps} steps of {pictures} pictures, {count:.1f} million weights, {stage.optimizer} at "
-              f"{stage.learning_rate:g} after {counted(stage.warmup, 'step')} of warm-up, average {stage.ema:g}, "
-              f"precision {stage.precision}" + (f", validated every {stage.validate_every}" if watched else ""))  # fmt: skip
+        adapters = f", adapters of rank {stage.lora}" if stage.lora else ""
+        pictures = stage.batch * stage.accumulate
+        validated = f", validated every {stage.validate_every}" if watched else ""
+        print(f"  {name}: {stage.steps} steps of {pictures} pictures, {count:.1f} million weights{adapters}, "
+              f"{stage.optimizer} at {stage.learning_rate:g} after {counted(stage.warmup, 'step')} of warm-up, "
+              f"average {stage.ema:g}, precision {stage.precision}{validated}")  # fmt: skip
     values = " ".join(f"{name}={value}" for name, value in telling_values(config).items())
     print(f"  {values}; every value: {out / STORED}", flush=True)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from accelerate import PartialState
 
 from digseg_engine.data.wordings import typical_tokens
 from digseg_engine.errors import UsageError
@@ -28,7 +29,7 @@ from digseg_engine.training.recipe_files import RecipeSettings, Start, default_r
 from digseg_engine.training.recipes.measuring import measure_checkpoint
 from digseg_engine.training.recipes.summary import print_schedule
 from digseg_engine.training.recipes.validating import student_validator
-from digseg_engine.training.run import Run, freeze, move
+from digseg_engine.training.run import Run, divided, freeze, move
 from digseg_engine.worlds.sources import cache_latents, parse_domains, scene_batches, scene_pools, set_latent_scale
 from digseg_engine.worlds.vocabulary import train_tokenizer
 
@@ -68,6 +69,7 @@ def train(
                          "the larger presets start from pretrained weights (--init)")  # fmt: skip
     config = config or recipe_settings(default_recipe(None), TrainConfig)
     run = Run(out, resume, config.seed, override)
+    config = divided(config, PartialState().num_processes)
     domains, chosen = parse_domains(data), preset(name)
     run.describe(config, config=name, data=data)
     torch.manual_seed(config.seed)
