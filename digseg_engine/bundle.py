@@ -18,6 +18,7 @@ from digseg_engine import folders
 from digseg_engine.contract import BUNDLE_FORMAT, CONTRACT_VERSION
 from digseg_engine.errors import BundleError
 from digseg_engine.files import write_json
+from digseg_engine.named import meant_instead
 
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 16 << 20  # bytes
@@ -82,7 +83,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise BundleError(f"{folder} is not a complete bundle: {MANIFEST} is missing; {HOW_TO_EXPORT}")
+        raise BundleError(
+            f"{folder} is not a complete bundle: {MANIFEST} is missing; {HOW_TO_EXPORT}{meant_instead(folder)}"
+        )
     manifest = _parse(path)
     found = manifest.get("format")
     if found != BUNDLE_FORMAT:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 SHIPPED_BUNDLE = ASSETS / "digseg-tiny-fp16"
+SHIPPED_CHECKPOINT = ASSETS / "digseg-tiny"
 DEFAULT_BUNDLE = "digseg-tiny-fp16"  # what `digseg-export` writes for the bundled checkpoint, in the current folder
 
 
@@ -20,9 +21,15 @@ def default_bundle() -> tuple[Path, str]:
 
 
 def find_model(model: Path | str | None) -> Path:
-    """The folder of a bundle or checkpoint as a caller names it. None is `default_bundle`; the shipped bundle's name means the
-    shipped one where no folder of that name is."""
+    """The folder of a bundle or checkpoint as a caller names it. None is `default_bundle`; the names of the shipped bundle and
+    checkpoint mean those where no folder of that name is."""
     if model is None:
         return default_bundle()[0]
-    named = str(model) == DEFAULT_BUNDLE and not Path(model).exists() and SHIPPED_BUNDLE.is_dir()
-    return SHIPPED_BUNDLE if named else Path(model)
+    shipped = {DEFAULT_BUNDLE: SHIPPED_BUNDLE, SHIPPED_CHECKPOINT.name: SHIPPED_CHECKPOINT}.get(str(model))
+    return shipped if shipped is not None and shipped.is_dir() and not Path(model).exists() else Path(model)
+
+
+def meant_instead(folder: Path) -> str:
+    """ "; did you mean FOLDER/checkpoint?" for the folder of a training run, else nothing."""
+    inside = folder / "checkpoint"
+    return f"; did you mean {inside}?" if (inside / "digseg.json").is_file() else ""

@@ -19,6 +19,8 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
     """The prompts as a list. Raises InputError when there is none, one is not text, or one is blank."""
     if isinstance(prompts, str):
         raise InputError(f"prompts must be a list of texts, got the single text {prompts!r}; write [{prompts!r}]")
+    if not isinstance(prompts, Sequence):
+        raise InputError(f"prompts must be a list of texts, got {type(prompts).__name__}; write list(...) around it")
     if not prompts:
         raise InputError('no prompt given; name at least one thing to segment, for example "red circle"')
     for i, prompt in enumerate(prompts):

@@ -10,6 +10,7 @@ from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.presets import protocol_names
 from digseg_engine.evaluation.views import Views
 from digseg_engine.folders import check_output_file
+from digseg_engine.named import find_model
 
 PROTOCOLS = protocol_names()
 
@@ -22,6 +23,7 @@ def run(
     check_data(data)
     if protocol is not None and not Path(data).is_dir():
         raise UsageError(f"--protocol {protocol} scores a folder of labelled pictures; add --data FOLDER")
+    model = None if model is None else find_model(model)
     if model is not None and not model.is_dir():
         raise UsageError(f"--model {model} is not a folder; expected a checkpoint or a bundle")
     if report is not None:
@@ -57,7 +59,7 @@ COMMAND = Command(
     run=run,
     extras=("train",),
     options=(
-        Option("--model", "checkpoint or bundle", kind=Path, shown="the bundled model", metavar="FOLDER"),
+        Option("--model", "checkpoint or bundle", kind=Path, shown="the bundled checkpoint, digseg-tiny", metavar="FOLDER"),
         Option("--data", "scenes, scenes:DOMAIN,... or labelled pictures, a folder or shards", default="scenes", metavar="DATA"),
         Option("--layout", "layout of the folder", shown="recognised", metavar="NAME"),
         Option("--split", "split of the folder", shown="its validation split", metavar="NAME"),

@@ -6,7 +6,7 @@ A preset says which layout and split of the data are scored, how pictures are sh
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +23,8 @@ FIGURES = {"miou": "mIoU", "dice": "mean Dice", "thresholded_jaccard": "mean IoU
 
 @dataclass(frozen=True)
 class Protocol:
-    """layouts: those that fit, none for any; split: None for the one that is held out; many: the data are a folder of
-    data sets; figure: a method of `Score` without arguments, one of FIGURES."""
+    """layouts: those that fit, none for any; split: None for the one that is held out; pictures: in that split,
+    where it is fixed; many: the data are a folder of data sets; figure: a method of `Score` without arguments, one of FIGURES."""
 
     name: str
     title: str
@@ -32,6 +32,7 @@ class Protocol:
     figure: str
     layouts: tuple[str, ...] = ()
     split: str | None = None
+    pictures: int | None = None
     many: bool = False
     slide: bool = False
     short_side: int | None = None
@@ -44,13 +45,28 @@ class Protocol:
         """The layout of a folder. Raises UsageError for one that the protocol does not score."""
         if not self.layouts:
             return asked
-        from digseg_engine.data.layouts import recognise
+        from digseg_engine.data.layouts import OWN, find_layout, known_layout, recognise
 
         found = asked or recognise(folder)
-        own = found == "folder"  # pictures of the benchmark, brought into the project's own layout
-        if found not in self.layouts and not own:
+        if found in self.layouts:
+            return found
+        if found != OWN:
             raise UsageError(f"--protocol {self.name} scores {' or '.join(self.layouts)}; {folder} is {found}")
+        names = set(find_layout(folder, found)[0].table.names)
+        fitting = [layout for layout in self.layouts if set(known_layout(layout).table.names) == names]
+        if (
+            not fitting
+        ):  # pictures of the benchmark may be brought into the project's own layout, with all of its classes
+            wanted = known_layout(self.layouts[0]).table.names
+            raise UsageError(f"--protocol {self.name} scores the {len(wanted)} classes of {self.title.split(':')[0]} "
+                             f"({_some(wanted)}); {folder} has {_some(sorted(names))}; leave --protocol out")  # fmt: skip
         return found
+
+    def shortfall(self, pictures: int) -> str:
+        """What must be said where fewer pictures were scored than the benchmark has."""
+        if not self.pictures or pictures >= self.pictures:
+            return ""
+        return f"the benchmark has {self.pictures} pictures, {pictures} were scored: no figure to compare with others"
 
     def folders(self, data: Path) -> list[Path]:
         """The data sets to score. Raises InputError when a folder that should hold some holds none."""
@@ -83,6 +99,10 @@ def read_protocol(name: str) -> Protocol:
         raise UsageError(f"unknown protocol {name!r}; expected one of {', '.join(table)}")
     body = dict(table[name])
     return Protocol(name, **{**body, "layouts": tuple(body.get("layouts", ()))})
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
 def _is_dataset(folder: Path) -> bool:

@@ -133,8 +133,13 @@ def score_model(request: Request, report: Path | None = None) -> dict[str, Score
             "figure": FIGURES[protocol.figure],
             "value": value,
         }
-        print(f"protocol {protocol.name}: {FIGURES[protocol.figure]} {value:.4f} over {sum(map(len, sets))} pictures "
-              f"({protocol.note})")  # fmt: skip
+        scored = sum(map(len, sets))
+        print(
+            f"protocol {protocol.name}: {FIGURES[protocol.figure]} {value:.4f} over {scored} pictures ({protocol.note})"
+        )
+        if said := protocol.shortfall(scored):
+            about["notes"].append(said)
+            note("digseg", f"note: {said}")
     if report is not None:
         for path in write_report(report, sets, scores, predict, about):
             print(f"wrote {path}")

@@ -10,9 +10,9 @@ from typing import Any
 
 from digseg_engine.bundle import MANIFEST
 from digseg_engine.errors import CheckpointError
-from digseg_engine.named import ASSETS
+from digseg_engine.named import SHIPPED_CHECKPOINT, meant_instead
 
-BUNDLED = ASSETS / "digseg-tiny"
+BUNDLED = SHIPPED_CHECKPOINT
 CONFIG = "digseg.json"
 CHECKPOINT_FORMAT = "digseg.checkpoint/1"
 PARTS = ("vae/config.json", "unet/config.json", "text_encoder/config.json", "tokenizer/tokenizer.json")
@@ -76,7 +76,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {folder} not found; expected a directory written by `digseg train`")
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a DiGSeg checkpoint: {path.name} not found; expected the directory "
-                              "written by `digseg train`")  # fmt: skip
+                              f"written by `digseg train`{meant_instead(folder)}")  # fmt: skip
     try:
         body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = body.pop("format", None)

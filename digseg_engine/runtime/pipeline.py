@@ -131,6 +131,8 @@ def _about(engine: Engine, frame: Frame, rules: Rules, notes: tuple[str, ...], a
 
 
 def _check_size(engine: Engine, size: int | None) -> None:
+    if size is not None and not isinstance(size, (int, np.integer)):
+        raise UsageError(f"working size must be a whole number of pixels, got {size!r}")
     if size is not None and not 2 * engine.stride <= size <= 4096:
         raise UsageError(f"working size must be {2 * engine.stride} to 4096 pixels, got {size}")
 

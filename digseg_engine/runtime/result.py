@@ -26,6 +26,7 @@ from digseg_engine.runtime.saving import (
     listed,
     make_folder,
     remove_stale,
+    still_right,
     write_labels,
     write_mask,
     write_png,
@@ -191,8 +192,8 @@ class Segmentation:
         the paths in that order. `timings["save"]` is then the seconds it took.
 
         The overlay is reduced to 2,048 pixels; everything else has the picture's own size. Results of an earlier run for the
-        same stem are replaced, stale ones removed. Raises UsageError for an unknown kind, OutputError for what cannot be
-        written and for a file of that name that is not ours.
+        same stem are replaced, stale ones removed; those of the same question to the same model stay. Raises UsageError for
+        an unknown kind, OutputError for what cannot be written and for a file of that name that is not ours.
         """
         if unknown := set(what) - set(SAVED):
             raise UsageError(f"cannot save {', '.join(sorted(unknown))}; expected some of {', '.join(SAVED)}")
@@ -215,7 +216,11 @@ class Segmentation:
         written += [files["labels"]] if "labels" in files else []
         self.timings["save"] = time.perf_counter() - began
         if "json" in what:
-            write_record(record_path, self.as_dict(), files, masks)
-            remove_stale(folder, stem, earlier - {path.name for path in written})
+            body = self.as_dict()
+            kept, kept_masks = still_right(record_path, body)
+            files, every_mask = {**kept, **files}, masks or kept_masks
+            write_record(record_path, body, files, every_mask)
+            standing = {path.name for path in (*files.values(), *every_mask) if path is not None}
+            remove_stale(folder, stem, earlier - standing)
             written.append(record_path)
         return written

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,21 @@ def check_targets(targets: Iterable[Path], record: Path) -> None:
                               "output folder")  # fmt: skip
 
 
+# What a result answers, beside its prompts.
+QUESTION = (
+    "picture",
+    "width",
+    "height",
+    "model",
+    "working_size",
+    "threshold",
+    "label_rule",
+    "against",
+    "refined",
+    "tiles",
+)
+
+
 def listed(record: Path) -> set[str]:
     """Names of the files that an earlier record in this place lists; empty when there is none of ours."""
     try:
@@ -97,6 +112,22 @@ def listed(record: Path) -> set[str]:
         return set()
 
 
+def still_right(record: Path, body: dict[str, Any]) -> tuple[dict[str, Path], list[Path | None]]:
+    """(files by kind, mask of every prompt) of an earlier record in this place that answers the very same question with the
+    same model: they are as right as when they were written. Nothing where it answers another."""
+    none: list[Path | None] = [None] * len(body["masks"])
+    try:
+        before = json.loads(record.read_text(encoding="utf-8"))
+        asked = [[mask["prompt"] for mask in each["masks"]] for each in (before, body)]
+        if asked[0] != asked[1] or any(before.get(key) != body[key] for key in QUESTION):
+            return {}, none
+        files = {kind: record.with_name(name) for kind, name in before["files"].items()}
+        masks = [record.with_name(mask["file"]) if mask.get("file") else None for mask in before["masks"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}, none
+    return {k: p for k, p in files.items() if p.is_file()}, [p if p and p.is_file() else None for p in masks]
+
+
 def remove_stale(folder: Path, stem: str, names: set[str]) -> None:
     """Delete results of an earlier run of the same picture: only plain names that begin with its stem and bear our mark."""
     for name in names:
@@ -106,9 +137,10 @@ def remove_stale(folder: Path, stem: str, names: set[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_record(target: Path, body: dict[str, Any], files: dict[str, Path], masks: list[Path]) -> None:
+def write_record(target: Path, body: dict[str, Any], files: dict[str, Path], masks: Sequence[Path | None]) -> None:
     """The JSON, last: it names every file written beside it."""
     body["files"] = {kind: path.name for kind, path in files.items()}
     for entry, path in zip(body["masks"], masks):
-        entry["file"] = path.name
+        if path is not None:
+            entry["file"] = path.name
     write_json(target, body)

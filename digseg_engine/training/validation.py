@@ -150,7 +150,8 @@ class Validation:
         log.track({f"validation/{key}": value for key, value in known.items()}, done - 1)
 
     def _sentence(self, figures: Figures) -> str:
-        parts = [f"mean IoU {figures.miou:.3f}", f"presence MCC {figures.presence_mcc:.3f}"]
+        parts = [f"mean IoU {figures.miou:.3f}"]
+        parts += [] if math.isnan(figures.presence_mcc) else [f"presence MCC {figures.presence_mcc:.3f}"]
         parts += [] if figures.loss is None else [f"loss {figures.loss:.4f}"]
         best = "" if not self.best_step else f", best {self.best_miou:.3f} after step {self.best_step}"
         return f"validation {', '.join(parts)}" + ("; the best so far" if not self.stale else best)

@@ -12,6 +12,7 @@ from digseg_engine.commands.boundary import guarded
 from digseg_engine.commands.declare import Command, Option
 from digseg_engine.commands.main import run_command
 from digseg_engine.extras import require
+from digseg_engine.named import find_model
 from digseg_export.progress import shown
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def export(
     """Export a trained checkpoint to a verified ONNX bundle; `options` are the fields of `Request`."""
     from digseg_export.request import Request
 
-    request = Request(**options)
+    request, model = Request(**options), None if model is None else find_model(model)
     if request.bundle is None:
         require(COMMAND.name, "export")
     request.check()
@@ -216,7 +217,7 @@ COMMAND = Command(
     summary="Export a trained checkpoint to a verified ONNX bundle.",
     run=export,
     options=(
-        Option("model", "checkpoint directory", kind=Path, shown="the bundled digseg-tiny"),
+        Option("model", "checkpoint directory", kind=Path, shown="digseg-tiny, the bundled one"),
         Option("--precision", "fp32, fp16, bf16, int8 or fp8", default="fp16", metavar="NAME"),
         Option("--output -o", "bundle to write", kind=Path, shown="MODEL-PRECISION, RUN-PRECISION of runs/RUN/checkpoint",
                metavar="FOLDER"),

@@ -64,3 +64,34 @@ def test_python_finds_the_shipped_bundle_by_its_name_or_without_one(tmp_path, mo
                 list(several("photo.jpg", ["road"]))
     (tmp_path / "digseg-tiny-fp16").mkdir()
     assert find_model("digseg-tiny-fp16") == Path("digseg-tiny-fp16")
+
+
+def test_the_shipped_checkpoint_has_a_name_everywhere(tmp_path, monkeypatch):
+    from conftest import run_command
+
+    from digseg_engine.named import find_model
+
+    monkeypatch.chdir(tmp_path)
+    assert find_model("digseg-tiny") == BUNDLED
+    (tmp_path / "digseg-tiny").mkdir()
+    assert find_model("digseg-tiny") == Path("digseg-tiny")  # a folder of that name is meant
+    (tmp_path / "digseg-tiny").rmdir()
+    done = run_command("digseg-export", "digseg-tiny", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0 and "digseg-tiny-fp16" in done.stdout, done.stderr
+
+
+def test_the_folder_of_a_run_is_told_from_its_checkpoint(tmp_path):
+    import pytest
+
+    from digseg_engine.bundle import open_bundle
+    from digseg_engine.errors import BundleError, CheckpointError
+    from digseg_engine.model.folder import read_config
+
+    (tmp_path / "mine" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "mine" / "checkpoint" / "digseg.json").write_text("{}")
+    for read, error in ((open_bundle, BundleError), (read_config, CheckpointError)):
+        with pytest.raises(error, match=r"did you mean .*mine/checkpoint\?"):
+            read(tmp_path / "mine")
+        with pytest.raises(error) as caught:
+            read(tmp_path)
+        assert "did you mean" not in str(caught.value)

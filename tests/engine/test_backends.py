@@ -54,7 +54,22 @@ def test_torch_compile_agrees_at_several_shapes(nano_models):
             assert relative(compiled.logits(cut, prompts), plain.logits(cut, prompts)) < 1e-4
 
 
-def test_shapes_are_padded_to_few_where_they_are_compiled(nano_models):
+@pytest.mark.long
+def test_compiled_masks_of_a_picture_that_is_not_square_are_those_of_the_model(nano_models):
+    compiled, plain = (Engine.load(nano_models.checkpoint, name) for name in ("torch-compile", "torch"))
+    for rows in (64, 33, 50):
+        got, want = (engine.segment(PICTURE[:rows], PROMPTS, size=64).logits for engine in (compiled, plain))
+        assert got.shape == want.shape and relative(got, want) < 1e-4
+
+
+def test_no_backend_of_ours_pads_pictures_more_than_the_others(nano_models):
+    engine = Engine.load(nano_models.checkpoint, "torch")
+    assert engine.backend.fixed_shapes is False
+    assert [kind for kind in ("onnxruntime", "torch") if Engine.load(
+        nano_models.fp32 if kind == "onnxruntime" else nano_models.checkpoint, kind).backend.fixed_shapes] == []  # fmt: skip
+
+
+def test_shapes_are_padded_to_few_where_a_backend_asks_for_it(nano_models):
     engine = Engine.load(nano_models.checkpoint, "torch")
     assert engine.segment(PICTURE[:33], PROMPTS, size=64).logits.shape[1:] == (24, 32)  # 48 x 64 pixels
     engine.backend.fixed_shapes = True

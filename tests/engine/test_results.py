@@ -213,3 +213,17 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch, error):
     assert left == ["p.mask.nucleus.png", "p.overlay.png"]
     for name in left:
         Image.open(tmp_path / name).load()
+
+
+def test_fewer_kinds_for_the_same_question_take_nothing_away(tmp_path):
+    segmented().save(tmp_path, "p")
+    everything = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix == ".png"}
+    segmented().save(tmp_path, "p", ("json",))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix == ".png"} == everything
+    body = json.loads((tmp_path / "p.json").read_text())
+    assert set(body["files"]) == {"overlay", "labels"} and all(mask["file"] in everything for mask in body["masks"])
+    segmented().save(tmp_path, "p", ("masks", "json"))
+    assert set(json.loads((tmp_path / "p.json").read_text())["files"]) == {"overlay", "labels"}
+    segmented(rules=Rules(threshold=0.6)).save(tmp_path, "p", ("json",))  # another question: the old answers are stale
+    assert [path.name for path in tmp_path.iterdir()] == ["p.json"]
+    assert json.loads((tmp_path / "p.json").read_text())["files"] == {}

@@ -62,3 +62,12 @@ def test_a_damaged_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
         PromptTokenizer.load(tmp_path / "tokenizer.json")
+
+
+def test_a_generator_of_prompts_is_refused_before_it_is_used_up():
+    from digseg_engine.errors import InputError
+    from digseg_engine.text import check_prompts
+
+    with pytest.raises(InputError, match=r"prompts must be a list of texts, got generator; write list"):
+        check_prompts(text for text in ["road"])
+    assert check_prompts(("road",)) == ["road"]

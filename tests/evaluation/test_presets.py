@@ -62,9 +62,20 @@ def test_a_right_answer_scores_one_by_its_protocol(name, tmp_path):
         Request(data=str(tmp_path), count=EVERY, protocol=other).samples(64)
 
 
-def test_own_layout_is_scored_by_a_protocol_too(tmp_path):
-    dataset_trees.own(tmp_path)
-    assert read_protocol("loveda").layout_of(tmp_path, None) == "folder"
+def test_own_layout_is_scored_by_a_protocol_where_it_has_its_classes(tmp_path):
+    protocol, names = read_protocol("loveda"), known_layout("loveda").table.names
+    dataset_trees.own(tmp_path / "right")
+    (tmp_path / "right" / "classes.json").write_text(json.dumps({"classes": list(names)}))
+    assert protocol.layout_of(tmp_path / "right", None) == "folder"
+    dataset_trees.own(tmp_path / "other")
+    with pytest.raises(UsageError, match=r"scores the 7 classes of LoveDA \(.*, \.\.\.\); .* leave --protocol out"):
+        protocol.layout_of(tmp_path / "other", None)
+
+
+def test_fewer_pictures_than_the_benchmark_has_are_said():
+    protocol = read_protocol("ade20k")
+    assert protocol.pictures == 2000 and "2000 pictures, 8 were scored" in protocol.shortfall(8)
+    assert protocol.shortfall(2000) == read_protocol("kvasir").shortfall(8) == ""
 
 
 def test_many_data_sets_are_scored_one_after_the_other(tmp_path, nano_folder, capsys):

@@ -136,7 +136,7 @@ class TorchBackend:
         import torch
 
         self._torch, self.name, self.device = torch, name, device(source.device)
-        self.fixed_shapes = name == "torch-compile"
+        self.fixed_shapes, self._compiled = False, name == "torch-compile"
         self.precision = "fp16" if name == "torch-fp16" else "fp32"
         self._dtype = torch.float16 if self.precision == "fp16" else torch.float32
         if self.device.type == "cpu":
@@ -156,12 +156,12 @@ class TorchBackend:
         self._text = parts.text_encoder.to(self.device)
         self._segmenter = segmenter.to(self.device, self._dtype)
         kernels = use_kernels(self._segmenter)
-        self._run: Any = self._torch.compile(self._segmenter) if self.fixed_shapes else self._segmenter
+        self._run: Any = self._torch.compile(self._segmenter) if self._compiled else self._segmenter
         on_gpu = self.device.type == "cuda"
         graphs = on_gpu and os.environ.get(GRAPHS_VARIABLE, "1") != "0"
         if graphs:
             self._run = Replayed(self._run)
-        self._one_at_a_time = Lock() if self.fixed_shapes or on_gpu else None  # neither compiling nor graphs share
+        self._one_at_a_time = Lock() if self._compiled or on_gpu else None  # neither compiling nor graphs share
         notes = [f"{self.name} {self._torch.__version__}", self._device_name(), self.precision, kernels]
         self.detail = ", ".join([*filter(None, notes), *["CUDA graphs"] * graphs])
 
