@@ -18,6 +18,7 @@ DOES = {
     "segment": ["segment", "a.png", "b.png", "-p", "road", "-b", "{bundle}", "-o", "out"],
     "json": ["segment", "a.png", "b.png", "-p", "road", "-b", "{bundle}", "-o", "out", "--json"],
     "tiles": ["segment", "a.png", "-p", "road", "-b", "{bundle}", "-o", "out", "--tile", "64"],
+    "ask": ["ask", "a.png", "-b", "{bundle}", "-o", "out"],
     "doctor": ["doctor"],
     "data": ["data", "labelled"],
     "scenes": ["scenes", "--domain", "aerial", "--size", "64", "-o", "out"],
@@ -45,6 +46,7 @@ def room(tmp_path):
         (tmp_path / "labelled" / folder).mkdir(parents=True)
     shutil.copy(tmp_path / "a.png", tmp_path / "labelled" / "images")
     Image.new("L", (96, 96), 1).save(tmp_path / "labelled" / "masks" / "a.png")
+    (tmp_path / "prompts.txt").write_text("road\nwater\n")
     (tmp_path / "labelled" / "classes.json").write_text('{"classes": [{"name": "road", "id": 1}]}')
     return tmp_path
 
@@ -57,7 +59,10 @@ def into_a_closed_pipe(command, room) -> subprocess.CompletedProcess[str]:
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        return subprocess.run(command, cwd=room, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=LIMIT)
+        with (room / "prompts.txt").open() as prompts:  # for the command that reads them
+            return subprocess.run(
+                command, cwd=room, stdin=prompts, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=LIMIT
+            )
     finally:
         os.close(writing)
 

@@ -56,7 +56,8 @@ def test_the_command_line_trains_on_a_folder(nano_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     described = json.loads((tmp_path / "run" / "train.json").read_text())
     assert described["folder"] == {"layout": None, "split": "train", "cached_crops": 1, "workers": 2, "readers": "threads",
-                                   "echo": 1, "balance": 0.0, "augment": []}  # fmt: skip
+                                   "echo": 1, "balance": 0.0, "augment": [], "shard_window": None,
+                                   "shard_cache": None}  # fmt: skip
 
 
 @pytest.mark.parametrize(
