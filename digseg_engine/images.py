@@ -119,17 +119,14 @@ def fitted_size(height: int, width: int, longer: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def fit(
-    rgb: Rgb, longer: int, stride: int, bucket: int | None = None, least: tuple[int, int] = (0, 0)
-) -> Canvas:  # fmt: skip
-    """Resize [H, W, 3] so that its longer side is `longer`, pad right and bottom by repetition to the stride, or to
-    multiples of a coarser `bucket`, so that pictures of many proportions share few shapes; and to `least` (height, width)."""
+def fit(rgb: Rgb, longer: int, stride: int, least: tuple[int, int] = (0, 0)) -> Canvas:
+    """Resize [H, W, 3] so that its longer side is `longer`, pad right and bottom by repetition to the stride, and to `least`
+    (height, width)."""
     original = (int(rgb.shape[0]), int(rgb.shape[1]))
     height, width = fitted_size(*original, longer)
     if (height, width) != original:
         rgb = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
-    step = bucket or stride
-    down, right = max(-height % step, least[0] - height), max(-width % step, least[1] - width)
+    down, right = max(-height % stride, least[0] - height), max(-width % stride, least[1] - width)
     padded = np.pad(rgb, ((0, down), (0, right), (0, 0)), mode="edge")
     pixels = np.ascontiguousarray(padded.transpose(2, 0, 1), np.float32)[None] / np.float32(127.5) - np.float32(1)
     return Canvas(pixels, (height, width), original)

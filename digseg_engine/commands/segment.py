@@ -24,6 +24,19 @@ def kinds_to_save(text: str) -> tuple[str, ...]:
     return words
 
 
+OUTPUT = Option("--output -o", "folder for masks and overlays", kind=Path, default=Path("out"), metavar="FOLDER")
+MODEL = (  # also of `digseg ask`
+    Option("--bundle -b", "exported bundle", kind=Path, metavar="FOLDER",
+           shown="$DIGSEG_BUNDLE, else ./digseg-tiny-fp16, else the shipped one"),
+    Option("--backend", "auto (measured) or a name that `digseg doctor` lists", default="auto", metavar="NAME"),
+    Option("--engines", "folder of TensorRT-RTX plans to run, see digseg-export --format tensorrt-rtx", kind=Path,
+           metavar="FOLDER"),
+    Option("--device", "cpu, cuda or cuda:1", shown="the backend's own", metavar="NAME"),
+    Option("--threads", "threads on a CPU", kind=int, at_least=1, shown="the cores of this process"),
+)  # fmt: skip
+THRESHOLD = Option("--threshold", "probability from which a pixel belongs to a mask, between 0 and 1", kind=float,
+                   default=0.5, at_least=0, at_most=1)  # fmt: skip
+
 COMMAND = Command(
     name="segment",
     summary="Segment pictures by text: overlay, one mask per prompt, label map and JSON for each.",
@@ -33,16 +46,10 @@ COMMAND = Command(
         Option("--prompt -p", "what to find; repeat for several", many=True),
         Option("--prompts-file", "more prompts, one a line; lines that begin with # are left out", kind=Path,
                metavar="FILE"),
-        Option("--output -o", "folder for masks and overlays", kind=Path, default=Path("out"), metavar="FOLDER"),
-        Option("--bundle -b", "exported bundle", kind=Path, metavar="FOLDER",
-               shown="$DIGSEG_BUNDLE, else ./digseg-tiny-fp16, else the shipped one"),
-        Option("--backend", "auto (measured) or a name that `digseg doctor` lists", default="auto", metavar="NAME"),
+        OUTPUT,
+        *MODEL,
         Option("--checkpoint", "checkpoint the bundle came from: for --refine and the torch backends", kind=Path,
                metavar="FOLDER"),
-        Option("--engines", "folder of TensorRT-RTX plans to run, see digseg-export --format tensorrt-rtx", kind=Path,
-               metavar="FOLDER"),
-        Option("--device", "cpu, cuda or cuda:1", shown="the backend's own", metavar="NAME"),
-        Option("--threads", "threads on a CPU", kind=int, at_least=1, shown="the cores of this process"),
         Option("--imgsz --size", "working size in pixels of the longer side, or of a tile", kind=int,
                shown="the model's own"),
         Option("--tile", "work in tiles of this many pixels, for very large pictures", kind=int),
@@ -53,8 +60,7 @@ COMMAND = Command(
         Option("--steps", "sampling steps of the reference", kind=int, default=4, at_least=1, at_most=4,
                only_with=("--refine",)),
         Option("--seed", "random seed of the reference", kind=int, default=0, only_with=("--refine",)),
-        Option("--threshold", "probability from which a pixel belongs to a mask, between 0 and 1", kind=float, default=0.5,
-               at_least=0, at_most=1),
+        THRESHOLD,
         Option("--against", "contrast prompt: competes for pixels and is not returned; repeat for several", metavar="PROMPT",
                many=True),
         Option("--labels", "which mask the label map shows where several meet; with --tile strongest alone",

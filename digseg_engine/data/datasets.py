@@ -95,10 +95,6 @@ class Dataset:
             return self.records.strays()
         return stray_masks(self.layout, Path(self.root), self.split)
 
-    def truth(self, ids: Ids) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """ids [H, W] -> (one mask per name [K, H, W], valid [H, W] which is False where pixels do not count)."""
-        return ids[None] == np.arange(len(self.names), dtype=ids.dtype)[:, None, None], ids != IGNORE
-
 
 def open_dataset(path: Path | str, layout: str | None = None, split: str = "train", strict: bool = True) -> Dataset:
     """Open a folder of labelled pictures, or shards: a folder, pattern or address of .tar files (`data.shards`).

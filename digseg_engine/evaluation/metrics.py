@@ -5,15 +5,14 @@ Everything is counted at the pictures' own resolution, pixels marked as ignored 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from digseg_engine.evaluation.alarms import label_alarms
+from digseg_engine.evaluation.alarms import Alarms, label_alarms
 from digseg_engine.evaluation.calibration import Calibration
-from digseg_engine.evaluation.outlines import band_counts, label_band_counts, largest_piece
+from digseg_engine.evaluation.outlines import band_counts, label_band_counts
 
 FALSE_PIXELS = 20  # a false alarm is one connected piece of more pixels, for a prompt that is not there
 COUNTS = ("intersection", "predicted", "truth", "edge_intersection", "edge_union", "pictures", "asked")
@@ -71,9 +70,9 @@ class Score:
             p[k], t[k] = np.count_nonzero(mask), np.count_nonzero(right)
             inside[k] = np.count_nonzero(mask & right) if p[k] and t[k] else 0
         self._tally(inside, p, t, int(known.sum()))
-        self._count_alarms(
-            [largest_piece(predicted[k] & known) > FALSE_PIXELS for k in np.flatnonzero((t == 0) & (p > 0))]
-        )
+        alarms = Alarms(t == 0, known.shape, FALSE_PIXELS)
+        alarms.look(0, predicted & known)
+        self._count_alarms(alarms.result())
         if self.outlines:
             for k in np.flatnonzero((p > 0) | (t > 0)).tolist():
                 both, either = band_counts(predicted[k], truth[k], valid)
@@ -122,7 +121,7 @@ class Score:
         self.absent_pairs += int((~present).sum())
         self.per_picture.append(float((inside / (p + t - inside).clip(1))[present].mean()) if present.any() else np.nan)
 
-    def _count_alarms(self, alarms: Sequence[bool] | NDArray[np.bool_]) -> None:
+    def _count_alarms(self, alarms: NDArray[np.bool_]) -> None:
         """One picture: which prompts that are not there were answered with a false alarm."""
         count = int(np.count_nonzero(alarms))
         self.false_pairs += count

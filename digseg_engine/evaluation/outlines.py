@@ -1,4 +1,4 @@
-"""Outline bands of masks, for boundary IoU, and connected pieces, for false alarms.
+"""Outline bands of masks, for boundary IoU.
 
 Boundary IoU is that of Cheng et al. 2021 (arXiv 2103.16562): the quotient of IoU over the pixels within 2 % of the
 diagonal of a mask's own outline. The band is the mask without its erosion by a square; the erosion joins windows of 1, 2,
@@ -94,14 +94,3 @@ def _extreme(values: Labels, d: int, choose: Choose) -> Labels:
         runs = choose(runs[:-span], runs[span:])
         span *= 2
     return np.asarray(choose(runs[: len(runs) - (width - span)], runs[width - span :]))
-
-
-def largest_piece(mask: Mask) -> int:
-    """Pixels of the largest connected piece of a mask [H, W], neighbours by sides."""
-    from scipy import ndimage
-
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return 0
-    pieces, count = ndimage.label(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-    return int(np.bincount(pieces.ravel(), minlength=count + 1)[1:].max())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,14 @@ from digseg_engine.evaluation.tables import parts_of, print_scores
 from digseg_engine.evaluation.views import WHOLE, Views
 
 
-def evaluate(predict: Predict, samples: Samples, tick: Callable[[int], None] = lambda done: None) -> Scores:
-    """Score one predictor on one test set."""
+def evaluate(
+    predict: Predict, samples: Samples, tick: Callable[[int], None] = lambda done: None,
+    numbers: Iterable[int] | None = None,
+) -> Scores:  # fmt: skip
+    """Score one predictor on one test set, or on the samples of these numbers."""
     prompts, names = [query.text for query in samples.queries], [query.name for query in samples.queries]
     scores = Scores(Score(names, exclusive=samples.rule != "each"), Score(names, outlines=False))
-    for i in range(len(samples)):
+    for i in range(len(samples)) if numbers is None else numbers:
         sample = samples[i]
         answer = Answer.of(predict(sample.image, prompts))
         if samples.rule == "each":

@@ -37,6 +37,7 @@ class Question:
     backend: str = "auto"
     device: str | None = None
     threads: int | None = None
+    engines: Path | None = None
     imgsz: int | None = None
     threshold: float = 0.5
     batch: bool = False
@@ -97,7 +98,7 @@ def ask(question: Question) -> int:
     model = question.bundle or default_bundle()[0]
     with telling():
         engine = Engine.load(model, question.backend, size=question.imgsz, prompts=1, threads=question.threads,
-                             device=question.device)  # fmt: skip
+                             device=question.device, engines=question.engines)  # fmt: skip
     session, bad = Session(engine, picture, question, stems([question.photo])[0]), 0
     spoken = not question.batch and sys.stdin.isatty()
     if spoken:

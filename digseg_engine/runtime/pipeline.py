@@ -142,8 +142,7 @@ def _fit(engine: Engine, picture: Picture, size: int | None) -> Canvas:
     the usual one; a size asked for is never changed."""
     profile = engine.runner.profile
     if profile is None:
-        longer = size or engine.image_size
-        return fit(picture.pixels, longer, engine.stride, _bucket(engine, longer))
+        return fit(picture.pixels, size or engine.image_size, engine.stride)
     height, width = picture.pixels.shape[:2]
     most = profile.longest_side(height, width)
     if size is not None and size > most:
@@ -152,15 +151,6 @@ def _fit(engine: Engine, picture: Picture, size: int | None) -> Canvas:
             f"was exported for; at most {most} fits its proportions; ask for a smaller size, or export with others"
         )
     return fit(picture.pixels, size or min(profile.usual_side, most), engine.stride, least=profile.least)
-
-
-def _bucket(engine: Engine, longer: int) -> int:
-    """Working pictures are padded to multiples of this: a quarter of the longer side where shapes are compiled."""
-    return (
-        max(engine.stride, longer // 4 // engine.stride * engine.stride)
-        if engine.backend.fixed_shapes
-        else engine.stride
-    )
 
 
 def _answer(engine: Engine, canvases: list[Canvas], *text: Array) -> tuple[list[Array], tuple[str, ...]]:

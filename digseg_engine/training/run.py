@@ -26,6 +26,7 @@ from digseg_engine.training.state import complete_states, newest_state, step_of
 from digseg_engine.training.thrift import NETWORKS, keep_on_device
 from digseg_engine.training.trackers import check_trackers
 from digseg_engine.training.validation import Validator
+from digseg_engine.words import did_you_mean
 
 Config = TypeVar("Config")
 WEIGHTS = "weights.safetensors"
@@ -41,6 +42,7 @@ FREE_OF_RUN = (
 )  # change no weight
 PATIENCE = timedelta(hours=6)  # of processes that wait for each other
 WORTH_COMPILING = 100  # steps; compiling takes minutes, which a shorter stage does not win back
+ELSEWHERE = {"lr": "learning_rate", "batch_size": "batch", "wd": "weight_decay", "epochs": "steps"}  # in other programs
 Plain = (bool, int, float, str)  # settings that `with_settings` can change
 
 
@@ -101,7 +103,8 @@ def with_settings(config: Config, changes: Sequence[str]) -> Config:
         kinds = {key: value for key, value in vars(owner).items() if isinstance(value, Plain)} if owner else {}
         if name not in kinds:
             staged = [f"{each}.{setting.name}" for each in stages_of(config) for setting in fields(StageConfig)]
-            raise UsageError(f"--set {change!r}: {path!r} is no setting of this run; expected one of "
+            meant = did_you_mean(ELSEWHERE.get(name, name), kinds)
+            raise UsageError(f"--set {change!r}: {path!r} is no setting of this run{meant}; expected one of "
                              f"{', '.join(kinds or staged)}")  # fmt: skip
         value = _parse(text, kinds[name], change)
         part = replace(owner, **{name: value})

@@ -22,11 +22,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from digseg_engine.data.query import Query
 from digseg_engine.evaluation.metrics import Score, Scores, matthews
 from digseg_engine.evaluation.panel import sheet
-from digseg_engine.evaluation.predictors import Predict, Rule
-from digseg_engine.evaluation.protocols import Sample, Samples
+from digseg_engine.evaluation.predictors import Predict
+from digseg_engine.evaluation.protocols import Samples
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.files import replacing
 from digseg_engine.training.averaging import Averaged
@@ -182,7 +181,7 @@ def validate(validator: Validator, predict: Predict, module: nn.Module, accelera
     parts: list[Tensor] = []
     for samples in validator.sets:
         mine = range(rank, len(samples), shares)
-        found = evaluate(predict, _Some(samples, mine)).together
+        found = evaluate(predict, samples, numbers=mine).together
         ious = torch.zeros(len(samples), dtype=torch.float64)
         ious[rank::shares] = torch.tensor(found.per_picture, dtype=torch.float64)
         counts = [found.counts[key] for key in SUMMED]
@@ -211,36 +210,6 @@ def _score(samples: Samples, pieces: Iterator[Tensor]) -> Scores:
     score.presence = next(pieces).long().reshape(2, 2).numpy()
     score.per_picture = next(pieces).tolist()
     return Scores(score, score)
-
-
-@dataclass(frozen=True)
-class _Some:
-    """Some of a set's samples."""
-
-    whole: Samples
-    numbers: Sequence[int]
-
-    @property
-    def name(self) -> str:
-        return self.whole.name
-
-    @property
-    def queries(self) -> Sequence[Query]:
-        return self.whole.queries
-
-    @property
-    def rule(self) -> Rule:
-        return self.whole.rule
-
-    @property
-    def notes(self) -> Sequence[str]:
-        return self.whole.notes
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, i: int) -> Sample:
-        return self.whole[self.numbers[i]]
 
 
 @contextmanager

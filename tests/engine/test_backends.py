@@ -62,19 +62,11 @@ def test_compiled_masks_of_a_picture_that_is_not_square_are_those_of_the_model(n
         assert got.shape == want.shape and relative(got, want) < 1e-4
 
 
-def test_no_backend_of_ours_pads_pictures_more_than_the_others(nano_models):
-    engine = Engine.load(nano_models.checkpoint, "torch")
-    assert engine.backend.fixed_shapes is False
-    assert [kind for kind in ("onnxruntime", "torch") if Engine.load(
-        nano_models.fp32 if kind == "onnxruntime" else nano_models.checkpoint, kind).backend.fixed_shapes] == []  # fmt: skip
-
-
-def test_shapes_are_padded_to_few_where_a_backend_asks_for_it(nano_models):
-    engine = Engine.load(nano_models.checkpoint, "torch")
-    assert engine.segment(PICTURE[:33], PROMPTS, size=64).logits.shape[1:] == (24, 32)  # 48 x 64 pixels
-    engine.backend.fixed_shapes = True
-    shapes = {engine.segment(PICTURE[:rows], PROMPTS, size=64).logits.shape[1:] for rows in range(8, 51)}
-    assert shapes == {(8, 32), (16, 32), (24, 32), (32, 32)}
+def test_every_backend_sees_the_same_pixels(nano_models):
+    """Masks of one picture are equal only where it lies in equally many pixels: padded to the stride, no further."""
+    for model, name in ((nano_models.checkpoint, "torch"), (nano_models.fp32, "onnxruntime")):
+        result = Engine.load(model, name).segment(PICTURE[:33], PROMPTS, size=64)
+        assert result.logits.shape[1:] == (24, 32) and result.frame.working == (48, 64)  # 42 rows of content
 
 
 def test_a_bundle_takes_its_checkpoint_along(nano_models, eager):

@@ -100,7 +100,7 @@ def test_label_maps_of_tensors_and_arrays_are_alike(nano_models, engine):
 class Cramped:
     """A backend that can hold `pairs` masks at once and says so as ONNX Runtime does."""
 
-    name, detail, fixed_shapes = "cramped", "cramped", False
+    name, detail = "cramped", "cramped"
 
     def __init__(self, pairs):
         self.pairs, self.calls = pairs, []

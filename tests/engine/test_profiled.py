@@ -138,7 +138,7 @@ def test_shapes_that_cannot_be_read_are_the_bundles_fault(fixed, tmp_path):
 class Strict:
     """An engine built for shapes: a profile of its own, also for its text encoder."""
 
-    name, detail, fixed_shapes = "strict", "strict", False
+    name, detail = "strict", "strict"
     profile = Profile({axis: Range(*ends) for axis, ends in {**FIXED, "K": (3, 4, 5), "B": (1, 1, 2)}.items()})
 
     def __init__(self):

@@ -25,7 +25,7 @@ class Brightness:
     """A made-up model: logit k of a 2 x 2 cell is the red value of the cell minus a threshold, plus an offset that is
     another one in every tile, so that seams show."""
 
-    name, detail, fixed_shapes = "brightness", "brightness", False
+    name, detail = "brightness", "brightness"
 
     def __init__(self, offset=0.0):
         self.offset, self.calls = offset, 0

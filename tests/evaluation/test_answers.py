@@ -13,10 +13,11 @@ from digseg_engine.evaluation.answers import Answer, View
 from digseg_engine.evaluation.calibration import Calibration
 from digseg_engine.evaluation.counting import count_labels
 from digseg_engine.evaluation.metrics import FALSE_PIXELS, Score
-from digseg_engine.evaluation.outlines import band_counts, label_band_counts, largest_piece
+from digseg_engine.evaluation.outlines import band_counts, label_band_counts
 from digseg_engine.evaluation.predictors import choose_labels, decide, predictor
 from digseg_engine.evaluation.views import Views, windows
 from digseg_engine.images import Frame, fit, unfit
+from tests.evaluation.pieces import largest_piece
 
 SHAPES = [((51, 70), 64), ((97, 40), 64), ((40, 30), 96), ((130, 33), 48)]
 

@@ -15,7 +15,7 @@ from digseg_engine.data.datasets import open_dataset
 from digseg_engine.data.wordings import encode_text
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.metrics import FALSE_PIXELS, Score, labels_of
-from digseg_engine.evaluation.outlines import band_counts, largest_piece, outline_band
+from digseg_engine.evaluation.outlines import band_counts, outline_band
 from digseg_engine.evaluation.predictors import (
     choose_labels,
     choose_predictor,
@@ -26,6 +26,7 @@ from digseg_engine.evaluation.predictors import (
 from digseg_engine.evaluation.protocols import LabelledPictures, held_out_split
 from digseg_engine.evaluation.tables import class_table
 from digseg_engine.runtime.labels import Rules, label
+from tests.evaluation.pieces import largest_piece
 from tests.training.dataset_trees import grey, label_map, picture
 
 

@@ -40,9 +40,6 @@ class Backend(Protocol):
     name: str
     detail: str  # what really runs, for people: provider or device, precision
     # precision: "fp16" or "bf16" where it computes in less than float32 whatever the bundle says; may be left out
-    # True where every new picture shape costs a compilation: pictures are then padded to few shapes, which moves the masks of
-    # those that are not square a little. None of ours is so.
-    fixed_shapes: bool
 
     def encode_text(self, token_ids: Tokens, token_mask: TokenMask) -> tuple[Array, Array]:
         """token_ids [K, L], token_mask [K, L] -> text_keys, text_values."""

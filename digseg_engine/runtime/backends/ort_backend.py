@@ -81,7 +81,6 @@ class OrtBackend:
     """Both graphs of a bundle as ONNX Runtime sessions. `Run` on one session is thread-safe by contract."""
 
     precision = "fp32"  # that of the bundle, whose golden sample already allows for it
-    fixed_shapes = False
 
     def __init__(self, source: Source, name: str = "onnxruntime") -> None:
         try:

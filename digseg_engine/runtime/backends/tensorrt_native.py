@@ -191,7 +191,6 @@ class TensorrtBackend:
     name = "tensorrt"
     library = TENSORRT
     precision = "fp32"  # that of the bundle, whose golden sample already allows for it
-    fixed_shapes = False
 
     def __init__(self, bundle: Bundle, trt: Any = None, driver: Driver | None = None, index: int = 0) -> None:
         self._trt = trt or load(self.library)

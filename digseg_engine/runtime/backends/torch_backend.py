@@ -136,7 +136,7 @@ class TorchBackend:
         import torch
 
         self._torch, self.name, self.device = torch, name, device(source.device)
-        self.fixed_shapes, self._compiled = False, name == "torch-compile"
+        self._compiled = name == "torch-compile"
         self.precision = "fp16" if name == "torch-fp16" else "fp32"
         self._dtype = torch.float16 if self.precision == "fp16" else torch.float32
         if self.device.type == "cpu":
