@@ -132,7 +132,7 @@ def curve(log: Path, title: str) -> Any:
             )
     if quality is not None:
         quality.set(ylim=(0, 1), ylabel="validation: mean IoU, presence MCC")
-        quality.legend(loc="lower left")
+        quality.legend(loc="center left")
     axes.legend(loc="upper right" if quality else "best")
     axes.grid(alpha=0.3)
     figure.tight_layout()
@@ -140,7 +140,7 @@ def curve(log: Path, title: str) -> Any:
 
 
 def _columns_of(table: Path) -> list[tuple[str, list[int], Tensor]]:
-    """(name, steps, values) of every column of figures that were plotted or may be; empty cells are left out."""
+    """(name, steps, values) of every column of figures that holds any; empty cells are left out."""
     if not table.is_file():
         return []
     with table.open(newline="") as file:
@@ -149,7 +149,8 @@ def _columns_of(table: Path) -> list[tuple[str, list[int], Tensor]]:
     for name in [name for name in rows[0] if name not in ("step", "seconds", *FIGURES)]:
         logged = [row for row in rows if row[name]]
         values = torch.tensor([float(row[name]) for row in logged]).clamp(min=1e-6)
-        found.append((name, [int(row["step"]) for row in logged], values))
+        if logged:
+            found.append((name, [int(row["step"]) for row in logged], values))
     return found
 
 

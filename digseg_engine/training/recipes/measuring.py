@@ -25,9 +25,11 @@ from digseg_engine.model.quality import FILE, MEASURE, Figures, write_quality
 from digseg_engine.training.recipe_files import RecipeSettings
 from digseg_engine.training.recipes.summary import scored_sets
 from digseg_engine.training.run import move, stages_of
+from digseg_engine.words import counted
 from digseg_engine.worlds.scenes import is_scenes
 
 TRAINED = 100  # pictures trained on for one that is measured: 2 masks cost about 60 passes of the U-Net, a hundred pictures 300
+FEW = 8  # masks: of fewer it is said that they are few
 EMPTY = 4  # times as many pictures are at hand: nothing asked for may be in some
 
 
@@ -86,6 +88,8 @@ def said(figures: Figures) -> str:
 
     about, helpful = figures.measured, figures.helpful
     offer = f"offered in {', '.join(map(str, helpful))} steps" if helpful else "refused, it does not help"
-    return (f"quality, mean IoU of {about['masks']} masks in {about['pictures']} pictures ({about['on']}): student "
-            f"{figures.student:.3f}; reference {listed(figures.reference)} steps; codec {figures.codec:.3f}\n"
+    few = ", too few to say much" if about["masks"] < FEW else ""
+    return (f"quality, mean IoU of {counted(about['masks'], 'mask')} in {counted(about['pictures'], 'picture')} "
+            f"({about['on']}{few}): student {figures.student:.3f}; reference {listed(figures.reference)} steps; codec "
+            f"{figures.codec:.3f}\n"
             f"  refine: {listed(figures.refine_student)} steps from the student's masks, {offer}")  # fmt: skip
