@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-BUNDLE_FORMAT = "digseg.bundle/1"
-CONTRACT_VERSION = 1
+BUNDLE_FORMAT = "digseg.bundle/2"
+CONTRACT_VERSION = 2
+ABSENT = -20.0  # the logit of every pixel of a prompt that presence says is not there
 TOKEN_BUCKETS = (8, 16, 32, 77)  # prompts are padded to the shortest bucket that holds the longest of them
 
 
@@ -28,6 +29,8 @@ TOKEN_IDS = TensorSpec("token_ids", "int64", ("K", "L"), "token numbers, start a
 TOKEN_MASK = TensorSpec("token_mask", "bool", ("K", "L"), "False at padding")
 TEXT_KEYS = TensorSpec("text_keys", "graph", ("K", "S", "heads", "d", "L"), "folded text keys of every scale")
 TEXT_VALUES = TensorSpec("text_values", "graph", ("K", "S", "heads", "L", "Co"), "folded text values of every scale")
+ENCODING = TensorSpec("encoding", "graph", ("B", "M", "H/s", "W/s"), "all of a picture that no prompt changes; s is the stride")
+PRESENCE_LOGITS = TensorSpec("presence", "float32", ("B", "K"), "is the prompt in the picture; the manifest has the threshold")
 LOGITS = TensorSpec("logits", "float32", ("B", "K", "H/r", "W/r"), "0 is the decision border")
 
 
@@ -40,20 +43,28 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
 
 
+TEXT = (TEXT_KEYS, TEXT_VALUES, TOKEN_MASK)  # what a prompt is to the graphs that are asked with it
 TEXT_ENCODER = GraphSpec("text_encoder.onnx", (TOKEN_IDS, TOKEN_MASK), (TEXT_KEYS, TEXT_VALUES))
-SEGMENTER = GraphSpec("segmenter.onnx", (IMAGE, TEXT_KEYS, TEXT_VALUES, TOKEN_MASK), (LOGITS,))
-GRAPHS = {"text_encoder": TEXT_ENCODER, "segmenter": SEGMENTER}
+IMAGE_ENCODER = GraphSpec("image_encoder.onnx", (IMAGE,), (ENCODING,))
+PRESENCE = GraphSpec("presence.onnx", (ENCODING, *TEXT), (PRESENCE_LOGITS,))  # optional: models with a readout alone
+MASK_DECODER = GraphSpec("mask_decoder.onnx", (ENCODING, *TEXT), (LOGITS,))
+GRAPHS = {"text_encoder": TEXT_ENCODER, "image_encoder": IMAGE_ENCODER, "presence": PRESENCE, "mask_decoder": MASK_DECODER}
 
 
-def contract_json() -> dict[str, Any]:
-    """The contract as written into `manifest.json`."""
+def graphs_of(presence: bool) -> dict[str, GraphSpec]:
+    """The graphs of a bundle, by name, in the order they are asked."""
+    return {name: graph for name, graph in GRAPHS.items() if presence or graph is not PRESENCE}
+
+
+def contract_json(presence: bool) -> dict[str, Any]:
+    """The contract as written into `manifest.json` of a bundle with or without a presence graph."""
     graphs = {
         name: {
             "file": graph.file,
             "inputs": [{**asdict(tensor), "axes": list(tensor.axes)} for tensor in graph.inputs],
             "outputs": [{**asdict(tensor), "axes": list(tensor.axes)} for tensor in graph.outputs],
         }
-        for name, graph in GRAPHS.items()
+        for name, graph in graphs_of(presence).items()
     }
     return {"version": CONTRACT_VERSION, "token_buckets": list(TOKEN_BUCKETS), "graphs": graphs}
 

@@ -27,7 +27,8 @@ class StudentConfig:
     width: common width C of the projected decoder features; heads: text-injection heads;
     head_width: channels Co each prompt's map carries; detail_width: channels of the image stem (0: no stem);
     detail_blocks: residual blocks of the stem at each of its two resolutions;
-    upsample: sub-pixel factor of the last layer, so logits have `upsample` x the latent resolution.
+    upsample: sub-pixel factor of the last layer, so logits have `upsample` x the latent resolution;
+    presence_width: channels of the presence readout (see `presence.py`; 0: none).
     """
 
     width: int = 64
@@ -36,6 +37,7 @@ class StudentConfig:
     detail_width: int = 24
     detail_blocks: int = 0
     upsample: int = 2
+    presence_width: int = 0
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -43,6 +45,8 @@ class StudentConfig:
         if self.detail_blocks < 0 or (self.detail_blocks and not self.detail_width):
             raise UsageError(f"student detail_blocks must be 0 or more, and 0 without an image stem, got "
                              f"{self.detail_blocks} with detail_width {self.detail_width}")  # fmt: skip
+        if self.presence_width < 0:
+            raise UsageError(f"student presence_width must be 0 or more, got {self.presence_width}")
         if self.upsample not in (1, 2, 4):
             raise UsageError(f"student upsample must be 1, 2 or 4, got {self.upsample}")
 

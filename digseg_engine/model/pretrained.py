@@ -32,9 +32,9 @@ from digseg_engine.files import write_text
 from digseg_engine.model.autoencoder import Autoencoder, build_autoencoder, latent_stride
 from digseg_engine.model.config import DigsegConfig, Preset
 from digseg_engine.model.folder import BUNDLED, CONFIG, PARTS
-from digseg_engine.model.reference import Reference
+from digseg_engine.model.reference import Reference, grid_ratio
 from digseg_engine.model.sampler import Schedule
-from digseg_engine.model.student import Segmenter, Student
+from digseg_engine.model.student import Student
 from digseg_engine.text import PromptTokenizer
 from digseg_engine.words import counted
 
@@ -63,10 +63,7 @@ class Checkpoint:
     @property
     def stride(self) -> int:
         """Picture sides must be multiples of this many pixels."""
-        return latent_stride(self.vae) * 2 ** (len(self.reference.unet.down_blocks) - 1)
-
-    def segmenter(self) -> Segmenter:
-        return Segmenter(self.vae, self.student)
+        return latent_stride(self.vae) * grid_ratio(self.reference.unet)
 
 
 def build(preset: Preset, tokenizer: PromptTokenizer) -> Checkpoint:

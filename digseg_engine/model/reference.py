@@ -97,6 +97,11 @@ def decoder_strides(unet: UNet2DConditionModel) -> list[int]:
     return strides
 
 
+def grid_ratio(unet: UNet2DConditionModel) -> int:
+    """Latent cells along a side of the coarsest cell of the whole network."""
+    return int(2 ** (len(unet.down_blocks) - 1))
+
+
 class Reference(nn.Module):
     """Prompt-conditioned denoiser: `[z | m_t], t, text -> v`. Before training it equals the pretrained U-Net.
 

@@ -4,6 +4,7 @@
    first convolution -> decoder features at every scale.
 2. Text pathway, per prompt: folded text injection (see `text_pathway.py`) straight into the narrow head width.
 3. Light mask head, per prompt: scales summed at latent resolution, two small convolutions, sub-pixel upsampling.
+Everything that no prompt changes is one tensor, the encoding (`encoding.py`): `encode` makes it, `answer` and `presence` read it.
 The trunk and its text pathway follow DiGSeg; the shared pass, the folded form and the image stem are our decisions.
 """
 
@@ -16,10 +17,11 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from digseg_engine.model.autoencoder import Autoencoder, encode_image
 from digseg_engine.model.config import StudentConfig
+from digseg_engine.model.encoding import Layout
 from digseg_engine.model.mask_head import DetailStem, MaskHead, upsample_sum
-from digseg_engine.model.reference import decoder_strides, decoder_widths, run_unet, time_embedding
+from digseg_engine.model.presence import PresenceHead
+from digseg_engine.model.reference import decoder_strides, decoder_widths, grid_ratio, run_unet, time_embedding
 from digseg_engine.model.text_pathway import Slots, TextInjection, text_injection
 
 WHITENING_FLOOR = (
@@ -60,6 +62,10 @@ class Student(nn.Module):
         self.reduce = nn.ModuleList(nn.Linear(config.width, config.head_width, bias=False) for _ in widths)
         self.detail = self._stem(config, latent_stride) if config.detail_width else None
         self.head = MaskHead(config.head_width, config.upsample)
+        ratios = tuple(grid_ratio(unet) // stride for stride in self.strides)
+        self.layout = Layout(config.width, config.head_width, ratios)
+        if config.presence_width:
+            self.read_presence = PresenceHead(config.head_width, config.presence_width, self.layout.coarse)
         # The empty prompt [1, 2, D]; zeros in a model trained from nothing.
         self.register_buffer("neutral", torch.zeros(1, 2, text_dim))
         self.register_buffer("text_centre", torch.zeros(text_dim))  # [D]
@@ -109,36 +115,44 @@ class Student(nn.Module):
 
     def forward(self, image: Tensor, z: Tensor, text: FoldedText) -> Tensor:
         """image [B, 3, H, W], z [B, 4, h, w], K folded prompts -> logits [B, K, u*h, u*w]."""
-        described = self.describe(image, z)
+        encoding = self.encode(*self.describe(image, z))
         if self.recompute_answers and torch.is_grad_enabled():
-            answered: Tensor = checkpoint(self.answer, *described, text, use_reentrant=False)
+            answered: Tensor = checkpoint(self.answer, encoding, text, use_reentrant=False)
             return answered
-        return self.answer(*described, text)
+        return self.answer(encoding, text)
 
-    def answer(self, features: list[Tensor], to_head: Tensor | None, text: FoldedText) -> Tensor:
-        """All K prompts about one described picture -> logits [B, K, u*h, u*w]."""
-        b = features[0].shape[0]
-        attend = self.kernel_slots["text_injection"]
-        maps = []
-        for s, (hidden, inject) in enumerate(zip(features, self.injections)):
-            flat = hidden.flatten(2).transpose(1, 2)  # [B, N, C]
-            query, base = inject.query(flat), self.reduce[s](flat)  # [B, N, C], [B, N, Co]: the same for all prompts
-            keys, values = text.keys[:, s].contiguous(), text.values[:, s].contiguous()
-            mixed = attend(query, base, keys, values, text.mask)  # [B, K, N, Co]
-            maps.append(mixed.transpose(2, 3).unflatten(3, hidden.shape[-2:]).flatten(0, 1))  # [B*K, Co, hs, ws]
+    def encode(self, features: list[Tensor], to_head: Tensor | None) -> Tensor:
+        """What `describe` found -> the encoding [B, M, rows, columns] (see `encoding.py`), asked any number of times."""
+        queries = [project_cells(x, inject.query) for x, inject in zip(features, self.injections)]
+        bases = [project_cells(x, reduce) for x, reduce in zip(features, self.reduce)]
+        return self.layout.pack(queries, bases, torch.zeros_like(bases[-1]) if to_head is None else to_head)
+
+    def answer(self, encoding: Tensor, text: FoldedText) -> Tensor:
+        """All K prompts about encoded pictures [B, M, rows, columns] -> logits [B, K, u*h, u*w]."""
+        b = encoding.shape[0]
+        maps = [mixed.flatten(0, 1) for mixed in self._inject(encoding, text, len(self.strides))]  # [B*K, Co, hs, ws]
         fused = upsample_sum(maps, self.strides).unflatten(0, (b, -1))  # [B, K, Co, h, w]
-        if to_head is not None:
-            fused = fused + to_head[:, None]
+        fused = fused + self.layout.detail(encoding)[:, None]
         return self.head(fused.flatten(0, 1)).unflatten(0, (b, -1))  # [B, K, u*h, u*w]
 
+    def presence(self, encoding: Tensor, text: FoldedText) -> Tensor:
+        """Is each of K prompts in encoded pictures [B, M, rows, columns]? Logits [B, K], from the coarse scales alone.
 
-class Segmenter(nn.Module):
-    """The whole per-image graph as it ships: image and folded text in, logits out."""
+        Of a prompt nothing but its own text counts. Needs a student with a presence readout (`presence_width`)."""
+        maps = self._inject(encoding, text, self.layout.coarse)
+        return self.read_presence([mixed.flatten(3).transpose(2, 3) for mixed in maps])
 
-    def __init__(self, vae: Autoencoder, student: Student) -> None:
-        super().__init__()
-        self.vae, self.student = vae, student
+    def _inject(self, encoding: Tensor, text: FoldedText, scales: int) -> list[Tensor]:
+        """The first scales with every prompt's text injected: [B, K, Co, hs, ws] each."""
+        attend, maps = self.kernel_slots["text_injection"], []
+        for s, (query, base) in enumerate(self.layout.scales(encoding, scales)):
+            cells = [x.flatten(2).transpose(1, 2) for x in (query, base)]  # [B, N, C], [B, N, Co]
+            keys, values = text.keys[:, s].contiguous(), text.values[:, s].contiguous()
+            mixed = attend(*cells, keys, values, text.mask)  # [B, K, N, Co]
+            maps.append(mixed.transpose(2, 3).unflatten(3, query.shape[-2:]))
+        return maps
 
-    def forward(self, image: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """image [B, 3, H, W] in -1..1 and folded text -> logits [B, K, h', w']; 0 is the decision border."""
-        return self.student(image, encode_image(self.vae, image), FoldedText(keys, values, mask))
+
+def project_cells(features: Tensor, linear: nn.Linear) -> Tensor:
+    """A linear layer at every cell: features [B, C, h, w] -> [B, C', h, w]."""
+    return linear(features.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, features.shape[-2:])

@@ -49,7 +49,7 @@ class Tutored(Backbone):
     def forward(self, images: Tensor, latents: Tensor, text: FoldedText) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """As the student's -> (logits of the prompts [B, K, u*h, u*w], logits of every class [B, P, h, w])."""
         features, to_head = self.student.describe(images, latents)
-        return self.student.answer(features, to_head, text), self.read(features)
+        return self.student.answer(self.student.encode(features, to_head), text), self.read(features)
 
 
 def pool_regions(features: list[Tensor], masks: Tensor) -> Tensor:
