@@ -29,8 +29,8 @@ class Rules:
 
     threshold: probability from which a pixel belongs to a mask, from a millionth to as much under 1. labels: which of several
     masks a pixel of the label map shows: `strongest`; `smallest`, the mask of the smallest area; or `parts`, the strongest,
-    except that a mask lying inside a larger one (a nucleus in its cell) shows there. keep_masks: False leaves the full-size masks out of
-    the result, which then makes each anew when asked.
+    except that a mask lying inside a larger one (a nucleus in its cell) shows there. keep_masks: False leaves the full-size
+    masks out of the result, which then makes each anew when asked.
     """
 
     threshold: float = 0.5
