@@ -58,15 +58,15 @@ def make_nano_models(folder: Path, preset, raw_tokenizer) -> NanoModels:
 class Shifted(OrtBackend):
     """Masks one pixel too far right."""
 
-    def segment(self, image, keys, values, token_mask):
-        return np.roll(super().segment(image, keys, values, token_mask), 1, axis=-1)
+    def decode(self, encoding, keys, values, token_mask):
+        return np.roll(super().decode(encoding, keys, values, token_mask), 1, axis=-1)
 
 
 class NotANumber(OrtBackend):
     """One logit in a thousand is NaN."""
 
-    def segment(self, image, keys, values, token_mask):
-        logits = super().segment(image, keys, values, token_mask)
+    def decode(self, encoding, keys, values, token_mask):
+        logits = super().decode(encoding, keys, values, token_mask)
         logits.reshape(-1)[::1000] = np.nan
         return logits
 
@@ -74,9 +74,9 @@ class NotANumber(OrtBackend):
 class Slow(OrtBackend):
     """Right, and at least ten times slower."""
 
-    def segment(self, image, keys, values, token_mask):
+    def decode(self, encoding, keys, values, token_mask):
         began = time.perf_counter()
-        logits = super().segment(image, keys, values, token_mask)
+        logits = super().decode(encoding, keys, values, token_mask)
         time.sleep(max(0.25, 9 * (time.perf_counter() - began)))
         return logits
 
@@ -128,7 +128,7 @@ def with_profile(model: Path, target: Path, **ranges: tuple[int, int, int]) -> P
     ids, mask = (repeated(golden[name], usual["K"])[: usual["K"]] for name in ("token_ids", "token_mask"))
     ids = np.pad(ids, ((0, 0), (0, max(0, usual["L"] - ids.shape[1]))), "edge")[:, : usual["L"]]
     mask = to_length(mask, usual["L"], 1)
-    logits = free.segment(image, *free.encode_text(ids, mask), mask)
+    logits = free.decode(free.encode_image(image), *free.encode_text(ids, mask), mask)
     arrays = {"image": image, "token_ids": ids, "token_mask": mask, "logits": logits}
     write_arrays(target / "golden.safetensors", {**golden, **arrays})
     manifest = json.loads((target / MANIFEST).read_text())
