@@ -55,6 +55,16 @@ def make_nano_models(folder: Path, preset, raw_tokenizer) -> NanoModels:
     return NanoModels(folder / "nano", folder / "fp32", folder / "fp16")
 
 
+class AsItIs:
+    """Part of a made-up backend: an encoding is the picture, and nothing is said of presence."""
+
+    def encode_image(self, image):
+        return image
+
+    def presence(self, encoding, keys, values, token_mask):
+        return None
+
+
 class Shifted(OrtBackend):
     """Masks one pixel too far right."""
 

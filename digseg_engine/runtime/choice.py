@@ -210,8 +210,8 @@ def check_golden(backend: Backend, golden: Golden) -> tuple[float, float]:
         runner = ChunkedRunner(backend)
         keys, values = runner.encode_text(golden.token_ids, golden.token_mask)
         text = keys, values, to_length(golden.token_mask, keys.shape[-1], 1)
-        (picture,), _ = runner.encode(golden.image)
-        presence, logits = runner.presence(picture, text)[0], np.asarray(runner.decode(picture, text)[0], np.float32)
+        found = Asker(runner, text, Gate(None, 1), 1).about_pixels(golden.image)[0]
+        presence, logits = found.presence, np.asarray(found.logits, np.float32)
     if (presence is None) != (golden.presence is None):
         return float("inf"), 0.0
     pairs = [(logits, golden.logits, 1e-12)]
