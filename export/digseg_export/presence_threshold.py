@@ -1,15 +1,15 @@
 """The presence threshold of a bundle: below it a prompt is answered "not there", chosen on labelled pictures.
 
 It is the largest logit that keeps `RECALL` of the prompts that are there, measured with the written graphs as a CPU runs
-them, so that what precision costs is in it. A recall needs enough prompts to be one: with fewer than `ENOUGH` nothing is
-turned away.
+them, so that what precision costs is in it. A recall needs enough prompts to be one: with fewer than `ENOUGH` there is no
+threshold, and nothing is turned away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from digseg_export.verify import Array, Graphs
 
 RECALL = 0.995
 ENOUGH = 200  # pairs of a picture and a prompt that is in it, below which one hidden thing would be over 0.5 %
-ALL = -1e4  # a threshold that no logit is below
 GRID = 100  # thresholds are rounded down to 1 / GRID, so that no other rounding of the same graph falls below
 SCENES_PER_DOMAIN, OWN_PICTURES, PROMPTS = 40, 256, 16
 
@@ -56,10 +55,10 @@ def labelled(checkpoint: Checkpoint, *folders: Path | None) -> Labelled:
     for folder in folders:
         if folder is not None and not (folder / "prompts.txt").is_file():
             own = own_pictures(folder, OWN_PICTURES, PROMPTS)
-            return Labelled(lambda: _own(checkpoint, own), own.origin)
+            return Labelled(partial(_own, checkpoint, own), own.origin)
     count, domains = (1, DOMAINS[:1]) if isinstance(checkpoint, Offloaded) else (SCENES_PER_DOMAIN, DOMAINS)
     words = f"{count} test scene{'s' * (count > 1)} of each of {', '.join(domains)}, asked for all words of its domain"
-    return Labelled(lambda: _scenes(checkpoint, domains, count), words)
+    return Labelled(partial(_scenes, checkpoint, domains, count), words)
 
 
 def _scenes(checkpoint: Checkpoint, domains: tuple[str, ...], count: int) -> Iterator[Asked]:
@@ -109,15 +108,15 @@ def decide(logits: Array, present: NDArray[np.bool_], data: str) -> dict[str, An
                                 "published; try --precision fp32")  # fmt: skip
     there = np.sort(logits[present].astype(np.float64))
     missed = len(there) - int(np.ceil(RECALL * len(there)))
-    threshold = float(np.floor(there[missed] * GRID) / GRID) if len(there) >= ENOUGH else ALL
-    kept = logits >= threshold
+    threshold = float(np.floor(there[missed] * GRID) / GRID) if len(there) >= ENOUGH else None
+    kept = np.ones(len(logits), np.bool_) if threshold is None else logits >= threshold
     table = np.bincount(2 * present + kept, minlength=4).reshape(2, 2)
     mcc = matthews(table)
     found = {"wanted_recall": RECALL, "recall": float(kept[present].mean()) if len(there) else None,
              "turned_away": float((~kept[~present]).mean()) if len(there) < len(present) else None,
              "mcc": None if np.isnan(mcc) else mcc,
              "pairs": {"present": len(there), "absent": len(present) - len(there)}, "data": data}  # fmt: skip
-    if threshold == ALL:
+    if threshold is None:
         found["reason"] = (
             f"{len(there)} pairs with something there, at least {ENOUGH} expected: too few for a recall, so no prompt is turned "
             "away; give labelled pictures with --verify-data FOLDER"

@@ -26,8 +26,8 @@ from digseg_export.manifest import manifest_of
 from digseg_export.own_pictures import check_folders, own_pictures, trained_on
 from digseg_export.parallel_trace import parallel_trace
 from digseg_export.precision import TYPES, check_precision
-from digseg_export.presence_threshold import choose_threshold, labelled
 from digseg_export.preflight import check_size, default_output
+from digseg_export.presence_threshold import choose_threshold, labelled
 from digseg_export.progress import Progress, StepTimer
 from digseg_export.prove import Answer, prove, prove_large
 from digseg_export.to_onnx import example_inputs, export_asked, export_image_encoder, export_text_encoder, strip
@@ -65,10 +65,10 @@ class Options:
     shapes: Callable[[Checkpoint], Profile] | None = None
     calibration: Path | None = None
     verify_data: Path | None = None
-    known: Path | None = None
     auto_islands: bool = False
     measured_islands: bool = True
     extra: Callable[[Checkpoint, Profile | None], dict[str, bytes]] | None = None  # more files for the bundle
+    known: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def export_bundle(
     check_target(target)
     folder = model or BUNDLED
     known = trained_on(folder)
-    used = {"calibration": options.calibration or known, "verify_data": options.verify_data or known}
-    options = replace(options, known=known, **used)
+    calibrated, verified = options.calibration or known, options.verify_data or known
+    options = replace(options, calibration=calibrated, verify_data=verified, known=known)
     check_folders(options.calibration, options.verify_data)
     timer = StepTimer(progress)
     timer.start("load checkpoint")
@@ -179,7 +179,7 @@ def _prove(
     folder: Path, checkpoint: Checkpoint, golden: Sample, profile: Profile | None, timer: StepTimer
 ) -> list[Answer]:
     """The finished folder answers as its user will ask it: the golden sample and every other corner of the profile."""
-    if True or isinstance(checkpoint, Offloaded):  # TEMPORARY: until the runtime reads this format
+    if isinstance(checkpoint, Offloaded):
         return prove_large(folder, golden)
     ends = {"min": "the smallest shape", "max": "the largest shape"} if profile else {}
     if profile and all(span.static for span in profile.ranges.values()):
@@ -263,7 +263,7 @@ def _fix_and_verify(
 
 
 def _write_golden(folder: Path, sample: Sample, whole: bool = False) -> None:
-    """PyTorch's logits and presence for one picture and three prompts (whole: all of the sample), so that any runtime can check itself."""
+    """PyTorch's answers about one picture and three prompts (whole: all of the sample), so that any runtime can check itself."""
     pictures, prompts = sample.logits.shape[:2] if whole else (1, 3)
     arrays = {
         "image": sample.image[:pictures].astype(np.float32),
