@@ -34,7 +34,7 @@ def test_presence_leaves_the_finest_scales_alone(ratios, coarse):
     assert Layout(5, 3, ratios).coarse == coarse
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def asked(nano):
     """A student with a readout, two pictures of it encoded, three folded prompts."""
     torch.manual_seed(0)
