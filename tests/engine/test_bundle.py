@@ -67,7 +67,7 @@ def test_links_are_read_when_what_they_lead_to_has_the_hash(made, tmp_path):
         open_bundle(made)
 
 
-@pytest.mark.parametrize("name", ["engines", "segmenter.plan", "weights.data.bak"])
+@pytest.mark.parametrize("name", ["engines", "mask_decoder.plan", "weights.data.bak"])
 def test_what_the_manifest_does_not_list_is_refused(made, name):
     (made / ".DS_Store").write_text("a file manager was here")
     (made / ".cache").mkdir()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from digseg_engine.errors import BackendError, InputError
 from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER
+from digseg_engine.errors import BackendError, InputError
 from digseg_engine.runtime.backends import ort_cuda
 from digseg_engine.runtime.backends.cuda_graphs import CudaGraph, Replayed
 from digseg_engine.runtime.backends.ort_cuda import OrtCudaBackend, bind
@@ -143,7 +143,11 @@ def test_arrays_go_up_and_answers_come_down_while_the_encoding_stays(bound):
     keys, values, mask = np.zeros((2, 1)), np.zeros((2, 1, 1)), np.ones((2, 4), bool)
     assert backend.presence(encoding, keys, values, mask) is None
     backend.decode(encoding, keys, values, mask)
-    assert [step for step in log if step[0] == "up"] == [("up", "text_keys"), ("up", "text_values"), ("up", "token_mask")]
+    assert [step for step in log if step[0] == "up"] == [
+        ("up", "text_keys"),
+        ("up", "text_values"),
+        ("up", "token_mask"),
+    ]
     assert ("out", "out", "cpu") in log and ("in", "encoding", "cuda", 0, np.float16, (2, 5, 4, 6), 8192) in log
 
 

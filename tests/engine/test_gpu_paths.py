@@ -85,7 +85,9 @@ def test_an_encoding_that_stays_where_it_was_written_is_asked_in_place(nano_mode
     for pictures in (slice(0, 3), slice(1, 2), slice(2, 3)):
         assert np.array_equal(bound.decode(kept[pictures], *text), plain.decode(want[pictures], *text))
         sure, wanted = bound.presence(kept[pictures], *text), plain.presence(want[pictures], *text)
-        assert (sure is None) == (wanted is None) == (model == "fp32") and (sure is None or np.array_equal(sure, wanted))
+        assert (sure is None) == (wanted is None) == (model == "fp32") and (
+            sure is None or np.array_equal(sure, wanted)
+        )
 
 
 def test_io_binding_takes_and_fills_tensors(nano_models):
