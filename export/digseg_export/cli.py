@@ -201,6 +201,8 @@ def verify_words(done: Any) -> str:
 
 
 def _policy_line(words: dict[str, Any]) -> str:
+    if "reason" in words:
+        return f"in float32: {words['reason']}"
     if "left_out" in words:
         return f"{words['quantised']} layers in {words['name']}, {len(words['left_out'])} left in float32"
     count = sum(kind["count"] for kind in words["islands"].values())

@@ -29,7 +29,7 @@ from digseg_export.bisect_islands import Cure, find_cure
 from digseg_export.calibration import Calibration, calibration
 from digseg_export.emulate import emulate
 from digseg_export.precision import LOGITS, TYPES, Policy, last_layer, to_precision, widen
-from digseg_export.quantize import quantise
+from digseg_export.quantize import left_alone, quantise
 from digseg_export.ranges import Feeds, range_islands, session, tensor_ranges
 from digseg_export.scan_prompts import scan_prompts
 from digseg_export.verify import Form, Graphs, Limits, Sample, Torch
@@ -39,6 +39,7 @@ LAST_LAYERS = {
     MASK_DECODER: LOGITS,
     PRESENCE: "the threshold decides whether a prompt is there, so the last layer computes in float32",
 }
+PRESENCE_EXACT = "one number decides whether a prompt is there at all, and this graph is a small part of the work"
 SCANNED = (MASK_DECODER,)  # whose prompts a CPU should run one after the other
 WIDE = {
     "fp32": "nothing: float32 needs no calibration",
@@ -98,10 +99,12 @@ class Conversion:
             ranges = tensor_ranges(models[spec.file], feeds[spec.file], weights_folder=weights_folder)
             if precision == "fp16":
                 policies[spec.file].nodes.update(range_islands(models[spec.file], ranges))
-            elif precision in ("int8", "fp8"):
+            elif spec is PRESENCE:
+                result = left_alone(models[spec.file], PRESENCE_EXACT)
+                quantised[spec.file] = (result.model, result.report)
+            else:
                 progress(f"{precision} of {spec.file}")
-                keep = policies[spec.file].nodes
-                result = quantise(models[spec.file], precision, ranges, feeds[spec.file], keep)
+                result = quantise(models[spec.file], precision, ranges, feeds[spec.file], policies[spec.file].nodes)
                 quantised[spec.file] = (result.model, result.report)
         return cls(precision, policies, quantised, words, weights_folder=weights_folder)
 
