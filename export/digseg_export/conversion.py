@@ -40,7 +40,7 @@ LAST_LAYERS = {
     PRESENCE: "the threshold decides whether a prompt is there, so the last layer computes in float32",
 }
 PRESENCE_EXACT = "one number decides whether a prompt is there at all, and this graph is a small part of the work"
-SCANNED = (MASK_DECODER,)  # whose prompts a CPU should run one after the other
+SCANNED = (PRESENCE, MASK_DECODER)  # a CPU should run their prompts one after the other
 WIDE = {
     "fp32": "nothing: float32 needs no calibration",
     "bf16": "nothing: bf16 has float32's range, no tensor can overflow",
@@ -189,12 +189,14 @@ def save(model: onnx.ModelProto, path: Path, keep: bool = False) -> None:
     What an earlier try left in that file goes; keep: all but the constants that the model refers to already.
     """
     data = path.with_suffix(".data")
-    if keep:
+    if keep and data.is_file():
         os.truncate(data, max((end_of(t) for t in model.graph.initializer), default=0))
     else:
         data.unlink(missing_ok=True)
     options: dict[str, Any] = {"all_tensors_to_one_file": True, "location": data.name, "size_threshold": 1024}
     onnx.save_model(model, str(path), save_as_external_data=True, **options)
+    if data.is_file() and not data.stat().st_size:
+        data.unlink()  # made for the weights of a large model, of which this graph has none
 
 
 def end_of(tensor: TensorProto) -> int:
