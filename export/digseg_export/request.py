@@ -186,15 +186,11 @@ class Request:
     def preview(self, output: Path, presence: bool) -> dict[str, Any]:
         """The --dry-run answer: what would be written where, with which limits. presence: the model has that readout."""
         sizes = self.sizes()
-        specs = graphs_of(presence).values()
+        specs = tuple(graphs_of(presence).values())
         files = ["manifest.json", "precision.json", "tokenizer.json", "golden.safetensors"]
         files += [name for spec in specs for name in (spec.file, spec.data_file)]
-        on_cpu = {
-            "fp32": [spec for spec in specs if spec in (PRESENCE, MASK_DECODER)],
-            "fp16": specs,
-            "bf16": specs,
-        }.get(self.precision, ())
-        files += [spec.cpu_file for spec in on_cpu]
+        with_cpu_graph = {"fp32": (PRESENCE, MASK_DECODER), "fp16": specs, "bf16": specs}.get(self.precision, ())
+        files += [spec.cpu_file for spec in specs if spec in with_cpu_graph]
         if self.target:
             files.append(f"build-{self.target}.sh")
         return {"output": os.fspath(output), "precision": self.precision, "format": self.format, "files": files,

@@ -54,7 +54,7 @@ FULL = "image_encoder.image:1x3x256x320,mask_decoder.text_keys:5x3x4x16x16"
         ({"min_shapes": "image_encoder.image:1x4x64x64"}, "has 4 where the model has 3"),
         ({"opt_shapes": "mask_decoder.token_mask:5x16,presence.text_keys:4x3x4x16x16"}, "K is given as 5 and 4"),
         ({"opt_shapes": "mask_decoder.encoding:1x40x16x20"}, "mask_decoder.encoding follows from image_encoder.image"),
-        ({"opt_shapes": "segmenter.image:1x3x64x64"}, "unknown input segmenter.image; expected one of"),
+        ({"opt_shapes": "segmenter.image:1x3x64x64"}, "unknown input 'segmenter.image'; expected one of"),
         ({"atol": -1.0}, "--atol is -1.0"),
         ({"min_iou": 1.5}, "--min-iou is 1.5"),
     ],
