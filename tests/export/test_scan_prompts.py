@@ -40,7 +40,7 @@ def answer(bundle, name, feeds):
 def test_both_forms_give_the_same_answers(pico_bundle, asked, spec, pictures, prompts):
     feeds = asked(pictures, prompts)
     want, got = (answer(pico_bundle, name, feeds) for name in (spec.file, spec.cpu_file))
-    assert got.shape == want.shape and got.shape[:2] == (pictures, prompts) and want.std() > 1e-3 * prompts
+    assert got.shape == want.shape and got.shape[:2] == (pictures, prompts) and (np.ptp(want) > 0 or want.size == 1)
     assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
 
 
