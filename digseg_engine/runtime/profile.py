@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from digseg_engine.contract import GRAPHS
+from digseg_engine.contract import ENCODING, GRAPHS
 from digseg_engine.errors import InputError, UsageError
 
 AXES = ("B", "K", "L", "H", "W")
@@ -97,11 +97,13 @@ class Profile:
 
 def parse_shapes(text: str, option: str) -> dict[str, int]:
     """`image_encoder.image:1x3x256x256,...` -> sizes by axis. Raises UsageError saying what is wrong with which part."""
-    known = {f"{graph}.{t.name}": t.axes for graph, spec in GRAPHS.items() for t in spec.inputs}
+    known = {f"{graph}.{t.name}": t.axes for graph, spec in GRAPHS.items() for t in spec.inputs if t is not ENCODING}
     found: dict[str, int] = {}
     for part in text.split(","):
         name, _, dims = part.strip().rpartition(":")
         name = name.strip("'\"")
+        if name.endswith(f".{ENCODING.name}"):
+            raise UsageError(f"{option}: {name} follows from image_encoder.image; give that, and leave it out")
         if name not in known:
             raise UsageError(f"{option}: unknown input {name or part!r}; expected one of {', '.join(known)}")
         axes = known[name]
