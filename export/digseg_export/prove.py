@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
+from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, TEXT_ENCODER
 from digseg_engine.errors import DigsegError, VerificationError
 from digseg_engine.runtime.backends import Backend, kinds
-from digseg_engine.runtime.backends.ort_backend import cpu_graph_name
 from digseg_engine.runtime.choice import check_golden, look, within_limits
 from digseg_engine.runtime.source import Golden, Source, open_source
 from digseg_export.verify import Graphs, Sample, compare
@@ -107,13 +106,12 @@ def prove_large(folder: Path, golden: Sample) -> list[Answer]:
     source = open_source(folder)
     _same(source.golden, golden)
     stored = source.golden
-    read = replace(
-        golden, image=stored.image, token_ids=stored.token_ids, token_mask=stored.token_mask, logits=stored.logits
-    )
-    names = [on_cpu if (folder / on_cpu).is_file() else spec.file
-             for spec in (TEXT_ENCODER, SEGMENTER) for on_cpu in [cpu_graph_name(spec)]]  # fmt: skip
-    graphs = Graphs(str(folder / names[0]), str(folder / names[1]), (names[0], names[1]), folder)
-    check = compare("written bundle", names[1], [(stored.logits, graphs.segment(read, *graphs.encode(read)))])
+    specs = (TEXT_ENCODER, IMAGE_ENCODER, MASK_DECODER)
+    graphs, feeds = Graphs.of(folder, specs, on_cpu=True, weights_folder=folder), {"image": stored.image}
+    feeds |= {"token_ids": stored.token_ids, "token_mask": stored.token_mask}
+    for spec in specs:
+        feeds |= dict(zip([tensor.name for tensor in spec.outputs], graphs.run(spec, feeds)))
+    check = compare("written bundle", graphs.names[MASK_DECODER.file], [(stored.logits, feeds["logits"])])
     iou = 1.0 if check.iou is None else check.iou
     return [_answer("onnxruntime, weights mapped", GOLDEN, check.relative, iou, stored)]
 
