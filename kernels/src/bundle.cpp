@@ -62,8 +62,9 @@ void Bundle::read_model(const Json& manifest) {
   const Json& limits = verified.at("limits", Json::Object, manifest_path_);
   limit_relative = limits.number_at("relative", manifest_path_);
   limit_iou = limits.number_at("iou", manifest_path_);
-  if (has_presence)
-    presence_threshold = static_cast<float>(manifest.at("presence", Json::Object, manifest_path_).number_at("threshold", manifest_path_));
+  const Json *presence = manifest.find("presence"), *threshold = presence == nullptr ? nullptr : presence->find("threshold");
+  if (threshold != nullptr && !threshold->is(Json::Null))
+    presence_threshold = static_cast<float>(presence->number_at("threshold", manifest_path_));
   if (const Json* shapes = manifest.find("shapes")) {
     pictures = read_range(*shapes, "B"), prompts = read_range(*shapes, "K"), tokens = read_range(*shapes, "L");
     rows = read_range(*shapes, "H"), columns = read_range(*shapes, "W");

@@ -1,6 +1,7 @@
 // A bundle directory: accepted only when the manifest is known and every file has its hash. The same rules as
 // digseg_engine/bundle.py; formats, files and tensors are those of contract.py, through contract.hpp.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <iterator>
 #include <map>
@@ -33,7 +34,7 @@ class Bundle {
   int image_size = 0, stride = 0;
   double limit_relative = 0, limit_iou = 0;
   bool has_presence = false;
-  float presence_threshold = 0;  // a logit; a prompt below it is not in the picture
+  float presence_threshold = -INFINITY;  // a logit; a prompt below it is not in the picture
   AxisRange pictures, prompts, tokens, rows, columns;  // the profile's B, K, L, H, W
 
   std::vector<Graph> graphs() const;  // those it has, in the order they are asked
