@@ -27,7 +27,7 @@ def second_core() -> bool:
 def parallel_trace(make: Make) -> Iterator[Make]:
     """Start `make` in a forked copy of this process and yield what waits for its graphs.
 
-    Without a second core, and when the copy fails in any way (out of memory, say), the graphs are made here, when they are asked for.
+    Without a second core, and when the copy fails in any way (out of memory, say), they are made here, when they are asked for.
     """
     if not second_core():
         yield make

@@ -27,6 +27,7 @@ from digseg_export.own_pictures import check_folders, own_pictures, trained_on
 from digseg_export.parallel_trace import parallel_trace
 from digseg_export.precision import TYPES, check_precision
 from digseg_export.preflight import check_size, default_output
+from digseg_export.presence_threshold import choose_threshold, labelled
 from digseg_export.progress import Progress, StepTimer
 from digseg_export.prove import Answer, prove, prove_large
 from digseg_export.to_onnx import example_inputs, export_asked, export_image_encoder, export_text_encoder, strip
@@ -56,6 +57,7 @@ class Options:
     shapes: makes the shape profile once the checkpoint's size and stride are known; None leaves all axes dynamic.
     calibration, verify_data: folders of labelled pictures, or of pictures and prompts.txt; None takes what the checkpoint's
     record says it was trained on, where that is a folder that is there, else painted scenes.
+    known: what the record says it was trained on, for what only labelled pictures can say.
     auto_islands: apply the bisect's cure.
     measured_islands: keep nodes in float32 whose calibration range does not fit fp16.
     """
@@ -66,6 +68,7 @@ class Options:
     auto_islands: bool = False
     measured_islands: bool = True
     extra: Callable[[Checkpoint, Profile | None], dict[str, bytes]] | None = None  # more files for the bundle
+    known: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Exported:
     sizes: dict[str, int]
     seconds: dict[str, float]
     policy: dict[str, Any]
+    presence: dict[str, Any] | None  # of the manifest
     answers: list[Answer]  # of the written bundle, by every backend that can run here
 
 
@@ -97,7 +101,8 @@ def export_bundle(
     check_target(target)
     folder = model or BUNDLED
     known = trained_on(folder)
-    options = replace(options, calibration=options.calibration or known, verify_data=options.verify_data or known)
+    calibrated, verified = options.calibration or known, options.verify_data or known
+    options = replace(options, calibration=calibrated, verify_data=verified, known=known)
     check_folders(options.calibration, options.verify_data)
     timer = StepTimer(progress)
     timer.start("load checkpoint")
@@ -146,6 +151,7 @@ def publish(
         timer.start("answer pictures of your own in PyTorch" if own else "answer test scenes in PyTorch")
         data = samples(checkpoint, own)
         conversion, checks = _convert_and_verify(folder, traced, conversion, data, limits, timer, options)
+        presence = _choose_threshold(folder, checkpoint, traced, timer, options)
         golden = data[0]
         if profile:
             timer.start("fix shapes")
@@ -160,19 +166,20 @@ def publish(
             write_bytes(folder / name, body)
         policy = {"format": "digseg.precision/1", **conversion.report()}
         write_json(folder / "precision.json", policy, sort_keys=True)
-        finish(folder, manifest_of(checkpoint, conversion.report(), graphs, report(checks, limits, data, own), profile))
+        verified = report(checks, limits, data, own)
+        finish(folder, manifest_of(checkpoint, conversion.report(), graphs, verified, profile, presence))
         timer.start("open the written bundle and ask it")
         answers = _prove(folder, checkpoint, golden, profile, timer)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     timer.stop()
-    return Exported(target, precision, checks, limits, sizes, timer.seconds, conversion.report(), answers)
+    return Exported(target, precision, checks, limits, sizes, timer.seconds, conversion.report(), presence, answers)
 
 
 def _prove(
     folder: Path, checkpoint: Checkpoint, golden: Sample, profile: Profile | None, timer: StepTimer
 ) -> list[Answer]:
     """The finished folder answers as its user will ask it: the golden sample and every other corner of the profile."""
-    if True or isinstance(checkpoint, Offloaded):  # TEMPORARY: until the runtime reads this format
+    if isinstance(checkpoint, Offloaded):
         return prove_large(folder, golden)
     ends = {"min": "the smallest shape", "max": "the largest shape"} if profile else {}
     if profile and all(span.static for span in profile.ranges.values()):
@@ -224,6 +231,18 @@ def _convert_and_verify(
             conversion = conversion.with_islands(file, cure.islands)
 
 
+def _choose_threshold(
+    folder: Path, checkpoint: Checkpoint, traced: Traced, timer: StepTimer, options: Options
+) -> dict[str, Any] | None:  # fmt: skip
+    """What the manifest says of presence; None for a model without the readout."""
+    if traced.parts.presence is None:
+        return None
+    timer.start("choose the presence threshold")
+    weights = folder if isinstance(checkpoint, Offloaded) else None
+    graphs = Graphs.of(folder, [spec for spec in traced.specs if spec is not MASK_DECODER], True, weights)
+    return choose_threshold(checkpoint, graphs, labelled(checkpoint, options.verify_data, options.known), timer.detail)
+
+
 def _failed(check: Check) -> GraphSpec:
     """The graph that a failed check is about; what holds alone and fails in a row is looked for in the image encoder."""
     return next((spec for spec, stage in STAGES.items() if stage == check.stage), IMAGE_ENCODER)
@@ -244,7 +263,7 @@ def _fix_and_verify(
 
 
 def _write_golden(folder: Path, sample: Sample, whole: bool = False) -> None:
-    """PyTorch's logits and presence for one picture and three prompts (whole: all of the sample), so that any runtime can check itself."""
+    """PyTorch's answers about one picture and three prompts (whole: all of the sample), so that any runtime can check itself."""
     pictures, prompts = sample.logits.shape[:2] if whole else (1, 3)
     arrays = {
         "image": sample.image[:pictures].astype(np.float32),

@@ -24,7 +24,9 @@ def scan_prompts(model: onnx.ModelProto) -> onnx.ModelProto:
     shared, inside = split(list(graph.node), {value.name for value in text})
     body = _body(inside, text, graph.output[0])
     axes = {"num_scan_inputs": len(text), "scan_output_axes": [1]}
-    scan = helper.make_node("Scan", [value.name for value in text], [graph.output[0].name], name="prompts", body=body, **axes)
+    scan = helper.make_node(
+        "Scan", [value.name for value in text], [graph.output[0].name], name="prompts", body=body, **axes
+    )
     del graph.node[:], graph.value_info[:]
     graph.node.extend([*shared, scan])
     return scanned

@@ -129,4 +129,3 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
-

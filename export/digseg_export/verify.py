@@ -33,7 +33,12 @@ Array = NDArray[Any]
 SCENES_PER_DOMAIN = 4
 PROMPTS = 5
 OWN_PICTURES = 20
-STAGES = {TEXT_ENCODER: "text encoder", IMAGE_ENCODER: "image encoder", PRESENCE: "presence", MASK_DECODER: "mask decoder"}
+STAGES = {
+    TEXT_ENCODER: "text encoder",
+    IMAGE_ENCODER: "image encoder",
+    PRESENCE: "presence",
+    MASK_DECODER: "mask decoder",
+}
 END = "end to end"
 ENOUGH = 10  # pairs with something there, below which the masks are called too little evidence
 
@@ -204,7 +209,7 @@ class Torch:
     held_to_limits = False
 
     def __init__(self, parts: GraphModules, precision: str) -> None:
-        self.parts = {TEXT_ENCODER.file: parts.text_encoder, IMAGE_ENCODER.file: parts.image_encoder,
+        self.parts: dict[str, Any] = {TEXT_ENCODER.file: parts.text_encoder, IMAGE_ENCODER.file: parts.image_encoder,
                       MASK_DECODER.file: parts.mask_decoder, PRESENCE.file: parts.presence}  # fmt: skip
         self.names = dict.fromkeys(self.parts, f"PyTorch autocast {precision}")
         self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
