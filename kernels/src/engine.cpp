@@ -386,7 +386,7 @@ void Engine::save_vocabulary(const std::vector<std::string>& prompts, const std:
   }
   const FoldedText text = stack(parts, token_bucket(longest));
   const std::string& encoder = bundle_.file_hash(file_of(contract::kTextEncoder).file);
-  write_file(path, safetensors_bytes({{"prompts", names + "]"}, {"text_encoder", encoder}},
+  write_file(path, safetensors_bytes({{"prompts", names + "]"}, {file_of(contract::kTextEncoder).name, encoder}},
                                      {{contract::kTextKeys, &text.keys}, {contract::kTextValues, &text.values}}, {{"tokens", &tokens}}));
 }
 
@@ -396,7 +396,7 @@ void Engine::load_vocabulary(const std::string& path) {
     const auto found = file.metadata().find(key);
     return found == file.metadata().end() ? std::string() : found->second;
   };
-  if (text("text_encoder") != bundle_.file_hash(file_of(contract::kTextEncoder).file))
+  if (text(file_of(contract::kTextEncoder).name) != bundle_.file_hash(file_of(contract::kTextEncoder).file))
     fail(DIGSEG_INCOMPATIBLE, path + " was made with another text encoder than this bundle's; save the vocabulary again");
   const std::string names = text("prompts");
   const Json prompts = parse_json(names.data(), names.size(), path);

@@ -24,7 +24,12 @@ def presence_graph() -> onnx.ModelProto:
         [helper.make_tensor_value_info(spec.name, TYPES[spec.dtype], list(spec.axes)) for spec in specs]
         for specs in (PRESENCE.inputs, PRESENCE.outputs)
     ]
-    numbers = {"forty": np.float32(40), "eight": np.float32(8), "one": np.array([1], np.int64), "zero": np.array([0], np.int64)}
+    numbers = {
+        "forty": np.float32(40),
+        "eight": np.float32(8),
+        "one": np.array([1], np.int64),
+        "zero": np.array([0], np.int64),
+    }
     nodes = [
         helper.make_node("Cast", ["token_mask"], ["live"], to=TensorProto.FLOAT),  # [K, L]
         helper.make_node("ReduceSum", ["live", "one"], ["tokens"], keepdims=0),  # [K]

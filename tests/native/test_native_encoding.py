@@ -1,4 +1,4 @@
-"""The C library in two steps: a picture is encoded once and asked again, what is not there is not decoded, contrast prompts compete."""
+"""The C library in two steps: a picture is encoded once and asked again; presence; contrast prompts."""
 
 import json
 import shutil
@@ -77,7 +77,9 @@ def test_another_engines_encoding_is_refused(native, library, native_bundle):
     with NativeEngine(library, native_bundle) as other:
         encoding = other.encode(picture())
     for _ in range(2):  # also where the engine is gone and its memory used again
-        with pytest.raises(NativeError, match="invalid argument: the encoding was made by another engine; encode the picture"):
+        with pytest.raises(
+            NativeError, match="invalid argument: the encoding was made by another engine; encode the picture"
+        ):
             native.segment(encoding, PROMPTS)
         with NativeEngine(library, native_bundle) as third, pytest.raises(NativeError, match="another engine"):
             third.segment(encoding, PROMPTS)
@@ -122,16 +124,23 @@ def test_what_is_not_there_is_empty_and_the_others_are_as_ever(gated):
     from native_library import ALL_PROMPTS
 
     rgb = picture()
-    found, everything = gated.segment(rgb, PROMPTS), gated.segment(rgb, PROMPTS, run=gated.run_options(flags=ALL_PROMPTS))
+    found, everything = (
+        gated.segment(rgb, PROMPTS),
+        gated.segment(rgb, PROMPTS, run=gated.run_options(flags=ALL_PROMPTS)),
+    )
     assert 1 < found.there.sum() < len(PROMPTS) - 1 and everything.there.all()
-    assert np.array_equal(found.presence, everything.presence) and found.presence.min() >= 0 and found.presence.max() <= 1
+    assert (
+        np.array_equal(found.presence, everything.presence) and found.presence.min() >= 0 and found.presence.max() <= 1
+    )
     assert found.presence[found.there].min() > found.presence[~found.there].max()
     assert np.array_equal(found.logits[found.there], everything.logits[found.there])
     assert np.array_equal(found.masks[found.there], everything.masks[found.there])
     assert np.array_equal(found.scores[found.there], everything.scores[found.there])
     away = ~found.there
     assert (found.logits[away] == ABSENT).all() and not found.masks[away].any() and not found.scores[away].any()
-    assert everything.masks[away].any(axis=(1, 2)).any() and not np.isin(found.label_map, np.flatnonzero(away) + 1).any()
+    assert (
+        everything.masks[away].any(axis=(1, 2)).any() and not np.isin(found.label_map, np.flatnonzero(away) + 1).any()
+    )
     low = gated.run_options(threshold=-100.0)  # under the logit of what is not there
     assert not gated.segment(rgb, PROMPTS, run=low).masks[away].any()
 
@@ -146,10 +155,8 @@ def test_a_prompt_is_there_or_not_whatever_else_is_asked(gated):
         assert np.abs(alone.logits[0] - together.logits[k]).max() <= 1e-3
 
 
-def test_presence_is_the_graphs(gated, native_bundle):
-    with_golden = gated.verify()
-    assert with_golden.passed == 1
-    assert json.loads(gated.info())["presence"] is True
+def test_presence_is_verified_and_told(gated):
+    assert gated.verify().passed == 1 and json.loads(gated.info())["presence"] is True
 
 
 def test_a_bundle_without_readout_decodes_everything(native, native_bundle):
@@ -172,7 +179,7 @@ def test_presence_too_is_held_to_the_golden_sample(library, native_bundle, tmp_p
     presence = arrays.pop("presence")
     save_file(arrays if damage.startswith("no") else {**arrays, "presence": presence + np.float32(1)}, path)
     list_again(tmp_path / "b", path.name)
-    with pytest.raises(NativeError, match="corrupt|wrong on the golden sample"):
+    with pytest.raises(NativeError, match=r"corrupt|wrong on the golden sample"):
         NativeEngine(library, tmp_path / "b", backend=b"onnxruntime")
 
 
