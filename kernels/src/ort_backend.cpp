@@ -239,8 +239,8 @@ class OrtBackend : public Backend {
     runtime_.check("options", runtime_.api->DisableMemPattern(options.object));  // steadier memory when shapes vary
     const int threads = settings_.threads > 0 ? settings_.threads : cores_if_bound();
     if (threads > 0) runtime_.check("options", runtime_.api->SetIntraOpNumThreads(options.object, threads));
-    // Idle threads that spin would take the cores from the graph that runs next.
-    runtime_.check("options", runtime_.api->AddSessionConfigEntry(options.object, "session.force_spinning_stop", "1"));
+    // Every graph has threads of its own; idle ones that spin would take the cores from the graph that runs next.
+    runtime_.check("options", runtime_.api->AddSessionConfigEntry(options.object, "session.intra_op.allow_spinning", "0"));
     if (cuda_) add_cuda(options.object);
     const bool kept = !cuda_ && !optimised.path.empty();
     if (kept && settings_.optimise)
