@@ -1,8 +1,7 @@
 """Speed and size of two bundles on ONNX Runtime's CPU provider, interleaved: python benchmarks/compare_bundles_cpu.py A B
 
-A picture is encoded and its three prompts are decoded in every round: the bundle's own golden sample. Prints medians of both,
-their ratio (below 1: B is slower) and the size of the weights of B over A. Interleaving makes other load on the machine
-hit both alike.
+Prints medians of both, their ratio (below 1: B is slower) and the size of the weights of B over A. One thread, the
+bundle's own golden picture and prompts; interleaving makes other load on the machine hit both alike.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
         backends.append((backend, golden["image"], *text, golden["token_mask"]))
         weights.append(sum(f["size"] for name, f in bundle.manifest["files"].items() if name.endswith(".data")))
     for turn in range(ROUNDS + 2):
-        for i, (backend, *arguments) in enumerate(backends):
+        for i, (backend, image, *text) in enumerate(backends):
             began = time.perf_counter()
-            backend.decode(backend.encode_image(arguments[0]), *arguments[1:])
+            backend.decode(backend.encode_image(image), *text)
             if turn > 1:
                 times[i].append(time.perf_counter() - began)
     a, b = (statistics.median(t) * 1000 for t in times)
