@@ -18,7 +18,8 @@ from digseg_export.plan_builder import BuildOptions
 def with_golden(folder, logits):  # noqa: F811
     """The bundle with a golden sample that expects these logits."""
     arrays = {"image": np.zeros((1, 3, 128, 128), np.float32), "token_ids": np.ones((2, 8), np.int64),
-              "token_mask": np.ones((2, 8), bool), "logits": logits, "presence": np.zeros(SHAPES["presence"], np.float32)}  # fmt: skip
+              "token_mask": np.ones((2, 8), bool), "logits": logits,
+              "presence": np.zeros(SHAPES["presence"], np.float32)}  # fmt: skip
     save_file(arrays, str(folder / "golden.safetensors"))
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").unlink()

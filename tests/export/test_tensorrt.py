@@ -112,7 +112,12 @@ def test_the_builder_uses_only_names_that_every_release_has(folder, version, tmp
     trt = standin(version, script(HALF_11 if version.startswith("11") else HALF_10))
     options = BuildOptions(512, 2, tmp_path / "timing.cache")
     paths = to_tensorrt.build_engines(folder, options, lambda text: None, trt, FakeDriver())
-    assert [path.name for path in paths] == ["text_encoder.plan", "image_encoder.plan", "presence.plan", "mask_decoder.plan"]
+    assert [path.name for path in paths] == [
+        "text_encoder.plan",
+        "image_encoder.plan",
+        "presence.plan",
+        "mask_decoder.plan",
+    ]
     assert all(path.read_bytes() == b"plan" for path in paths)  # the plan is kept pure
     sidecar = json.loads(paths[1].with_suffix(".json").read_text())
     assert sidecar["key"]["tensorrt"] == version and sidecar["layers"] == {"fp16": 1, "fp32": 1}

@@ -31,7 +31,9 @@ def test_every_precision_and_kind_of_shapes_builds(traced, tmp_path, precision, 
     plans = build_plans(tmp_path / "b", tmp_path / "p", TARGETS, BuildOptions(), lambda text: None)
     assert [row.graph for row in plans.rows] == [spec.file for spec in GRAPHS.values()]
     alone = {"presence.onnx"} if precision in ("int8", "fp8") else set()  # in float32 there
-    assert all(row.types["fp32" if row.graph in alone else precision] > 0 and row.unexplained == [] for row in plans.rows)
+    assert all(
+        row.types["fp32" if row.graph in alone else precision] > 0 and row.unexplained == [] for row in plans.rows
+    )
     opened = open_plans(tmp_path / "p", open_bundle(tmp_path / "b"), "tensorrt-rtx", trt.__version__)
     assert opened.manifest["precision"] == precision and opened.manifest["targets"] == list(TARGETS)
 
