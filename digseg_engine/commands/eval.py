@@ -17,8 +17,8 @@ PROTOCOLS = protocol_names()
 
 def run(
     model: Path | None, data: str, layout: str | None, split: str | None, count: int | None, seed: int, size: int | None,
-    reference_steps: int, slide: bool, short_side: int | None, scales: tuple[float, ...], flip: bool, protocol: str | None,
-    report: Path | None, device: str | None,
+    reference_steps: tuple[int, ...], slide: bool, short_side: int | None, scales: tuple[float, ...], flip: bool,
+    protocol: str | None, report: Path | None, device: str | None,
 ) -> None:  # fmt: skip
     check_data(data)
     if protocol is not None and not Path(data).is_dir():
@@ -46,6 +46,14 @@ def counted(text: str) -> int:
     if number < (text != "all"):
         raise ValueError(text)
     return number
+
+
+def steps_listed(text: str) -> tuple[int, ...]:
+    """Whole numbers of at least 1 with commas between them, each once."""
+    found = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    if min(found) < 1:
+        raise ValueError(text)
+    return found
 
 
 def scaled(text: str) -> tuple[float, ...]:
@@ -76,11 +84,13 @@ COMMAND = Command(
         Option("--scales", "work at several sizes and average, as 0.75,1,1.25", kind=scaled, default=(1.0,), shown="1",
                metavar="X,...", expects="numbers such as 0.75,1,1.25"),
         Option("--flip", "average with the mirrored picture", kind=bool, default=False),
-        Option("--reference-steps", "score the reference with this many steps instead of the student", kind=int,
-               default=0, at_least=0),
+        Option("--reference-steps", "score the reference with so many steps instead of the student; several, as 1,2,4,8, in "
+               "one table and report", kind=steps_listed, default=(), shown="the student", metavar="N,...",
+               expects="whole numbers of at least 1 such as 1,2,4,8"),
         Option("--device", "cpu, cuda or cuda:1", shown="cpu; of a bundle, its backend's", metavar="NAME"),
         Option("--report", "write all figures to this .json, with .csv and .png", kind=Path, metavar="FILE"),
     ),
     examples=("digseg eval --count 20", "digseg eval --model runs/mine/checkpoint --data mydata --report scores.json",
+              "digseg eval --model runs/mine/checkpoint --data mydata --reference-steps 1,2,4,8 --report steps.json",
               "digseg eval --model runs/ade/checkpoint --data ADEChallengeData2016 --protocol ade20k --device cuda"),
 )  # fmt: skip

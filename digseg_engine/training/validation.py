@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from digseg_engine.evaluation.metrics import Score, Scores, matthews
 from digseg_engine.evaluation.panel import sheet
 from digseg_engine.evaluation.predictors import Predict
-from digseg_engine.evaluation.protocols import Samples
+from digseg_engine.evaluation.protocols import Samples, Trial
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.files import replacing
 from digseg_engine.training.averaging import Averaged
@@ -130,7 +130,7 @@ class Validation:
             self.said = f"mIoU {figures.miou:.3f}"
             if self.accelerator.is_main_process:
                 self._write(figures, module if better else None, log, done)
-                picture = sheet(self.validator.sets, figures.scores, predict)
+                picture = sheet([Trial(each.name, each, predict) for each in self.validator.sets], figures.scores)
                 with replacing(self.folder / PICTURE) as path:
                     picture.save(path, format="PNG")
                 log_picture(log.trackers, "validation", picture, done - 1)
