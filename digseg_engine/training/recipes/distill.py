@@ -73,7 +73,7 @@ def distill(
     checkpoint, tokenizer_json, trained = load_start(start)
     if not trained:
         raise UsageError(
-            f"{source} holds no trained reference to distil; train one first: digseg train --init {source}"
+            f"{source} holds no trained reference to distil; train one first: digseg train --init {source} --data DATA"
         )
     check_data(checkpoint, data, config)
     run.describe(config, source=source, data=data if isinstance(data, str) else list(data))
