@@ -210,8 +210,8 @@ def verify(forms: Iterable[Form], data: list[Sample], limits: Limits, progress: 
     checks = []
     for form in forms:
         texts, alone, whole = [], [], []
-        for s in data:
-            progress(f"{form.names[1]} on {s.domain}")
+        for number, s in enumerate(data, 1):
+            progress(f"{form.names[1]} on {s.domain} ({number} of {len(data)})")
             keys, values = form.encode(s)
             texts.append(
                 (np.concatenate([s.keys.ravel(), s.values.ravel()]), np.concatenate([keys.ravel(), values.ravel()]))
@@ -273,8 +273,8 @@ def evidence(checks: list[Check]) -> str:
     if pairs >= ENOUGH:
         return words
     return (
-        f"too little evidence: {words}, at least {ENOUGH} expected; numbers were compared, masks hardly; give pictures of "
-        "your own with --verify-data FOLDER"
+        f"too little evidence: {words}, at least {ENOUGH} expected; numbers were compared, masks hardly; verify on more pictures "
+        "in which the model finds what is asked for (--verify-data FOLDER)"
     )
 
 
