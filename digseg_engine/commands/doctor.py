@@ -33,6 +33,7 @@ def run(
     if bundle is not None:
         bundle = find_model(bundle)
         described = describe_bundle(bundle)
+    checkpoint = None if checkpoint is None else find_model(checkpoint)
     console = Console()
     for part in _machine(inspect_machine()):
         console.print(part, soft_wrap=isinstance(part, Text))  # lines to be copied are not broken
