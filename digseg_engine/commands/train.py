@@ -14,7 +14,7 @@ from digseg_engine.model.folder import find_start
 Settings = TypeVar("Settings")
 DATA = (
     Option("--data", "scenes, scenes:DOMAIN,... or labelled pictures, a folder or shards (docs/data.md), =WEIGHT behind it; "
-           "repeatable: a mixture", metavar="DATA", many=True),
+           "repeatable: a mixture", shown="of --config: scenes", metavar="DATA", many=True),
     Option("--layout", "layout of the folder, if it is the only one", shown="recognised", metavar="NAME", only_with=("--data",)),
     Option("--split", "split of the folders to train on", shown="train", metavar="NAME", only_with=("--data",)),
     Option("--cached-crops", "of a folder: fixed crops per picture with kept latents", kind=int, at_least=0,
@@ -216,7 +216,10 @@ def print_plan(
     Console().print(shown)
     for line in said(plans, limit) if limit is not None else []:
         print(line)
-    print("counted on tensors without contents; a GPU needs 1 to 2 GB more for its context, workspaces and fragments")
+    print(
+        "counted on tensors without contents; a GPU needs 1 to 2 GB more for its context, workspaces and fragments;\n"
+        "disk: what the stage's folder takes at the most"
+    )
 
 
 def watching(tensorboard: bool, wandb: bool, validate_every: int | None, early_stop: int | None) -> dict[str, Any]:
