@@ -55,7 +55,7 @@ COMMAND = Command(
     summary="Show what is usable on this machine, how to install the rest, and which backend is right and fastest.",
     run=run,
     options=(
-        Option("--bundle -b", "also check this bundle (or checkpoint), time every backend, choose one", kind=Path,
+        Option("--bundle -b --model", "also check this bundle (or checkpoint), time every backend, choose one", kind=Path,
                metavar="FOLDER"),
         Option("--checkpoint", "checkpoint the bundle came from: adds torch backends", kind=Path, metavar="FOLDER",
                only_with=("--bundle",)),

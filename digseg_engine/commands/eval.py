@@ -67,7 +67,8 @@ COMMAND = Command(
     run=run,
     extras=("train",),
     options=(
-        Option("--model", "checkpoint or bundle", kind=Path, shown="the bundled checkpoint, digseg-tiny", metavar="FOLDER"),
+        Option("--model --bundle -b", "checkpoint or bundle", kind=Path, metavar="FOLDER",
+               shown="the bundled checkpoint, digseg-tiny"),
         Option("--data", "scenes, scenes:DOMAIN,... or labelled pictures, a folder or shards", default="scenes", metavar="DATA"),
         Option("--layout", "layout of the folder", shown="recognised", metavar="NAME"),
         Option("--split", "split of the folder", shown="its validation split", metavar="NAME"),
