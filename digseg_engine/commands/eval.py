@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from digseg_engine.commands.declare import Command, Option
 from digseg_engine.commands.train import check_data
-from digseg_engine.errors import UsageError
+from digseg_engine.console import note
+from digseg_engine.errors import DigsegError, UsageError
 from digseg_engine.evaluation.presets import protocol_names
 from digseg_engine.evaluation.views import Views
 from digseg_engine.folders import check_output_file
@@ -28,6 +30,9 @@ def run(
         raise UsageError(f"--model {model} is not a folder; expected a checkpoint or a bundle")
     if report is not None:
         check_output_file(report)
+    if data.startswith("scenes") and model is not None and (taught := taught_by(model)):
+        note("digseg", f"note: {model} was trained on {', '.join(taught)}, and painted scenes say little about it; add --data "
+                       f"{taught[0]}")  # fmt: skip
     views = Views(scales, flip, slide, short_side=short_side)
     from digseg_engine.evaluation.presets import read_protocol
     from digseg_engine.evaluation.protocols import EVERY
@@ -38,6 +43,18 @@ def run(
         count = 100 if preset is None else EVERY
     asked = Request(model, data, count, size, reference_steps, layout, split, device, seed, views, preset)
     score_model(asked, report)
+
+
+def taught_by(model: Path) -> list[str]:
+    """The data other than scenes that a checkpoint's record says it was trained on."""
+    from digseg_engine.data.shares import parse_shares
+    from digseg_engine.worlds.scenes import is_scenes
+
+    try:
+        shares = parse_shares(json.loads((model / "training" / "train.json").read_text(encoding="utf-8"))["data"])
+    except (DigsegError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+    return [share.data for share in shares if not is_scenes(share.data)]
 
 
 def counted(text: str) -> int:

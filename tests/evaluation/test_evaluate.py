@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -221,6 +222,21 @@ def test_pictures_much_larger_than_they_are_worked_at_bring_a_hint(tmp_path, nan
     said = "100 % of the pictures are worked at a third of their size or less (32 px)"
     assert (said in capsys.readouterr().err) == hinted
     assert any(said in each for each in json.loads((tmp_path / "r.json").read_text())["notes"]) == hinted
+
+
+def test_scenes_are_not_scored_in_silence_with_a_model_of_other_data(nano_folder, tmp_path, capsys):
+    shutil.copytree(nano_folder, tmp_path / "mine")
+    record = tmp_path / "mine" / "training" / "train.json"
+    record.parent.mkdir(exist_ok=True)
+    for data, words in (
+        ("fields=2", "was trained on fields, and"),
+        (["scenes", "a", "b"], "trained on a, b, and"),
+        ("scenes", ""),
+    ):
+        record.write_text(json.dumps({"data": data}))
+        assert dispatch(["eval", "--model", str(tmp_path / "mine"), "--data", "scenes:crops", "--count", "1"]) == 0
+        said = capsys.readouterr().err
+        assert words in said if words else "was trained on" not in said
 
 
 def test_unusable_requests_are_refused(tmp_path, nano_folder):
