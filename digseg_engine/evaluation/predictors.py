@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from digseg_engine.bundle import MANIFEST, read_manifest
+from digseg_engine.contract import ABSENT
 from digseg_engine.data.wordings import encode_text
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.answers import Answer, View
@@ -25,11 +27,21 @@ from digseg_engine.model.student import FoldedText
 
 Rgb = NDArray[np.uint8]
 Predict = Callable[[Rgb, list[str]], Answer]  # [H, W, 3], K prompts -> logits of K prompts
-Ask = Callable[
-    [Rgb, list[str], int], tuple[Tensor, Frame]
-]  # the same and pixels of the longer side -> [K, h, w], its frame
 Rule = Literal["each", "strongest", "strongest or none"]
 CHUNK = 16  # (picture, prompt) pairs that the reference denoises together
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model says about a view: logits [K, h, w], how the view lies in them, and which prompts its presence readout holds
+    to be there [K] (None without one)."""
+
+    planes: Tensor
+    frame: Frame
+    present: NDArray[np.bool_] | None = None
+
+
+Ask = Callable[[Rgb, list[str], int], Said]  # [H, W, 3], K prompts, pixels of the longer side
 
 
 def predictor(ask: Ask, size: int, stride: int, views: Views = WHOLE) -> Predict:
@@ -37,13 +49,15 @@ def predictor(ask: Ask, size: int, stride: int, views: Views = WHOLE) -> Predict
 
     def predict(image: Rgb, prompts: list[str]) -> Answer:
         shape = int(image.shape[0]), int(image.shape[1])
-        found = []
+        found, present = list[View](), None
         for (left, top, right, bottom), longer in views.boxes(shape, size, stride):
             part = image[top:bottom, left:right]
             for mirrored in (False, True) if views.flip else (False,):
-                planes, frame = ask(np.ascontiguousarray(part[:, ::-1]) if mirrored else part, prompts, longer)
-                found.append(View.of_frame(planes.float(), frame, left, top, mirrored))
-        return Answer(shape, tuple(found))
+                said = ask(np.ascontiguousarray(part[:, ::-1]) if mirrored else part, prompts, longer)
+                found.append(View.of_frame(said.planes.float(), said.frame, left, top, mirrored))
+                if said.present is not None:  # what is in one view is in the picture
+                    present = said.present if present is None else present | said.present
+        return Answer(shape, tuple(found), present)
 
     return predict
 
@@ -69,17 +83,30 @@ def choose_predictor(
     return student_predictor(checkpoint, size, views), f"{name}, student, one step", size
 
 
-def student_predictor(checkpoint: Checkpoint, size: int | None = None, views: Views = WHOLE) -> Predict:
-    """One pass of the student for all prompts, at `size` pixels of the longer side."""
-    student = checkpoint.student
+def student_predictor(
+    checkpoint: Checkpoint, size: int | None = None, views: Views = WHOLE, readout: bool = True
+) -> Predict:  # fmt: skip
+    """One pass of the student for all prompts, at `size` pixels of the longer side, as the engine runs it: what its presence
+    readout says is not there gets no mask. readout: False leaves the readout out, where masks alone are judged."""
+    student, threshold = checkpoint.student, checkpoint.config.presence_threshold
+    reads = readout and bool(student.config.presence_width)
 
     @lru_cache(maxsize=4)
     def fold(prompts: tuple[str, ...]) -> FoldedText:
         return student.fold_text(*encode_text(checkpoint.text_encoder, checkpoint.tokenizer, list(prompts)))
 
-    def ask(image: Rgb, prompts: list[str], longer: int) -> tuple[Tensor, Frame]:
-        canvas = fit(image, longer, checkpoint.stride)
-        return student_logits(checkpoint, torch.from_numpy(canvas.pixels), fold(tuple(prompts)))[0], canvas.frame
+    @torch.no_grad()
+    def ask(image: Rgb, prompts: list[str], longer: int) -> Said:
+        canvas, text = fit(image, longer, checkpoint.stride), fold(tuple(prompts))
+        pixels = torch.from_numpy(canvas.pixels).to(device_of(student))
+        encoding = student.encode(*student.describe(pixels, encode_image(checkpoint.vae, pixels)))
+        planes = student.answer(encoding, text)[0]
+        if not reads:
+            return Said(planes, canvas.frame)
+        presence = student.presence(encoding, text)[0]
+        if threshold is not None:
+            planes[presence < threshold] = ABSENT
+        return Said(planes, canvas.frame, (presence >= (threshold or 0.0)).cpu().numpy())
 
     return predictor(ask, size or checkpoint.config.image_size, checkpoint.stride, views)
 
@@ -127,9 +154,10 @@ def reference_predictor(
     otherwise) from the zero slot."""
     from_noise = steps > 1 if noise is None else noise
 
-    def ask(image: Rgb, prompts: list[str], longer: int) -> tuple[Tensor, Frame]:
+    def ask(image: Rgb, prompts: list[str], longer: int) -> Said:
         canvas = fit(image, longer, checkpoint.stride)
-        return reference_logits(checkpoint, torch.from_numpy(canvas.pixels), prompts, steps, from_noise), canvas.frame
+        planes = reference_logits(checkpoint, torch.from_numpy(canvas.pixels), prompts, steps, from_noise)
+        return Said(planes, canvas.frame)
 
     return predictor(ask, size or checkpoint.config.image_size, checkpoint.stride, views)
 
@@ -141,9 +169,12 @@ def bundle_predictor(folder: Path, size: int, device: str | None = None, views: 
 
     engine = Engine.load(folder, device=device)
 
-    def ask(image: Rgb, prompts: list[str], longer: int) -> tuple[Tensor, Frame]:
+    def ask(image: Rgb, prompts: list[str], longer: int) -> Said:
         found, frame = picture_logits(engine, image, prompts, longer)
-        return torch.from_numpy(np.array(found.logits, np.float32)), frame
+        planes = torch.from_numpy(np.array(found.logits, np.float32))
+        if found.presence is None:
+            return Said(planes, frame)
+        return Said(planes, frame, found.presence >= 0.5 if engine.gate.threshold is None else found.there)
 
     return predictor(ask, size, engine.stride, views)
 

@@ -36,13 +36,13 @@ def evaluate(
         answer = Answer.of(predict(sample.image, prompts))
         if samples.rule == "each":
             masks = answer.masks()
-            scores.together.add(masks, sample.truth, sample.valid)
-            scores.alone.add(masks, sample.truth, sample.valid)
+            scores.together.add(masks, sample.truth, sample.valid, answer.present)
+            scores.alone.add(masks, sample.truth, sample.valid, answer.present)
         else:
             truth = labels_of(sample.truth) if sample.labels is None else sample.labels
             chosen, alone = count_labels(answer, truth, sample.valid, samples.rule, scores.together.calibration)
-            scores.together.add_labels(chosen, truth, sample.valid)
-            scores.alone.add_counts(alone)
+            scores.together.add_labels(chosen, truth, sample.valid, answer.present)
+            scores.alone.add_counts(alone, answer.present)
         tick(1)
     return scores
 
@@ -59,11 +59,18 @@ def figures(name: str, scores: Scores) -> dict[str, float]:
         "false alarms, each prompt alone": scores.alone.false_rate(),
         "pictures with a false alarm, each prompt alone": scores.alone.false_picture_rate(),
         "mean IoU of a picture": s.picture_iou(), "thresholded Jaccard": s.thresholded_jaccard(),
-        "presence MCC": s.presence_mcc(), "presence MCC, each prompt alone": scores.alone.presence_mcc(),
     }  # fmt: skip
+    for suffix, score in (("", s), (", each prompt alone", scores.alone)):
+        extra |= {f"{key}{suffix}": value for key, value in presence_figures(score).items()}
     if s.exclusive:
         extra["calibration error"] = s.calibration.error()
     return {**found, **{f"{name}, {key}": value for key, value in extra.items()}}
+
+
+def presence_figures(score: Score) -> dict[str, float]:
+    """How well it is told what is in a picture, and that together with the masks."""
+    return {"presence MCC": score.presence_mcc(), "presence precision": score.presence_precision(),
+            "presence recall": score.presence_recall(), "pmF1": score.pm_f1(), "cgF1": score.cg_f1()}  # fmt: skip
 
 
 @dataclass(frozen=True)

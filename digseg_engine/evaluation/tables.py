@@ -47,8 +47,20 @@ def print_scores(scores: Mapping[str, Scores], title: str, seconds: float) -> No
         share = f"{100 * outcome.alone.false_picture_rate():.0f} % of its pictures"
         console.print(f"{name}: {share} have a false alarm of some prompt", highlight=False)
     for name, outcome in scores.items():
+        console.print(f"{name}: {presence_line(outcome)}", highlight=False)
+    for name, outcome in scores.items():
         console.print(class_table(name, outcome, ALL_SHOWN if len(scores) == 1 else WORST_SHOWN))
     console.print(f"{seconds:.1f} s", highlight=False)
+
+
+def presence_line(outcome: Scores) -> str:
+    """Presence in words: of every prompt's own mask, and of the label map where that says otherwise."""
+    alone, together = outcome.alone, outcome.together
+    by = "the readout" if alone.readout else "masks"
+    said = (f"presence by {by}: MCC {alone.presence_mcc():.3f}, precision {alone.presence_precision():.3f}, recall "
+            f"{alone.presence_recall():.3f}")  # fmt: skip
+    one_by_one = f"each prompt alone pmF1 {alone.pm_f1():.3f}, cgF1 {alone.cg_f1():.1f}"
+    return f"{said}; label map pmF1 {together.pm_f1():.3f}, cgF1 {together.cg_f1():.1f}; {one_by_one}"
 
 
 def class_table(name: str, outcome: Scores, most: int) -> Table:

@@ -104,7 +104,7 @@ def probe() -> Usable:
 
 class Queue:
     """The stream of a backend, on which all its graphs run in order, and the memory of its encodings: what one gives back serves
-    the next of its size, because whatever was queued with it is done before. `placed` is called by one thread at a time."""
+    the next of its size, because whatever was queued with it is done before."""
 
     def __init__(self, driver: Driver) -> None:
         self.driver, self.stream = driver, driver.stream()
@@ -114,15 +114,20 @@ class Queue:
     def placed(self, shape: tuple[int, ...], itemsize: int) -> Placed:
         """Memory for a tensor, given back with the last that holds it."""
         size = itemsize * int(np.prod(shape))
-        memory = next((each for each in self._spare if each[1] == size), None)
+        memory = self._kept(size)
         if memory is None:
             self.driver.make_current()
             memory = self.driver.allocate(size), size
-        else:
-            self._spare.remove(memory)
         owner = Owner()
         weakref.finalize(owner, self.take_back, memory)
         return Placed(owner, memory[0], shape, itemsize)
+
+    def _kept(self, size: int) -> Memory | None:
+        for memory in [each for each in self._spare if each[1] == size]:
+            with suppress(ValueError):  # an encoding that was collected just now has pushed it out
+                self._spare.remove(memory)
+                return memory
+        return None
 
     def take_back(self, memory: Memory) -> None:
         """Keep memory for another encoding; of more than a few the oldest goes."""

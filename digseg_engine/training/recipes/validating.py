@@ -64,7 +64,7 @@ def student_validator(
     def predictor(module: nn.Module) -> Predict:
         trained = copy.copy(checkpoint)
         trained.student = module.student if isinstance(module, Tutored) else module  # type: ignore[assignment]
-        return student_predictor(trained, _size(checkpoint, config))
+        return student_predictor(trained, _size(checkpoint, config), readout=False)  # which is trained after it
 
     return _validator(checkpoint, data, config, stage, predictor, loss)
 
