@@ -1,4 +1,4 @@
-"""Bundles on disk: written all or nothing, read only when complete and unchanged. Format `digseg.bundle/1`.
+"""Bundles on disk: written all or nothing, read only when complete and unchanged. Format `digseg.bundle/2`.
 
 `manifest.json` is written last and names every other file with its size and SHA-256. What is read is what was hashed, so
 files may be links (a hub's cache, a Kubernetes volume, a Nix store): the hash of their targets protects them.
@@ -25,6 +25,8 @@ LARGEST_MANIFEST = 16 << 20  # bytes
 CHUNK = 1 << 20
 HOW_TO_EXPORT = "export it again with `digseg-export`"
 FAMILY = "digseg.bundle/"  # every version of the format begins with it
+ONE_PIECE = f"{FAMILY}1"  # two graphs: text, and picture with prompts
+PLANS = (".plan", ".engine", ".trt")  # executable code: never part of a bundle, whoever wrote its hash
 ENGINES = "engines"  # where releases up to 0.1 kept TensorRT plans
 
 
@@ -88,6 +90,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     manifest = _parse(path)
     found = manifest.get("format")
+    if found == ONE_PIECE:
+        raise BundleError(f"{folder} has format {found!r}, whose pictures cannot be encoded apart from prompts; this release "
+                          f"reads {BUNDLE_FORMAT!r}; make it from its checkpoint: {_export_again(manifest)}")  # fmt: skip
     if found != BUNDLE_FORMAT:
         raise BundleError(f"{path} has format {found!r:.60}, this release reads {BUNDLE_FORMAT!r}; "
                           "use the release that wrote it, or export it again")  # fmt: skip
@@ -100,6 +105,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has contract version {contract}, this release reads {CONTRACT_VERSION}; {HOW_TO_EXPORT}"
         )
     return manifest
+
+
+def _export_again(manifest: dict[str, Any]) -> str:
+    """The command that makes a bundle like this one."""
+    precision = _look_up(manifest, "precision.name")
+    wanted = f" --precision {precision}" if re.fullmatch(r"[a-z0-9]{1,8}", str(precision)) else ""
+    return f"digseg-export CHECKPOINT{wanted}"
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -143,6 +155,14 @@ def _is_limit(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < float("inf")
 
 
+def _is_presence(value: Any) -> bool:
+    """Nothing, or a threshold that is a logit or null."""
+    if not isinstance(value, dict):
+        return value is None
+    limit = value.get("threshold")
+    return limit is None or (type(limit) in (int, float) and abs(limit) < float("inf"))
+
+
 def _is_span(value: Any) -> bool:
     """A range {min, opt, max} of one axis."""
     ends: list[Any] = [value.get(end) for end in ("min", "opt", "max")] if isinstance(value, dict) else [None]
@@ -160,6 +180,7 @@ NEEDED = (  # what readers take from a manifest without asking again
     ("model.image_size", _is_count, "a number of pixels"),
     ("model.stride", _is_count, "a number of pixels"),
     ("precision.name", lambda v: isinstance(v, str), "a text"),
+    ("presence", _is_presence, "nothing, or a threshold that is a number or null"),
     ("shapes", _are_shapes, '"dynamic" or min <= opt <= max for each of B, K, L, H, W'),
     ("verification.limits.relative", _is_limit, "a number"),
     ("verification.limits.iou", _is_limit, "a number"),
@@ -171,6 +192,9 @@ def _check_file(folder: Path, name: str, entry: Any) -> None:
         raise BundleError(
             f"{folder}/{MANIFEST} lists the file name {name!r:.60}; expected plain names only; {HOW_TO_EXPORT}"
         )
+    if name.endswith(PLANS):
+        raise BundleError(f"{folder}/{MANIFEST} lists {name!r:.60}; a plan is code for one machine and never part of a bundle; "
+                          f"{HOW_TO_EXPORT}")  # fmt: skip
     path = folder / name
     if not path.is_file():
         raise BundleError(f"{path} is missing; expected a file; copy the whole bundle again")

@@ -42,6 +42,16 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    @property
+    def cpu_file(self) -> str:
+        """What a CPU runs instead, where a bundle has it: the same weights in float32, prompts scanned."""
+        return self.file.replace(".onnx", ".fp32.onnx")
+
+    @property
+    def data_file(self) -> str:
+        """The weights of both."""
+        return self.file.replace(".onnx", ".data")
+
 
 TEXT = (TEXT_KEYS, TEXT_VALUES, TOKEN_MASK)  # what a prompt is to the graphs that are asked with it
 TEXT_ENCODER = GraphSpec("text_encoder.onnx", (TOKEN_IDS, TOKEN_MASK), (TEXT_KEYS, TEXT_VALUES))

@@ -1,4 +1,4 @@
-"""`digseg ask`: one picture, prompts one after the other."""
+"""`digseg ask`: one picture, encoded once, prompts one after the other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from digseg_engine.commands.declare import Command, Option
-from digseg_engine.commands.segment import MODEL, OUTPUT, THRESHOLD
+from digseg_engine.commands.segment import ALL_PROMPTS, MODEL, OUTPUT, THRESHOLD
 
 
 def run(**values: Any) -> int:
@@ -17,7 +17,7 @@ def run(**values: Any) -> int:
 
 COMMAND = Command(
     name="ask",
-    summary="Ask about one picture: type prompts one after the other, see areas, scores and the overlay grow.",
+    summary="Ask about one picture, encoded once: type prompts, see areas, scores, milliseconds and the overlay grow.",
     run=run,
     options=(
         Option("photo", "the picture", kind=Path, metavar="PICTURE", needed=True),
@@ -25,6 +25,7 @@ COMMAND = Command(
         *MODEL,
         Option("--imgsz --size", "working size in pixels of the longer side", kind=int, shown="the model's own"),
         THRESHOLD,
+        ALL_PROMPTS,
         Option("--batch", "read prompts from standard input, one a line, and print no question", kind=bool, default=False),
         Option("--json", "print one line of JSON for each prompt", kind=bool, default=False, into="as_json"),
     ),

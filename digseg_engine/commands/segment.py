@@ -36,6 +36,8 @@ MODEL = (  # also of `digseg ask`
 )  # fmt: skip
 THRESHOLD = Option("--threshold", "probability from which a pixel belongs to a mask, between 0 and 1", kind=float,
                    default=0.5, at_least=0, at_most=1)  # fmt: skip
+ALL_PROMPTS = Option("--all-prompts", "make masks also for prompts that the model says are not in the picture", kind=bool,
+                     default=False)  # fmt: skip
 
 COMMAND = Command(
     name="segment",
@@ -61,6 +63,7 @@ COMMAND = Command(
                only_with=("--refine",)),
         Option("--seed", "random seed of the reference", kind=int, default=0, only_with=("--refine",)),
         THRESHOLD,
+        ALL_PROMPTS,
         Option("--against", "contrast prompt: competes for pixels and is not returned; repeat for several", metavar="PROMPT",
                many=True),
         Option("--labels", "which mask the label map shows where several meet; with --tile strongest alone",

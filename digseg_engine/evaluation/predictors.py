@@ -142,8 +142,8 @@ def bundle_predictor(folder: Path, size: int, device: str | None = None, views: 
     engine = Engine.load(folder, device=device)
 
     def ask(image: Rgb, prompts: list[str], longer: int) -> tuple[Tensor, Frame]:
-        planes, frame = picture_logits(engine, image, prompts, longer)
-        return torch.from_numpy(np.array(planes, np.float32)), frame
+        found, frame = picture_logits(engine, image, prompts, longer)
+        return torch.from_numpy(np.array(found.logits, np.float32)), frame
 
     return predictor(ask, size, engine.stride, views)
 

@@ -66,6 +66,7 @@ class DigsegConfig:
     beta_schedule: BetaSchedule = "scaled_linear"  # the noise that it was trained on, as diffusers names it
     beta_start: float = BETA_START
     beta_end: float = BETA_END
+    presence_threshold: float | None = None  # logit under which a prompt is not in a picture; None leaves nothing out
     student: StudentConfig = StudentConfig()
 
     @cached_property

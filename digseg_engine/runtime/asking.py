@@ -1,4 +1,4 @@
-"""What `digseg ask` does: one picture through one engine, prompts from a terminal or a pipe, one line for each answer.
+"""What `digseg ask` does: one picture, encoded once, prompts from a terminal or a pipe, one line for each answer.
 
 On a terminal earlier prompts come back with the arrow keys and are completed by the tab key. `-` and a prompt takes its
 mask out of the overlay again; an empty line is left out; the end of the input, or `quit`, ends it.
@@ -15,12 +15,13 @@ from pathlib import Path
 
 from digseg_engine.console import complain, note, telling
 from digseg_engine.errors import DigsegError
-from digseg_engine.images import Picture, read_picture
+from digseg_engine.images import read_picture
 from digseg_engine.named import default_bundle
 from digseg_engine.names import stems
+from digseg_engine.runtime.encoding import Encoding
 from digseg_engine.runtime.engine import Engine
 from digseg_engine.runtime.inputs import check_output
-from digseg_engine.runtime.record import percent
+from digseg_engine.runtime.record import missing, percent
 from digseg_engine.runtime.result import Segmentation
 
 QUESTION, LEAVE, ENDS = "find> ", "-", ("quit", "exit")
@@ -40,16 +41,17 @@ class Question:
     engines: Path | None = None
     imgsz: int | None = None
     threshold: float = 0.5
+    all_prompts: bool = False
     batch: bool = False
     as_json: bool = False
 
 
 @dataclass
 class Session:
-    """The picture, and the prompts that the overlay shows."""
+    """The encoded picture, and the prompts that the overlay shows."""
 
     engine: Engine
-    picture: Picture
+    picture: Encoding
     question: Question
     stem: str
     shown: list[str] = field(default_factory=list)
@@ -57,7 +59,7 @@ class Session:
     def answer(self, prompt: str) -> None:
         """Ask, print one line, write the overlay anew. Raises DigsegError for a prompt that cannot be asked."""
         began = time.perf_counter()
-        result = self.engine.segment(self.picture, [prompt], self.question.imgsz, threshold=self.question.threshold)
+        result = self._segment([prompt])
         seconds = time.perf_counter() - began
         if prompt not in self.shown:
             self.shown.append(prompt)
@@ -67,7 +69,7 @@ class Session:
             body = {**asdict(found), "seconds": round(seconds, 5), "overlay": str(path)}
             print(json.dumps(body, ensure_ascii=False), flush=True)
             return
-        said = f"{percent(found.area)}, score {found.score:.2f}" if found.found else "not found"
+        said = f"{percent(found.area)}, score {found.score:.2f}" if found.found else missing(found)
         print(f"{prompt}: {said}  ({1000 * seconds:.0f} ms)  ->  {path}", flush=True)
 
     def leave_out(self, prompt: str) -> None:
@@ -84,11 +86,14 @@ class Session:
 
     def draw(self, result: Segmentation | None = None) -> Path:
         """The overlay of all prompts shown."""
-        if result is None:
-            result = self.engine.segment(
-                self.picture, self.shown, self.question.imgsz, threshold=self.question.threshold
-            )
+        result = result or self._segment(self.shown)
         return result.save(self.question.output, f"{self.stem}.ask", ("overlay", "json"))[0]
+
+    def _segment(self, prompts: list[str]) -> Segmentation:
+        question = self.question
+        return self.engine.segment(
+            self.picture, prompts, threshold=question.threshold, all_prompts=question.all_prompts
+        )
 
 
 def ask(question: Question) -> int:
@@ -99,7 +104,9 @@ def ask(question: Question) -> int:
     with telling():
         engine = Engine.load(model, question.backend, size=question.imgsz, prompts=1, threads=question.threads,
                              device=question.device, engines=question.engines)  # fmt: skip
-    session, bad = Session(engine, picture, question, stems([question.photo])[0]), 0
+    encoding = engine.encode(picture, question.imgsz)
+    note("digseg", f"{question.photo} encoded at {encoding.size} px in {1000 * encoding.seconds['encode']:.0f} ms")
+    session, bad = Session(engine, encoding, question, stems([question.photo])[0]), 0
     spoken = not question.batch and sys.stdin.isatty()
     if spoken:
         note("digseg", HELP)

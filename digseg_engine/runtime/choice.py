@@ -19,8 +19,9 @@ import numpy as np
 from digseg_engine.errors import BackendError
 from digseg_engine.runtime import verdicts
 from digseg_engine.runtime.backends import Array, Backend, BackendKind, Usable, failing_as, in_one_line, kinds
-from digseg_engine.runtime.chunks import ChunkedRunner
+from digseg_engine.runtime.chunks import ChunkedRunner, joined
 from digseg_engine.runtime.machine import device_key, library_versions
+from digseg_engine.runtime.presence import Asker, Gate
 from digseg_engine.runtime.prompts import to_length
 from digseg_engine.runtime.source import Golden, Source
 from digseg_engine.words import counted
@@ -199,22 +200,33 @@ def assess(kind: BackendKind, found: Usable, source: Source, task: Task, timed: 
 
 
 def check_golden(backend: Backend, golden: Golden) -> tuple[float, float]:
-    """(relative L2 error, mean mask IoU) on the golden sample; NaN or infinity gives an infinite error.
+    """(relative L2 error, mean mask IoU) on the golden sample, all prompts decoded; the error is the larger one of logits and
+    presence. NaN or infinity, and presence where there should be none or none where there should be, give an infinite error.
 
     A mask counts where one of the two holds something: agreement on nothing says nothing. With no such mask the IoU is 1,
     and the error alone decides. Raises BackendError when the backend fails.
     """
     with failing_as(backend.name, "on the golden sample"):
         runner = ChunkedRunner(backend)
-        keys, values = runner.encode(golden.token_ids, golden.token_mask)
-        mask = to_length(golden.token_mask, keys.shape[-1], 1)
-        logits = np.asarray(runner.segment(golden.image, keys, values, mask)[0], np.float32)
-    if logits.shape != golden.logits.shape or not np.isfinite(logits).all():
+        keys, values = runner.encode_text(golden.token_ids, golden.token_mask)
+        text = keys, values, to_length(golden.token_mask, keys.shape[-1], 1)
+        (pictures,) = joined(runner.encode(golden.image)[0])
+        presence, logits = runner.presence(pictures, text)[0], np.asarray(runner.decode(pictures, text)[0], np.float32)
+    if (presence is None) != (golden.presence is None):
         return float("inf"), 0.0
-    error = np.linalg.norm(logits - golden.logits) / max(float(np.linalg.norm(golden.logits)), 1e-12)
+    pairs = [(logits, golden.logits, 1e-12)]
+    if presence is not None and golden.presence is not None:
+        pairs.append(
+            (np.asarray(presence, np.float32), golden.presence, 1.0)
+        )  # a logit near 0 is not judged by its own size
+    if any(got.shape != want.shape or not np.isfinite(got).all() for got, want, _ in pairs):
+        return float("inf"), 0.0
+    error = max(
+        float(np.linalg.norm(got - want)) / max(float(np.linalg.norm(want)), least) for got, want, least in pairs
+    )
     got, want = logits > 0, golden.logits > 0
     telling = (got | want).any((-2, -1)).ravel()
-    return float(error), float(pair_iou(got, want)[telling].mean()) if telling.any() else 1.0
+    return error, float(pair_iou(got, want)[telling].mean()) if telling.any() else 1.0
 
 
 def pair_iou(got: Array, want: Array) -> Array:
@@ -226,7 +238,7 @@ def pair_iou(got: Array, want: Array) -> Array:
 def within_limits(error: float, iou: float, golden: Golden) -> tuple[bool, str]:
     """(right, reason why not)."""
     if not np.isfinite(error):
-        return False, "wrong: its logits are not finite or have another shape than the golden sample's"
+        return False, "wrong: its logits or presence are not finite, or of another shape than the golden sample's"
     if error > golden.relative:
         return False, f"wrong: error {error:.2e} on the golden sample, at most {golden.relative:.0e} allowed"
     if iou < golden.iou:
@@ -235,23 +247,24 @@ def within_limits(error: float, iou: float, golden: Golden) -> tuple[bool, str]:
 
 
 def time_backend(backend: Backend, task: Task, source: Source, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Median milliseconds of one call at the task's shape, or the nearest that a profile allows, after warm-up; up to RUNS
-    runs or SECONDS."""
+    """Median milliseconds of a first question (picture encoded, presence read, every prompt decoded) at the task's shape, or the
+    nearest that a profile allows, after warm-up; up to RUNS runs or SECONDS."""
     golden, side = source.golden, -(-task.size // source.sizes[1]) * source.sizes[1]
     runner = ChunkedRunner(backend, profile=source.profile)
     height, width = side, side
     if runner.profile is not None:
         spans = (runner.profile.ranges[axis] for axis in "HW")
         height, width = (min(max(side, span.min), span.max) for span in spans)
-    keys, values = runner.encode(golden.token_ids[:1], golden.token_mask[:1])
+    keys, values = runner.encode_text(golden.token_ids[:1], golden.token_mask[:1])
     mask = to_length(golden.token_mask[:1], keys.shape[-1], 1)
-    keys, values, mask = (np.repeat(a, task.prompts, axis=0) for a in (keys, values, mask))
+    text = tuple(np.repeat(array, task.prompts, axis=0) for array in (keys, values, mask))
+    asker = Asker(runner, text, Gate(None, 1), source.sizes[1])  # type: ignore[arg-type]
     image = np.random.default_rng(0).uniform(-1, 1, (task.batch, 3, height, width)).astype(np.float32)
     seconds: list[float] = []
     began = clock()
     for i in range(WARM_UP + RUNS):
         start = clock()
-        runner.segment(image, keys, values, mask)
+        asker.about_pixels(image)
         if i >= WARM_UP:
             seconds.append(clock() - start)
         if seconds and clock() - began > SECONDS:

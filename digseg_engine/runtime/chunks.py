@@ -1,27 +1,95 @@
-"""Runs pictures x prompts through a backend in chunks that fit in memory.
+"""Runs pictures and prompts through a backend in chunks that fit in memory.
 
-Pictures are split before prompts: a picture's trunk is shared by its prompts, and splitting prompts runs it again. When
-a backend runs out of memory the chunk is halved and the smaller one is kept for what follows. A profile of shapes (see
+Pictures are encoded so many at a time; prompts are asked so many at a time about what was encoded, which is never done again.
+When a backend runs out of memory the chunk is halved and the smaller one is kept for what follows. A profile of shapes (see
 docs/bundle.md) splits and pads too: repeated pictures and prompts fill up its smallest shape, and their answers are cut off.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from digseg_engine.errors import BackendError, InputError
-from digseg_engine.runtime.backends import Array, Backend, TokenMask, Tokens, failing_as
+from digseg_engine.runtime.backends import Array, Backend, Kept, TokenMask, Tokens, failing_as
 from digseg_engine.runtime.profile import Profile
 from digseg_engine.runtime.prompts import to_length
 
 BUDGET = 2 << 30
-BYTES_PER_PIXEL = 64  # of the working picture, for one (picture, prompt) pair: attention scores and maps, generously
+BYTES_PER_PIXEL = 64  # of the working picture, for one picture or one mask: attention scores and maps, generously
 OUT_OF_MEMORY = re.compile(
     r"out of memory|failed to allocate|bad.?alloc|cannot allocate|unable to allocate|alloc_failed", re.IGNORECASE
 )
+T = TypeVar("T")
+Text = tuple[Array, Array, TokenMask]  # of K prompts: keys [K, S, H, d, L], values [K, S, H, L, Co], mask [K, L]
+Noted = tuple[T, tuple[str, ...]]  # and notes on what had to be done
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """Neighbours among pictures that were encoded together: numbers first to last - 1 of `kept`; working: (height, width)
+    of each in the model's pixels, padding included."""
+
+    kept: Kept
+    first: int
+    last: int
+    working: tuple[int, int]
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def part(self, pictures: slice) -> Stretch:
+        """Some of its pictures, counted from its own first."""
+        start, stop, _ = pictures.indices(len(self))
+        return Stretch(self.kept, self.first + start, self.first + stop, self.working)
+
+    def window(self, least: int) -> tuple[Any, slice]:
+        """The encoding of at least so many pictures, neighbours taken in where it has fewer, and which of them are its own."""
+        low = max(0, min(self.first, len(self.kept) - least))
+        high = max(self.last, low + least)
+        return self.kept[low:high], slice(self.first - low, self.last - low)
+
+
+def joined(places: Iterable[Stretch]) -> list[Stretch]:
+    """Stretches in order, neighbours made one."""
+    found: list[Stretch] = []
+    for place in places:
+        before = found[-1] if found else None
+        if before is not None and before.kept is place.kept and before.last == place.first:
+            found[-1] = Stretch(place.kept, before.first, place.last, place.working)
+        else:
+            found.append(place)
+    return found
+
+
+class Room:
+    """How much a backend takes at once, in bytes; halved when it runs out of memory. things: what is counted, in words."""
+
+    def __init__(self, budget: int, things: str) -> None:
+        self.budget, self.things = budget, things
+
+    def share(self, most: int, working: tuple[int, int], run: Callable[[int], T], name: str, one: str) -> Noted[T]:
+        """`run` with the number of things at once, at most `most`, and what had to be said. Raises BackendError where not even
+        `one` fits."""
+        each, notes = BYTES_PER_PIXEL * working[0] * working[1], list[str]()
+        while True:
+            count = max(1, min(self.budget // each, most))
+            try:
+                return run(count), tuple(notes)
+            except (BackendError, MemoryError) as error:
+                if not (isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))):
+                    raise
+                if count == 1:
+                    raise BackendError(
+                        f"backend {name} is out of memory for {one} of {working[1]}x{working[0]} pixels; work at a smaller "
+                        "size (--imgsz) or in tiles (--tile 512)"
+                    ) from error
+                notes.append(f"out of memory with {count} {self.things} at once, went on with {count // 2}")
+                self.budget = (count // 2) * each
 
 
 class ChunkedRunner:
@@ -32,12 +100,13 @@ class ChunkedRunner:
     """
 
     def __init__(self, backend: Backend, budget: int = BUDGET, profile: Profile | None = None) -> None:
-        self.backend, self.budget = backend, budget
+        self.backend = backend
+        self._pictures, self._masks = Room(budget, "pictures"), Room(budget, "masks")
         self._engines: Profile | None = getattr(backend, "profile", None)
         self.profile = self._engines or profile
 
-    def encode(self, token_ids: Tokens, token_mask: TokenMask) -> tuple[Array, Array]:
-        """As the backend's `encode_text`. Raises BackendError whatever went wrong."""
+    def encode_text(self, token_ids: Tokens, token_mask: TokenMask) -> tuple[Array, Array]:
+        """As the backend's. Raises BackendError whatever went wrong."""
         with failing_as(self.backend.name, "to encode a prompt"):
             if self._engines is None:
                 return self.backend.encode_text(token_ids, token_mask)
@@ -47,64 +116,88 @@ class ChunkedRunner:
             keys, values = self.backend.encode_text(ids, to_length(mask, length, 1))
             return keys[:count], values[:count]
 
-    def segment(
-        self, image: Array, keys: Array, values: Array, mask: TokenMask
-    ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-        """image [B, 3, H, W], folded text of K prompts -> logits [B, K, h', w'] and notes on what had to be done.
+    def encode(self, image: Any) -> Noted[list[Stretch]]:
+        """image [B, 3, H, W], an array or for a backend that takes them a tensor -> where each picture's encoding is.
+
+        Raises BackendError when one picture does not fit.
+        """
+        working = (int(image.shape[2]), int(image.shape[3]))
+        most = min(len(image), self._most("B"))
+
+        def run(count: int) -> list[Stretch]:
+            return [
+                place for i in range(0, len(image), count) for place in self._encoded(image[i : i + count], working)
+            ]
+
+        return self._pictures.share(most, working, run, self.backend.name, "one picture")
+
+    def _encoded(self, image: Any, working: tuple[int, int]) -> list[Stretch]:
+        with failing_as(self.backend.name, f"to encode {len(image)} pictures of {working[1]}x{working[0]} pixels"):
+            kept = self.backend.encode_image(repeated(image, self._least("B")))
+        return [Stretch(kept, i, i + 1, working) for i in range(len(image))]
+
+    def presence(self, about: Stretch, text: Text) -> Noted[Array | None]:
+        """Presence logits [n, K] of K prompts about n pictures, None for a model without the readout."""
+        return self._asked(self.backend.presence, about, text)
+
+    def decode(self, about: Stretch, text: Text, tensors: bool = False) -> Noted[Any]:
+        """Logits [n, K, h', w'] of K prompts about n pictures; tensors: where the backend has them.
 
         Raises BackendError when one prompt about one picture does not fit.
         """
-        notes: list[str] = []
+        run = self.backend.decode_tensor if tensors else self.backend.decode  # type: ignore[attr-defined]
+        return self._asked(run, about, text)
+
+    def _asked(self, question: Callable[..., Any], about: Stretch, text: Text) -> Noted[Any]:
+        keys, values, mask = text
         if self.profile is not None:
             length = _length(self.profile, mask)
-            keys, values, mask = to_length(keys, length, 4), to_length(values, length, 3), to_length(mask, length, 1)
-        while True:
-            pairs = max(
-                1, min(self.budget // (BYTES_PER_PIXEL * image.shape[2] * image.shape[3]), len(image) * len(keys))
-            )
-            try:
-                return self._in_chunks(image, keys, values, mask, pairs), tuple(notes)
-            except (BackendError, MemoryError) as error:
-                if not (isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))):
-                    raise
-                if pairs == 1:
-                    raise BackendError(
-                        f"backend {self.backend.name} is out of memory for one prompt about one picture of "
-                        f"{image.shape[3]}x{image.shape[2]} pixels; work at a smaller size (--imgsz) or in tiles (--tile 512)"
-                    ) from error
-                notes.append(f"out of memory with {pairs} masks at once, went on with {pairs // 2}")
-                self.budget = (pairs // 2) * BYTES_PER_PIXEL * image.shape[2] * image.shape[3]
+            text = to_length(keys, length, 4), to_length(values, length, 3), to_length(mask, length, 1)
 
-    def _in_chunks(self, image: Array, keys: Array, values: Array, mask: TokenMask, pairs: int) -> NDArray[np.float32]:
-        ranges = {} if self.profile is None else self.profile.ranges
-        prompts = min(len(keys), pairs, ranges["K"].max if ranges else pairs)
-        pictures = min(max(1, pairs // prompts), ranges["B"].max if ranges else pairs)
-        rows = []
-        for i in range(0, len(image), pictures):
-            batch = slice(i, i + pictures)
-            with failing_as(
-                self.backend.name, f"on {pictures} x {prompts} masks of {image.shape[3]}x{image.shape[2]} pixels"
-            ):
-                parts = [
-                    self._padded(image[batch], keys[k : k + prompts], values[k : k + prompts], mask[k : k + prompts])
-                    for k in range(0, len(keys), prompts)
-                ]
-            rows.append(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
-        return rows[0] if len(rows) == 1 else np.concatenate(rows)
+        def run(pairs: int) -> Any:
+            prompts = min(len(mask), pairs, self._most("K"))
+            pictures = min(max(1, pairs // prompts), self._most("B"))
+            rows = []
+            for i in range(0, len(about), pictures):
+                part = about.part(slice(i, i + pictures))
+                chunks = [self._one(question, part, text, slice(k, k + prompts)) for k in range(0, len(mask), prompts)]
+                rows.append(together(chunks, 1))
+            return together(rows, 0)
 
-    def _padded(self, image: Array, keys: Array, values: Array, mask: TokenMask) -> NDArray[np.float32]:
+        one = "one prompt about one picture"
+        return self._masks.share(len(about) * len(mask), about.working, run, self.backend.name, one)
+
+    def _one(self, question: Callable[..., Any], about: Stretch, text: Text, prompts: slice) -> Any:
         """One call of the backend, filled up to the profile's smallest shape; what was added is cut from the answer."""
-        if self.profile is None:
-            return self.backend.segment(image, keys, values, mask)
-        pictures, prompts = (self.profile.ranges[axis].min for axis in "BK")
-        text = (repeated(array, prompts) for array in (keys, values, mask))
-        return self.backend.segment(repeated(image, pictures), *text)[: len(image), : len(keys)]
+        kept, own = about.window(self._least("B"))
+        keys, values, mask = (array[prompts] for array in text)
+        height, width = about.working
+        with failing_as(self.backend.name, f"on {len(about)} x {len(mask)} masks of {width}x{height} pixels"):
+            answer = question(kept, *(repeated(array, self._least("K")) for array in (keys, values, mask)))
+        return None if answer is None else answer[own, : len(mask)]
+
+    def _least(self, axis: str) -> int:
+        return 1 if self.profile is None else self.profile.ranges[axis].min
+
+    def _most(self, axis: str) -> int:
+        return 1 << 30 if self.profile is None else self.profile.ranges[axis].max
 
 
-def repeated(array: Array, least: int) -> Array:
-    """The array with its last entry repeated until there are `least`."""
+def together(parts: list[Any], axis: int) -> Any:
+    """Arrays or tensors behind one another; None where the backend answers nothing."""
+    if len(parts) == 1 or parts[0] is None:
+        return parts[0]
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts, axis)
+    import torch
+
+    return torch.cat(parts, axis)
+
+
+def repeated(array: Any, least: int) -> Any:
+    """The array or tensor with its last entry repeated until there are `least`."""
     missing = least - len(array)
-    return array if missing <= 0 else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+    return array if missing <= 0 else together([array, *[array[-1:]] * missing], 0)
 
 
 def _length(profile: Profile, mask: TokenMask) -> int:

@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from digseg_engine.bundle import Bundle
 from digseg_engine.errors import BackendError, DigsegError, InputError, UsageError
-from digseg_engine.images import Picture
 from digseg_engine.named import find_model
 from digseg_engine.runtime.backends import Backend, failing_as, kinds
 from digseg_engine.runtime.chunks import ChunkedRunner
+from digseg_engine.runtime.encoding import Encoding
 from digseg_engine.runtime.labels import Rules
-from digseg_engine.runtime.pipeline import Clock, Options, Quality, contrasts, segment_pictures
+from digseg_engine.runtime.pipeline import (
+    Clock,
+    Options,
+    Quality,
+    check_pictures,
+    contrasts,
+    encode_pictures,
+    segment_pictures,
+)
+from digseg_engine.runtime.presence import Asker, gate_of
 from digseg_engine.runtime.prompts import Prepared, PromptCache
 from digseg_engine.runtime.result import About, Segmentation
 from digseg_engine.runtime.source import Portable, Source, open_source
@@ -38,7 +47,9 @@ class Engine:
         self.image_size, self.stride = source.sizes
         self.backend = backend
         self.runner = ChunkedRunner(backend, profile=source.profile)
-        self.prompts = PromptCache(PromptTokenizer.load(source.tokenizer), self.runner.encode)
+        self.gate = gate_of(source)
+        self.mark = object()  # what this engine encoded bears it
+        self.prompts = PromptCache(PromptTokenizer.load(source.tokenizer), self.runner.encode_text)
         self._refiner: Any = None
         self._lock = Lock()
 
@@ -116,23 +127,42 @@ class Engine:
         """Pickled as what it was opened from: the process that unpickles it opens the same model with the same backend."""
         return _reopen, (self.source.portable(), self.backend.name, self.fallbacks)
 
+    def encode(self, image: object, size: int | None = None) -> Encoding:
+        """A picture, encoded once to be asked any number of times: every method that takes pictures takes it in place of one,
+        with the same results bit for bit.
+
+        image, size: as for `segment`. What is encoded stays where the backend keeps it, for as long as the encoding is held; it
+        belongs to this engine, may be asked from many threads and is neither pickled nor copied. Raises InputError for
+        a picture it cannot use, UsageError for a size out of range.
+        """
+        clock = Clock(1)
+        picture = take(image)
+        if isinstance(picture, Encoding):
+            raise UsageError("this picture is encoded already; ask about it: engine.segment(encoding, prompts)")
+        clock.lap("decode")
+        check_pictures(self, [picture], size)
+        (encoding,) = encode_pictures(self, [picture], size, clock)
+        return replace(encoding, seconds=dict(clock.seconds))
+
     def segment(
         self, image: object, prompts: Sequence[str], size: int | None = None, refine: int = 0, steps: int = 4, seed: int = 0,
         threshold: float = 0.5, labels: str = "parts", keep_masks: bool = True, force: bool = False,
-        against: Sequence[str] = (),
+        against: Sequence[str] = (), all_prompts: bool = False,
     ) -> Segmentation:  # fmt: skip
         """One mask per prompt.
 
         image: path, Pillow picture, uint8 array or DLPack tensor [H, W, 3] RGB; arrays and tensors are copied, so that the
-        caller may refill them. prompts: K texts. size: pixels of the longer side the model works at (default: what it was
-        trained or exported for). refine: go over the `refine` most confident masks with `steps` steps of the reference
-        (needs a checkpoint; the same seed gives the same masks; refused, unless `force`d, for one that was measured to lose
-        by it). threshold, labels, keep_masks: which pixels belong to a
-        mask, what the label map shows where masks meet, and whether the full-size masks stay in memory; see `labels.Rules`.
+        caller may refill them; or what `encode` returned, for which only the prompts are new work. prompts: K texts. size:
+        pixels of the longer side the model works at (default: what it was trained or exported for, or encoded at). refine: go
+        over the `refine` most confident masks with `steps` steps of the reference (needs a checkpoint; the same seed gives the
+        same masks; refused, unless `force`d, for one that was measured to lose by it). threshold, labels, keep_masks: which
+        pixels belong to a mask, what the label map shows where masks meet, and whether the full-size masks stay in memory;
+        see `labels.Rules`.
+        all_prompts: make masks also for prompts that the model says are not in the picture, which otherwise stay empty.
         Raises InputError for a picture or prompt it cannot use, UsageError for a size or steps out of range.
         """
         options = Options(
-            size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks), tuple(against)
+            size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks), tuple(against), all_prompts
         )
         clock = Clock(1)
         picture = take(image)
@@ -142,7 +172,7 @@ class Engine:
     def segment_batch(
         self, images: Sequence[object], prompts: Sequence[str], size: int | None = None, refine: int = 0, steps: int = 4,
         seed: int = 0, threshold: float = 0.5, labels: str = "parts", keep_masks: bool = True, force: bool = False,
-        on_error: Literal["raise", "return"] = "raise", against: Sequence[str] = (),
+        on_error: Literal["raise", "return"] = "raise", against: Sequence[str] = (), all_prompts: bool = False,
     ) -> list[Any]:  # fmt: skip
         """The same prompts about several pictures, one result for each, in their order; options as for `segment`.
 
@@ -151,7 +181,7 @@ class Engine:
         """
         check_on_error(on_error)
         options = Options(
-            size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks), tuple(against)
+            size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks), tuple(against), all_prompts
         )
         self._encode_ahead(prompts, against)
         clock = Clock(len(images))
@@ -168,6 +198,7 @@ class Engine:
         self, images: Iterable[object], prompts: Sequence[str], size: int | None = None, batch: int = 1, refine: int = 0,
         steps: int = 4, seed: int = 0, threshold: float = 0.5, labels: str = "parts", keep_masks: bool = True,
         force: bool = False, on_error: Literal["raise", "return"] = "raise", against: Sequence[str] = (),
+        all_prompts: bool = False,
     ) -> Iterator[Any]:  # fmt: skip
         """Results in the order of `images`, which may be endless: the next `batch` pictures are read while the model
         works on these. Options as for `segment`.
@@ -181,7 +212,7 @@ class Engine:
         if batch < 1:
             raise UsageError(f"a batch must hold at least 1 picture, got {batch}")
         options = Options(
-            size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks), tuple(against)
+            size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks), tuple(against), all_prompts
         )
         self._encode_ahead(prompts, against)
         kept = prompts if isinstance(prompts, Prepared) else list(prompts)
@@ -218,7 +249,7 @@ class Engine:
         self, inputs: list[Taken], prompts: Sequence[str], options: Options, clock: Clock
     ) -> list[Segmentation | DigsegError]:
         """A result or an error for every picture. Where a batch fails, each of its pictures is asked about alone."""
-        good = [picture for picture in inputs if isinstance(picture, Picture)]
+        good = [picture for picture in inputs if not isinstance(picture, DigsegError)]
         results: list[Segmentation | DigsegError]
         try:
             results = [*segment_pictures(self, good, prompts, options, clock)]
@@ -230,12 +261,12 @@ class Engine:
                 if not good:
                     raise
         answers = iter(results)
-        return [next(answers) if isinstance(picture, Picture) else picture for picture in inputs]
+        return [picture if isinstance(picture, DigsegError) else next(answers) for picture in inputs]
 
     def segment_tiles(
         self, image: object, prompts: Sequence[str], output: Path | str, stem: str = "tiled", tile: int = 512,
         overlap: float = 0.25, size: int | None = None, masks: bool = False, threshold: float = 0.5,
-        labels: str = "strongest", only: Collection[str] | None = None, against: Sequence[str] = (),
+        labels: str = "strongest", only: Collection[str] | None = None, against: Sequence[str] = (), all_prompts: bool = False,
     ) -> TiledSegmentation:  # fmt: skip
         """A picture of any size in overlapping tiles with blended seams; memory depends on the tile alone.
 
@@ -256,14 +287,19 @@ class Engine:
         tiling = Tiling(tile, overlap, size)
         tiling.check(self.stride)
         text = self.prompts.fold([*texts, *rivals])
-        about = About.of(self.source, self.backend.detail, tile, Rules(threshold), self.fallbacks, tuple(rivals))
+        about = About.of(
+            self.source, self.backend.detail, tile, Rules(threshold), self.fallbacks, tuple(rivals), all_prompts
+        )
         path = str(image) if isinstance(image, (str, Path)) else None
-        return segment_tiles(open_windows(image), self.runner, text, texts, tiling, self.stride, Path(output), stem,
-                             kinds_of(only, masks), about, path)  # fmt: skip
+        asker = Asker(self.runner, text, self.gate.opened(all_prompts), self.stride)
+        return segment_tiles(
+            open_windows(image), asker, texts, tiling, Path(output), stem, kinds_of(only, masks), about, path
+        )
 
-    def logits(self, pixels: Any, prompts: Sequence[str]) -> Any:
-        """Logits [B, K, h', w'] of pixels [B, 3, H, W] float32 in -1..1, sides multiples of the stride; see `tensors`."""
-        return logits_of(self.runner, self.stride, pixels, self._folded(prompts))
+    def logits(self, pixels: Any, prompts: Sequence[str], all_prompts: bool = False) -> Any:
+        """Logits [B, K, h', w'] of pixels [B, 3, H, W] float32 in -1..1, sides multiples of the stride, -20 everywhere for a
+        prompt that is not there; see `tensors`."""
+        return logits_of(Asker(self.runner, self._folded(prompts), self.gate.opened(all_prompts), self.stride), pixels)
 
     def _folded(self, prompts: Sequence[str]) -> Any:
         return self.prompts.fold(prompts if isinstance(prompts, Prepared) else check_prompts(prompts))

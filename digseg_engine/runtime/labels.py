@@ -17,6 +17,7 @@ from digseg_engine.errors import UsageError
 
 Plane = NDArray[np.float32]
 Masks = NDArray[np.bool_]
+LEAST = 1e-6  # threshold: its logit lies well above that of a prompt that is not there
 LABEL_RULES = ("parts", "strongest", "smallest")
 INSIDE = 0.9  # share of a mask that must lie in a larger one for it to count as its part
 SMALLER = 0.8  # and at most this share of the larger one's area
@@ -26,10 +27,10 @@ SMALLER = 0.8  # and at most this share of the larger one's area
 class Rules:
     """How logits become an answer.
 
-    threshold: probability from which a pixel belongs to a mask, 0 < threshold < 1. labels: which of several masks a pixel
-    of the label map shows: `strongest`; `smallest`, the mask of the smallest area; or `parts`, the strongest, except that a
-    mask lying inside a larger one (a nucleus in its cell) shows there. keep_masks: False leaves the full-size masks out of
-    the result, which then makes each anew when asked.
+    threshold: probability from which a pixel belongs to a mask, from a millionth to as much under 1. labels: which of several
+    masks a pixel of the label map shows: `strongest`; `smallest`, the mask of the smallest area; or `parts`, the strongest,
+    except that a mask lying inside a larger one (a nucleus in its cell) shows there. keep_masks: False leaves the full-size
+    masks out of the result, which then makes each anew when asked.
     """
 
     threshold: float = 0.5
@@ -37,7 +38,7 @@ class Rules:
     keep_masks: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1:
+        if not LEAST <= self.threshold <= 1 - LEAST:
             raise UsageError(f"threshold is a probability between 0 and 1, got {self.threshold}; 0.5 is the usual one")
         if self.labels not in LABEL_RULES:
             raise UsageError(f"unknown label rule {self.labels!r}; expected one of {', '.join(LABEL_RULES)}")

@@ -53,6 +53,7 @@ class Work:
     steps: int = 4
     seed: int = 0
     threshold: float = 0.5
+    all_prompts: bool = False
     against: list[str] = field(default_factory=list)
     labels: str | None = None  # None: parts, in tiles strongest
     only: tuple[str, ...] | None = None  # None: all, in tiles all but masks
@@ -140,11 +141,11 @@ def _one(engine: Engine, work: Work, prompts: list[str], path: Path, stem: str) 
     if work.tile is not None:
         tiled = engine.segment_tiles(path, prompts, work.output, stem, work.tile, work.overlap, work.imgsz,
                                      threshold=work.threshold, labels=work.rule, only=work.only,
-                                     against=work.against)  # fmt: skip
+                                     against=work.against, all_prompts=work.all_prompts)  # fmt: skip
         _report(work, path, tiled, list(tiled.files), engine.fallbacks)
         return ""
     result = engine.segment(path, prompts, work.imgsz, work.refine, work.steps, work.seed, work.threshold, work.rule,
-                            against=work.against)  # fmt: skip
+                            against=work.against, all_prompts=work.all_prompts)  # fmt: skip
     _report(work, path, result, result.save(work.output, stem, work.kinds), (*engine.fallbacks, result.hint))
     return result.hint
 
@@ -156,15 +157,20 @@ def _report(
     if work.as_json:
         print(json.dumps({**result.as_dict(), "saved": [str(file) for file in files]}, ensure_ascii=False), flush=True)
     elif not work.quiet:
-        words = [f"{prompt} {percent(float(area))}" for prompt, area in zip(result.prompts, result.areas) if area > 0]
-        missing = [prompt for prompt, area in zip(result.prompts, result.areas) if not area > 0]
-        absent = (
-            f"; not found: {', '.join(missing[:NAMED])}{', ...' if len(missing) > NAMED else ''}" if missing else ""
-        )
+        words = [f"{each.prompt} {percent(each.area)}" for each in result.answers if each.area > 0]
+        empty = [each for each in result.answers if not each.area > 0]
+        absent = _listed("not found", [each.prompt for each in empty if each.there])
+        absent += _listed("not there", [each.prompt for each in empty if not each.there])
         answer = f"{', '.join(words)}{absent}" if words else "nothing found"
         remarks = "".join(f"  [{remark}]" for remark in result.fallbacks if remark not in said)
         seconds = sum(result.timings.values())
         print(f"{path}: {answer}  ->  {files[0]}  ({seconds:.2f} s){remarks}", flush=True)
+
+
+def _listed(what: str, prompts: list[str]) -> str:
+    if not prompts:
+        return ""
+    return f"; {what}: {', '.join(prompts[:NAMED])}{', ...' if len(prompts) > NAMED else ''}"
 
 
 def _done(work: Work, stem: str, prompts: list[str]) -> bool:
@@ -176,7 +182,7 @@ def _done(work: Work, stem: str, prompts: list[str]) -> bool:
     masks = body.get("masks", [])
     if [mask.get("prompt") for mask in masks] != prompts or body.get("threshold") != work.threshold:
         return False
-    if body.get("against", []) != contrasts(prompts, work.against):
+    if body.get("against", []) != contrasts(prompts, work.against) or body.get("all_prompts") != work.all_prompts:
         return False
     if work.imgsz is not None and body.get("working_size") != work.imgsz:
         return False

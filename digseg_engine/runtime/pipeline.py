@@ -13,7 +13,10 @@ import numpy as np
 from digseg_engine.errors import InputError, UsageError
 from digseg_engine.images import Canvas, Frame, Picture, fit, unfit_plane
 from digseg_engine.runtime.backends import Array
-from digseg_engine.runtime.labels import USUAL, Rules, label
+from digseg_engine.runtime.chunks import Stretch, Text, joined
+from digseg_engine.runtime.encoding import Encoding
+from digseg_engine.runtime.labels import USUAL, Rules, label, probability
+from digseg_engine.runtime.presence import ask
 from digseg_engine.runtime.prompts import Prepared
 from digseg_engine.runtime.result import About, Segmentation
 from digseg_engine.text import check_prompts
@@ -41,6 +44,7 @@ class Options:
     quality: Quality = Quality()
     rules: Rules = USUAL
     against: tuple[str, ...] = ()  # contrast prompts: they compete for pixels and are not returned
+    all_prompts: bool = False  # also masks of those that presence says are not there
 
 
 class Clock:
@@ -52,71 +56,102 @@ class Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.seconds[name], self._last = (now - self._last) / self._share, now
+        self.seconds[name] = self.seconds.get(name, 0.0) + (now - self._last) / self._share
+        self._last = now
 
 
 def segment_pictures(
-    engine: Engine, pictures: list[Picture], prompts: Sequence[str], options: Options, clock: Clock
+    engine: Engine, pictures: Sequence[Picture | Encoding], prompts: Sequence[str], options: Options, clock: Clock
 ) -> list[Segmentation]:
-    """The pipeline. The same prompts about B pictures, each [H, W, 3] of its own size."""
+    """The pipeline. The same prompts about B pictures, each [H, W, 3] of its own size, or encoded before."""
     quality = options.quality
     # 1 check the request
     texts = check_prompts(prompts)
     engine.prompts.check_owner(prompts)
     rivals = contrasts(texts, options.against)
-    _check_size(engine, options.size)
     if quality.refine < 0:
         raise UsageError(f"the number of prompts to refine must be 0 or more, got {quality.refine}")
     reference = engine.reference() if quality.refine else None
     if reference is not None and not quality.force:
         reference.allow(quality.steps)
-    # 2 fit the pictures
-    canvases = [_fit(engine, picture, options.size) for picture in pictures]  # B x pixels [1, 3, Hc, Wc]
-    clock.lap("fit")
-    # 3 prompts, encoded once each
+    check_pictures(engine, pictures, options.size)
+    # 2 prompts, encoded once each
     text = engine.prompts.fold(prompts if isinstance(prompts, Prepared) and not rivals else texts + rivals)
     # [K, S, H, d, L], [K, S, H, L, Co], [K, L], contrast prompts behind the others
     clock.lap("text")
-    # 4 the model: every picture once, all prompts together
-    everything, notes = _answer(engine, canvases, *text)  # B x [K, h', w']
-    logits, contrast = [each[: len(texts)] for each in everything], [tuple(each[len(texts) :]) for each in everything]
-    clock.lap("model")
+    # 3 pictures, encoded once each
+    encodings = encode_pictures(engine, pictures, options.size, clock)  # B x [1, M, Hc / s, Wc / s]
+    # 4 presence of all prompts, masks of those that are there
+    found = _answer(engine, encodings, text, options.all_prompts, clock)  # B x presence [K], logits [K, h', w']
+    answers = [each.cut(len(texts)) for each in found]
     # 5 the reference on the most confident prompts, when asked for
-    planes = [list(answer) for answer in logits]
-    refined: list[tuple[int, ...]] = [()] * len(pictures)
+    planes = [list(answer.logits) for answer in answers]
+    refined: list[tuple[int, ...]] = [()] * len(answers)
     if reference is not None:
         better = [
-            _refine(engine, reference, canvas, texts, answer, quality) for canvas, answer in zip(canvases, logits)
+            _refine(engine, reference, encoding, texts, answer.logits, quality)
+            for encoding, answer in zip(encodings, answers)
         ]
         planes, refined = [final for final, _ in better], [chosen for _, chosen in better]
         clock.lap("refine")
     # 6 back to each picture's own pixels: masks [K, H, W], scores [K], label map [H, W]
-    frames = [canvas.frame for canvas in canvases]
+    frames = [encoding.frame for encoding in encodings]
     labelled = [
-        label(plane, partial(unfit_plane, frame), frame.original, options.rules, against)
-        for plane, frame, against in zip(planes, frames, contrast)
+        label(plane, partial(unfit_plane, frame), frame.original, options.rules, answer.rivals)
+        for plane, frame, answer in zip(planes, frames, answers)
     ]  # B x Labelled
     clock.lap("label")
-    about = [_about(engine, frame, options.rules, notes, tuple(rivals)) for frame in frames]
-    parts = zip(pictures, labelled, logits, planes, frames, about, refined, contrast)
+    about = [
+        _about(engine, encoding, options, answer.notes, tuple(rivals)) for encoding, answer in zip(encodings, answers)
+    ]
+    parts = zip(encodings, labelled, answers, planes, about, refined)
     return [
         Segmentation(
-            tuple(texts), picture, answer, raw, tuple(final), frame, about_picture, dict(clock.seconds), chosen, against
+            tuple(texts), encoding.picture, masks, answer.logits, tuple(final), encoding.frame, about_picture,
+            dict(clock.seconds), chosen, answer.rivals, answer.presence, answer.there,
         )
-        for picture, answer, raw, final, frame, about_picture, chosen, against in parts
-    ]
+        for encoding, masks, answer, final, about_picture, chosen in parts
+    ]  # fmt: skip
 
 
-def picture_logits(engine: Engine, pixels: Any, prompts: Sequence[str], size: int | None = None) -> tuple[Array, Frame]:
-    """Steps 1 to 4 for one picture [H, W, 3]: logits [K, h', w'] as the model gives them, and how the picture lies in them.
+def encode_pictures(
+    engine: Engine, pictures: Sequence[Picture | Encoding], size: int | None, clock: Clock
+) -> list[Encoding]:
+    """Encodings of pictures, those of one working shape made together; what is encoded already stays as it is."""
+    new = {i: picture for i, picture in enumerate(pictures) if isinstance(picture, Picture)}
+    if not new:
+        return [picture for picture in pictures if isinstance(picture, Encoding)]
+    canvases = {i: _fit(engine, picture, size) for i, picture in new.items()}
+    clock.lap("fit")
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for i, canvas in canvases.items():
+        shapes.setdefault(canvas.pixels.shape, []).append(i)
+    places: dict[int, tuple[Stretch, tuple[str, ...]]] = {}
+    for members in shapes.values():
+        found, notes = engine.runner.encode(np.concatenate([canvases[i].pixels for i in members]))
+        places.update((i, (place, notes)) for i, place in zip(members, found))
+    clock.lap("encode")
+    return [
+        Encoding(picture, canvases[i].frame, places[i][0], engine.mark, places[i][1])
+        if isinstance(picture, Picture) else picture
+        for i, picture in enumerate(pictures)
+    ]  # fmt: skip
+
+
+def picture_logits(
+    engine: Engine, pixels: Any, prompts: Sequence[str], size: int | None = None, all_prompts: bool = False
+) -> tuple[OfPicture, Frame]:  # fmt: skip
+    """Steps 1 to 4 for one picture [H, W, 3]: logits [K, h', w'] as the model gives them with what presence says, and how the
+    picture lies in them.
 
     For evaluation and tools, which go on by themselves; nothing is enlarged.
     """
-    texts = check_prompts(prompts)
-    _check_size(engine, size)
-    canvas = _fit(engine, Picture(pixels), size)
-    logits, _ = _answer(engine, [canvas], *engine.prompts.fold(texts))
-    return logits[0], canvas.frame
+    texts, picture, clock = check_prompts(prompts), Picture(pixels), Clock(1)
+    check_pictures(engine, [picture], size)
+    text = engine.prompts.fold(texts)
+    (encoding,) = encode_pictures(engine, [picture], size, clock)
+    (found,) = _answer(engine, [encoding], text, all_prompts, clock)
+    return found, encoding.frame
 
 
 def contrasts(prompts: Sequence[str], against: Sequence[str]) -> list[str]:
@@ -125,16 +160,25 @@ def contrasts(prompts: Sequence[str], against: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(text for text in check_prompts(against) if text not in prompts)) if against else []
 
 
-def _about(engine: Engine, frame: Frame, rules: Rules, notes: tuple[str, ...], against: tuple[str, ...]) -> About:
+def _about(
+    engine: Engine, encoding: Encoding, options: Options, notes: tuple[str, ...], against: tuple[str, ...]
+) -> About:  # fmt: skip
     """What made a result."""
-    return About.of(engine.source, engine.backend.detail, max(frame.content), rules, engine.fallbacks + notes, against)
+    said = engine.fallbacks + encoding.notes + notes
+    return About.of(
+        engine.source, engine.backend.detail, encoding.size, options.rules, said, against, options.all_prompts
+    )
 
 
-def _check_size(engine: Engine, size: int | None) -> None:
+def check_pictures(engine: Engine, pictures: Sequence[Picture | Encoding], size: int | None) -> None:
+    """Raises UsageError for a working size out of range, and for encodings of another engine or size."""
     if size is not None and not isinstance(size, (int, np.integer)):
         raise UsageError(f"working size must be a whole number of pixels, got {size!r}")
     if size is not None and not 2 * engine.stride <= size <= 4096:
         raise UsageError(f"working size must be {2 * engine.stride} to 4096 pixels, got {size}")
+    for picture in pictures:
+        if isinstance(picture, Encoding):
+            picture.check(engine.mark, size)
 
 
 def _fit(engine: Engine, picture: Picture, size: int | None) -> Canvas:
@@ -153,23 +197,39 @@ def _fit(engine: Engine, picture: Picture, size: int | None) -> Canvas:
     return fit(picture.pixels, size or min(profile.usual_side, most), engine.stride, least=profile.least)
 
 
-def _answer(engine: Engine, canvases: list[Canvas], *text: Array) -> tuple[list[Array], tuple[str, ...]]:
-    """Logits [K, h', w'] of every canvas; canvases of one shape share a run."""
-    shapes: dict[tuple[int, ...], list[int]] = {}
-    for i, canvas in enumerate(canvases):
-        shapes.setdefault(canvas.pixels.shape, []).append(i)
-    answers: dict[int, Array] = {}
+@dataclass(frozen=True, eq=False)
+class OfPicture:
+    """What the model says about one picture: logits [K, h', w'], presence as probabilities [K] (None without a readout),
+    which prompts are there [K], planes of contrast prompts, and notes."""
+
+    logits: Array
+    presence: Array | None
+    there: Array
     notes: tuple[str, ...] = ()
-    for members in shapes.values():
-        together = np.concatenate([canvases[i].pixels for i in members])
-        logits, noted = engine.runner.segment(together, *text)
-        answers.update(zip(members, logits))
-        notes += noted
-    return [answers[i] for i in range(len(canvases))], notes
+    rivals: tuple[Array, ...] = ()
+
+    def cut(self, count: int) -> OfPicture:
+        """The first `count` prompts; the others are contrast prompts."""
+        presence = None if self.presence is None else self.presence[:count]
+        rivals = tuple(self.logits[count:])
+        return OfPicture(self.logits[:count], presence, self.there[:count], self.notes, rivals)
+
+
+def _answer(engine: Engine, encodings: list[Encoding], text: Text, all_prompts: bool, clock: Clock) -> list[OfPicture]:
+    """What the model says about every picture; neighbours that were encoded together are asked together."""
+    order = sorted(range(len(encodings)), key=lambda i: (id(encodings[i].place.kept), encodings[i].place.first))
+    answers: dict[int, OfPicture] = {}
+    waiting = iter(order)
+    for stretch in joined(encodings[i].place for i in order):
+        found, notes = ask(engine.runner, stretch, text, engine.gate.opened(all_prompts), clock.lap)
+        for n in range(len(stretch)):
+            presence = None if found.presence is None else probability(found.presence[n])
+            answers[next(waiting)] = OfPicture(found.logits[n], presence, found.there[n], notes)
+    return [answers[i] for i in range(len(encodings))]
 
 
 def _refine(
-    engine: Engine, reference: Any, canvas: Canvas, texts: list[str], logits: Array, quality: Quality
+    engine: Engine, reference: Any, encoding: Encoding, texts: list[str], logits: Array, quality: Quality
 ) -> tuple[list[Array], tuple[int, ...]]:
     """Planes with the most confident ones replaced by the reference's, and which those are."""
     mean = np.array([float(plane[plane > 0].mean()) if (plane > 0).any() else -np.inf for plane in logits])
@@ -178,6 +238,7 @@ def _refine(
     planes = list(logits)
     if chosen:
         ids, mask = engine.prompts.tokenizer.encode([texts[k] for k in chosen])
+        canvas = _fit(engine, encoding.picture, encoding.size)
         better = reference(canvas.pixels, ids, mask, logits[chosen], quality.steps, quality.seed)
         for k, plane in zip(chosen, better):
             planes[k] = plane

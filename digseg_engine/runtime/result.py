@@ -18,7 +18,7 @@ from digseg_engine.images import Frame, Picture, unfit_plane
 from digseg_engine.names import mask_names
 from digseg_engine.runtime.labels import Labelled, floor_of, probability
 from digseg_engine.runtime.overlay import LONGEST, draw
-from digseg_engine.runtime.record import About, Answer, percent, record, summary
+from digseg_engine.runtime.record import About, Answer, listed_presence, percent, record, summary
 from digseg_engine.runtime.rle import encode
 from digseg_engine.runtime.saving import (
     PALETTE,
@@ -45,6 +45,8 @@ class Segmentation:
     logits [K, h', w'] float32 as the model gave them (0 is the border), padding included, before upsampling;
     planes: the same K after refinement; frame: how the picture lies in them; timings: seconds per step (of a batch: this
     picture's share); refined: numbers of the prompts the reference went over; rivals: planes of the contrast prompts.
+    presence: probability of every prompt to be in the picture at all, [K] float32 in 0..1, None for a model that does not say;
+    there: which prompts it was enough for, [K] bool: the others were not decoded, their logits are -20 and their masks empty.
     """
 
     prompts: tuple[str, ...]
@@ -57,6 +59,8 @@ class Segmentation:
     timings: dict[str, float] = field(default_factory=dict)
     refined: tuple[int, ...] = ()
     rivals: tuple[NDArray[np.float32], ...] = ()
+    presence: NDArray[np.float32] | None = None
+    there: NDArray[np.bool_] | None = None  # None: all of them
 
     @property
     def image(self) -> NDArray[np.uint8]:
@@ -137,10 +141,18 @@ class Segmentation:
     @property
     def answers(self) -> tuple[Answer, ...]:
         """The figures of every prompt together."""
+        presence, there = listed_presence(self.presence, self.there, len(self.prompts))
         return tuple(
-            Answer(prompt, float(area), int(pixels), float(score), box, bool(found))
-            for prompt, area, pixels, score, box, found in zip(
-                self.prompts, self.areas, self.answer.pixels, self.scores, self.answer.boxes, self.found
+            Answer(prompt, float(area), int(pixels), float(score), box, bool(found), sure, in_it)
+            for prompt, area, pixels, score, box, found, sure, in_it in zip(
+                self.prompts,
+                self.areas,
+                self.answer.pixels,
+                self.scores,
+                self.answer.boxes,
+                self.found,
+                presence,
+                there,
             )
         )
 
@@ -163,7 +175,7 @@ class Segmentation:
 
     def _legend_line(self, k: int) -> tuple[str, str]:
         if not self.found[k]:
-            return self.prompts[k], "not found"
+            return self.prompts[k], "not found" if self.there is None or self.there[k] else "not there"
         return self.prompts[k], f"{percent(float(self.areas[k]))}   score {self.scores[k]:.2f}"
 
     def as_dict(self) -> dict[str, Any]:

@@ -95,6 +95,7 @@ QUESTION = (
     "threshold",
     "label_rule",
     "against",
+    "all_prompts",
     "refined",
     "tiles",
 )

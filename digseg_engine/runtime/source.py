@@ -1,7 +1,7 @@
 """What an engine is loaded from: a bundle, a checkpoint directory, or a bundle with the checkpoint it came from.
 
-Also the golden sample: one picture, three prompts and the right logits. A bundle carries it (PyTorch's float32 answer at
-export); for a bare checkpoint it is computed by plain PyTorch.
+Also the golden sample: one picture, three prompts, the right logits and presence. A bundle carries it (PyTorch's float32
+answer at export); for a bare checkpoint it is computed by plain PyTorch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LITTLE = 5.2e11  # pictures x pixels x bytes of weights: four pictures of 128 pi
 @dataclass(frozen=True)
 class Golden:
     """image [1, 3, H, W], token_ids and token_mask [3, L], logits [1, 3, h', w']; the largest relative error (L2) and
-    smallest mean mask IoU that count as right."""
+    smallest mean mask IoU that count as right; presence logits [1, 3], None for a model without the readout."""
 
     image: NDArray[np.float32]
     token_ids: NDArray[np.int64]
@@ -37,6 +37,7 @@ class Golden:
     logits: NDArray[np.float32]
     relative: float
     iou: float
+    presence: NDArray[np.float32] | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -125,6 +126,26 @@ class Source:
         return torch_backend.sizes(self.need_checkpoint("torch"))
 
     @cached_property
+    def presence_threshold(self) -> float | None:
+        """The logit under which a prompt is not in a picture, as the bundle says, or where there is none the checkpoint; None
+        for a model that leaves nothing out."""
+        if self.bundle is not None:
+            stated = self.bundle.manifest.get("presence") or {}
+            return None if stated.get("threshold") is None else float(stated["threshold"])
+        from digseg_engine.runtime.backends import torch_backend
+
+        return torch_backend.presence_threshold(self.need_checkpoint("torch"))
+
+    @cached_property
+    def cell(self) -> int:
+        """Pixels of one logit along a side."""
+        if self.bundle is not None:
+            return int(self.golden.image.shape[2] // self.golden.logits.shape[2])
+        from digseg_engine.runtime.backends import torch_backend
+
+        return torch_backend.cell(self.need_checkpoint("torch"))
+
+    @cached_property
     def profile(self) -> Profile | None:
         """The shapes a bundle was exported for; None where they are free. Raises BundleError when they cannot be read."""
         if self.bundle is None:
@@ -166,14 +187,14 @@ class Source:
             from digseg_engine.runtime.backends import torch_backend
 
             path = self.need_checkpoint("torch")
-            image, ids, mask, logits = torch_backend.golden_arrays(path)
-            return Golden(image, ids, mask, logits, *LIMITS["fp32"])
+            image, ids, mask, logits, presence = torch_backend.golden_arrays(path)
+            return Golden(image, ids, mask, logits, *LIMITS["fp32"], presence)
         path = self.bundle.file("golden.safetensors")
         try:
             arrays = load_file(str(path))
             limits = self.bundle.manifest["verification"]["limits"]
             parts = [arrays[name] for name in ("image", "token_ids", "token_mask", "logits")]
-            golden = Golden(*parts, float(limits["relative"]), float(limits["iou"]))  # type: ignore[call-arg, arg-type]
+            golden = Golden(*parts, float(limits["relative"]), float(limits["iou"]), arrays.get("presence"))  # type: ignore[call-arg, arg-type, misc]
             sizes = golden.sizes
         except Exception as error:  # safetensors raises an error of its own
             raise BundleError(

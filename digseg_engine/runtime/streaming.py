@@ -17,13 +17,16 @@ from PIL import Image
 
 from digseg_engine.errors import DigsegError, UsageError
 from digseg_engine.images import Picture, as_picture
+from digseg_engine.runtime.encoding import Encoding
 
-Taken = Picture | DigsegError
+Taken = Picture | Encoding | DigsegError
 ON_ERROR = ("raise", "return")
 
 
-def take(image: object, name: str = "image") -> Picture:
-    """`as_picture`, with pixels that nobody else can change later: arrays and tensors are copied."""
+def take(image: object, name: str = "image") -> Picture | Encoding:
+    """`as_picture`, with pixels that nobody else can change later: arrays and tensors are copied. What was encoded stays."""
+    if isinstance(image, Encoding):
+        return image
     picture = as_picture(image, name)
     fresh = picture is image or isinstance(image, (str, Path, Image.Image))
     return picture if fresh else replace(picture, pixels=picture.pixels.copy())

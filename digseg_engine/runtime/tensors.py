@@ -9,30 +9,26 @@ import numpy as np
 
 from digseg_engine.errors import InputError
 from digseg_engine.images import Frame, host_view, unfit_plane
-from digseg_engine.runtime.backends import Array, failing_as
-from digseg_engine.runtime.chunks import ChunkedRunner
 from digseg_engine.runtime.labels import Rules, label
+from digseg_engine.runtime.presence import Asker
 
 
-def logits_of(runner: ChunkedRunner, stride: int, pixels: Any, text: tuple[Array, Array, Array]) -> Any:
+def logits_of(asker: Asker, pixels: Any) -> Any:
     """pixels: NumPy array or any DLPack tensor [B, 3, H, W] float32 in -1..1 -> logits [B, K, h', w'].
 
-    On a torch backend a tensor stays on its device and the answer is a torch tensor there. On the others the tensor must
-    be in host memory; it is read in place, and the answer is a NumPy array (`torch.from_dlpack` takes it without a copy).
-    Raises InputError for another dtype, shape or device.
+    On a backend that takes tensors one stays on its device and the answer is a torch tensor there; only what presence says
+    comes to the host. On the others the tensor must be in host memory; it is read in place, and the answer is a NumPy array
+    (`torch.from_dlpack` takes it without a copy). Raises InputError for another dtype, shape or device.
     """
-    backend = runner.backend
-    on_device = getattr(backend, "segment_tensor", None)
-    if on_device is not None and not isinstance(pixels, np.ndarray):
+    if hasattr(asker.runner.backend, "decode_tensor") and not isinstance(pixels, np.ndarray):
         import torch
 
         tensor = pixels if isinstance(pixels, torch.Tensor) else torch.from_dlpack(pixels)
-        _check(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), stride)
-        with failing_as(backend.name, f"on pixels {list(tensor.shape)}"):
-            return on_device(tensor, *text)
+        _check(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), asker.stride)
+        return asker.about_pixels(tensor, tensor.device)[0].logits
     array = pixels if isinstance(pixels, np.ndarray) else host_view(pixels, "pixels")
-    _check(array.shape, str(array.dtype), stride)
-    return runner.segment(np.ascontiguousarray(array), *text)[0]
+    _check(array.shape, str(array.dtype), asker.stride)
+    return asker.about_pixels(np.ascontiguousarray(array))[0].logits
 
 
 def _check(shape: tuple[int, ...], dtype: str, stride: int) -> None:

@@ -19,14 +19,15 @@ from PIL import Image
 from digseg_engine.errors import BackendError, UsageError
 from digseg_engine.images import Float, Rgb, fit
 from digseg_engine.runtime.blending import Ring, positions, ramp
-from digseg_engine.runtime.chunks import ChunkedRunner
-from digseg_engine.runtime.labels import Rules
+from digseg_engine.runtime.labels import Rules, probability
 from digseg_engine.runtime.large import Windows
-from digseg_engine.runtime.record import About, Answer, record, summary
+from digseg_engine.runtime.presence import Asker
+from digseg_engine.runtime.record import About, Answer, listed_presence, record, summary
 from digseg_engine.runtime.saving import listed, make_folder, remove_stale, write_record
 from digseg_engine.runtime.strips import TILED, StripWriter
 
 COLUMNS = 2048  # pixels of a strip that are enlarged and written at once
+FAINT = 4.0  # so far below the border are the logits of a prompt that is not in a tile
 
 
 @dataclass(frozen=True)
@@ -126,21 +127,20 @@ class TiledSegmentation:
 
 
 def segment_tiles(
-    windows: Windows, runner: ChunkedRunner, text: tuple[Any, Any, Any], prompts: tuple[str, ...], tiling: Tiling,
-    stride: int, folder: Path, stem: str, kinds: Collection[str] = TILED, about: About | None = None,
-    picture: str | None = None,
+    windows: Windows, asker: Asker, prompts: tuple[str, ...], tiling: Tiling, folder: Path, stem: str,
+    kinds: Collection[str] = TILED, about: About | None = None, picture: str | None = None,
 ) -> TiledSegmentation:  # fmt: skip
-    """The whole pipeline; `text` is the folded text of the K prompts and of contrast prompts behind them. Files of the `kinds`
-    overlay, labels and masks, and the JSON, are written under `folder`, all or nothing."""
-    tiling.check(stride)
+    """The whole pipeline; `asker` has the K prompts and contrast prompts behind them. Files of the `kinds` overlay, labels and
+    masks, and the JSON, are written under `folder`, all or nothing."""
+    tiling.check(asker.stride)
     make_folder(folder)
     seconds = {"read": 0.0, "model": 0.0, "blend": 0.0, "write": 0.0}
-    about = about or About("", "", runner.backend.detail, 0)
+    about = about or About("", "", asker.runner.backend.detail, 0)
     border = about.rules.border
     about = replace(about, size=tiling.size or tiling.tile, rules=Rules(about.rules.threshold, "strongest"))
     writer = StripWriter(folder, stem, windows.shape, prompts, border, kinds)
     earlier = listed(writer.record)
-    walk = TileWalk(windows, runner, text, tiling, stride, seconds)
+    walk = TileWalk(windows, asker, tiling, seconds, border)
     try:
         with writer:
             for top, left, logits, rgb in walk.strips(folder):  # [K, h, w] at full size
@@ -151,9 +151,13 @@ def segment_tiles(
     finally:
         windows.close()
     seconds["write"] += time.perf_counter() - began
+    sure = None if walk.presence is None else probability(walk.presence)
+    presence, there = listed_presence(sure, walk.there, walk.there.size)  # contrast prompts stand behind the others
     answers = tuple(
-        Answer(prompt, area, int(pixels), score, box, bool(pixels >= walk.cell**2))
-        for prompt, area, pixels, score, box in zip(prompts, writer.areas, writer.pixels, writer.scores, writer.boxes)
+        Answer(prompt, area, int(pixels), score, box, bool(pixels >= walk.cell**2), of_prompt, in_it)
+        for prompt, area, pixels, score, box, of_prompt, in_it in zip(
+            prompts, writer.areas, writer.pixels, writer.scores, writer.boxes, presence, there
+        )
     )
     notes = about.notes + getattr(windows, "notes", ()) + walk.notes
     written = [writer.files.get(kind) for kind in ("labels", "overview", "masks")]
@@ -169,11 +173,13 @@ class TileWalk:
     """Walks over the tiles of one picture, row by row, and yields finished pieces of full-size logits."""
 
     def __init__(
-        self, windows: Windows, runner: ChunkedRunner, text: tuple[Any, Any, Any], tiling: Tiling, stride: int,
-        seconds: dict[str, float],
+        self, windows: Windows, asker: Asker, tiling: Tiling, seconds: dict[str, float], border: float
     ) -> None:  # fmt: skip
-        self.windows, self.runner, self.text, self.tiling = windows, runner, text, tiling
-        self.stride, self.seconds = stride, seconds
+        self.windows, self.asker, self.tiling, self.seconds = windows, asker, tiling, seconds
+        # What is not in a tile may lie in its neighbour: there it votes no, and does not cut off what the neighbour sees.
+        self.faint = border - FAINT
+        self.presence: NDArray[np.float32] | None = None  # the highest logit of every prompt [K]
+        self.there = np.zeros(len(asker.text[2]), np.bool_)  # whether it is in any tile [K]
         self.notes: tuple[str, ...] = ()
         self.tiles = 0
         self.cell = 1  # pixels per logit, once the first tile has told
@@ -214,14 +220,19 @@ class TileWalk:
         """Logits [K, g, g] of the tile at a pixel position."""
         began = time.perf_counter()
         side = self.tiling.tile
-        pixels = fit(self.windows.read(top, left, side, side), self.tiling.size or side, self.stride).pixels
+        pixels = fit(self.windows.read(top, left, side, side), self.tiling.size or side, self.asker.stride).pixels
         self.seconds["read"] += time.perf_counter() - began
         began = time.perf_counter()
-        logits, notes = self.runner.segment(pixels, *self.text)
+        found, notes = self.asker.about_pixels(pixels)
         self.seconds["model"] += time.perf_counter() - began
         self.tiles += 1
         self.notes += notes
-        answer: Float = logits[0]
+        (logits,), (there,) = found.logits, found.there
+        self.there |= there
+        if found.presence is not None:
+            self.presence = np.maximum(found.presence[0], -np.inf if self.presence is None else self.presence)
+        logits[~there] = self.faint
+        answer: Float = logits
         return answer
 
     def _finished(

@@ -10,23 +10,36 @@ from typing import Any
 
 import onnx
 from onnx import TensorProto
+from torch import nn
 
-from digseg_engine.contract import SEGMENTER, TEXT_ENCODER, GraphSpec
+from digseg_engine.contract import (
+    GRAPHS,
+    IMAGE_ENCODER,
+    MASK_DECODER,
+    PRESENCE,
+    TEXT_ENCODER,
+    TOKEN_MASK,
+    GraphSpec,
+    graphs_of,
+)
+from digseg_engine.model.graph_modules import GraphModules
 from digseg_engine.model.pretrained import Checkpoint
-from digseg_engine.runtime.backends.ort_backend import cpu_graph_name
-from digseg_engine.runtime.profile import AXES, Profile
+from digseg_engine.runtime.profile import Profile
 from digseg_export.bisect_islands import Cure, find_cure
-from digseg_export.calibration import calibration
+from digseg_export.calibration import Calibration, calibration
 from digseg_export.emulate import emulate
-from digseg_export.precision import TYPES, Policy, last_layer, to_precision, widen
+from digseg_export.precision import LOGITS, TYPES, Policy, last_layer, to_precision, widen
 from digseg_export.quantize import quantise
 from digseg_export.ranges import Feeds, range_islands, session, tensor_ranges
 from digseg_export.scan_prompts import scan_prompts
-from digseg_export.to_onnx import GraphModules
 from digseg_export.verify import Form, Graphs, Limits, Sample, Torch
 
-SPECS = (TEXT_ENCODER, SEGMENTER)
 Models = dict[str, onnx.ModelProto]
+LAST_LAYERS = {
+    MASK_DECODER: LOGITS,
+    PRESENCE: "the threshold decides whether a prompt is there, so the last layer computes in float32",
+}
+SCANNED = (MASK_DECODER,)  # whose prompts a CPU should run one after the other
 WIDE = {
     "fp32": "nothing: float32 needs no calibration",
     "bf16": "nothing: bf16 has float32's range, no tensor can overflow",
@@ -39,6 +52,17 @@ class Traced:
 
     parts: GraphModules
     models: Models
+    stride: int
+
+    def module(self, spec: GraphSpec) -> nn.Module:
+        """The module that a graph was traced from."""
+        found: nn.Module = getattr(self.parts, next(name for name, graph in GRAPHS.items() if graph is spec))
+        return found
+
+    @property
+    def specs(self) -> tuple[GraphSpec, ...]:
+        """The graphs of this model, in the order they are asked."""
+        return tuple(graphs_of(PRESENCE.file in self.models).values())
 
 
 @dataclass(frozen=True)
@@ -58,29 +82,26 @@ class Conversion:
         weights_folder: Path | None = None,
     ) -> Conversion:  # fmt: skip
         """Decide islands by kind, by measured range, and (int8, fp8) the layers that are left out."""
-        policies = {spec.file: Policy(precision) for spec in SPECS}
-        policies[SEGMENTER.file].nodes.update(last_layer(models[SEGMENTER.file]))
+        specs = [spec for spec in GRAPHS.values() if spec.file in models]
+        policies = {spec.file: Policy(precision) for spec in specs}
+        for spec in specs:
+            if spec in LAST_LAYERS:
+                policies[spec.file].nodes.update(last_layer(models[spec.file], LAST_LAYERS[spec]))
         if precision in WIDE or (precision == "fp16" and not options.measured_islands):
             words = WIDE.get(precision, "nothing: islands by kind alone")
             return cls(precision, policies, calibrated_on=words, weights_folder=weights_folder)
         batches, words = calibration(checkpoint, options.calibration)
-        texts = [batch.text_feeds() for batch in batches]
-        encoder = session(models[TEXT_ENCODER.file], weights_folder=weights_folder)
-        pictures = [
-            {"image": b.image, "text_keys": k, "text_values": v, "token_mask": b.token_mask}
-            for b, (k, v) in ((b, encoder.run(None, t)) for b, t in zip(batches, texts))
-        ]
-        del encoder
+        feeds = calibration_feeds(batches, models, weights_folder)
         quantised = {}
-        for spec, feeds in ((TEXT_ENCODER, texts), (SEGMENTER, pictures)):
+        for spec in specs:
             progress(f"ranges of {spec.file}")
-            ranges = tensor_ranges(models[spec.file], feeds, weights_folder=weights_folder)
+            ranges = tensor_ranges(models[spec.file], feeds[spec.file], weights_folder=weights_folder)
             if precision == "fp16":
                 policies[spec.file].nodes.update(range_islands(models[spec.file], ranges))
             elif precision in ("int8", "fp8"):
                 progress(f"{precision} of {spec.file}")
                 keep = policies[spec.file].nodes
-                result = quantise(models[spec.file], precision, ranges, feeds, keep)
+                result = quantise(models[spec.file], precision, ranges, feeds[spec.file], keep)
                 quantised[spec.file] = (result.model, result.report)
         return cls(precision, policies, quantised, words, weights_folder=weights_folder)
 
@@ -94,35 +115,34 @@ class Conversion:
         return {"name": self.precision, "calibrated_on": self.calibrated_on, "graphs": self.written}
 
     def write(self, folder: Path, traced: Traced) -> Iterator[Form]:
-        """Save both graphs (and what a CPU runs instead) into `folder`; returns every way to verify them, made one by one."""
-        for spec in SPECS:
+        """Save all graphs (and what a CPU runs instead) into `folder`; returns every way to verify them, made one by one."""
+        for spec in traced.specs:
             self.written[spec.file] = self._write(folder, spec, traced.models[spec.file])
         return self._forms(folder, traced)
 
     def _forms(self, folder: Path, traced: Traced) -> Iterator[Form]:
-        text, segmenter = (str(folder / spec.file) for spec in SPECS)
-        names = (TEXT_ENCODER.file, SEGMENTER.file)
-        wide_text, wide_segmenter = (cpu_graph_name(spec) for spec in SPECS)
+        def written(on_cpu: bool) -> Graphs:
+            return Graphs.of(folder, traced.specs, on_cpu, self.weights_folder)
+
         if self.precision not in TYPES:
-            yield Graphs(text, segmenter, names, self.weights_folder)
+            yield written(on_cpu=False)
             if self.precision == "fp32":
-                yield Graphs(text, str(folder / wide_segmenter), (names[0], wide_segmenter), self.weights_folder)
+                yield written(on_cpu=True)
             return
         if not self.weights_folder:
             yield Torch(traced.parts, self.precision)
-        yield Graphs(*self.rounded(traced), (f"{names[0]} rounded", f"{names[1]} rounded"), self.weights_folder)
-        yield Graphs(
-            str(folder / wide_text), str(folder / wide_segmenter), (wide_text, wide_segmenter), self.weights_folder
-        )
+        yield self.rounded(traced)
+        yield written(on_cpu=True)
         # ONNX Runtime's CPU provider has no bf16 kernels: that graph itself is checked for form, not run. Of a large fp16
         # graph it would hold every constant in float32 at once.
         if self.precision != "bf16" and not self.weights_folder:
-            yield Graphs(text, segmenter, names)
+            yield written(on_cpu=False)
 
-    def rounded(self, traced: Traced) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-        """Text encoder and segmenter as float32 graphs that round every reduced result (fp16 and bf16 only)."""
-        text, segmenter = (emulate(traced.models[s.file], self.policies[s.file], _borders(s)) for s in SPECS)
-        return text, segmenter
+    def rounded(self, traced: Traced) -> Graphs:
+        """Float32 graphs that round every reduced result (fp16 and bf16 only)."""
+        models = {s.file: emulate(traced.models[s.file], self.policies[s.file], _borders(s)) for s in traced.specs}
+        names = {s.file: f"{s.file} rounded" for s in traced.specs}
+        return Graphs(models, names, self.weights_folder)
 
     def _write(self, folder: Path, spec: GraphSpec, model: onnx.ModelProto) -> dict[str, Any]:
         """Save a graph with one external weights file, and what a CPU runs instead over the same file."""
@@ -139,26 +159,23 @@ class Conversion:
         save(converted, folder / spec.file, keep=self.weights_folder is not None)
         on_cpu = self._cpu_graph(spec, model, onnx.load(str(folder / spec.file), load_external_data=False))
         if on_cpu is not None:
-            onnx.save_model(on_cpu, str(folder / cpu_graph_name(spec)))
+            onnx.save_model(on_cpu, str(folder / spec.cpu_file))
         return words
 
     def _cpu_graph(self, spec: GraphSpec, model: onnx.ModelProto, stored: onnx.ModelProto) -> onnx.ModelProto | None:
         """The float32 graph over the stored weights, with its prompts scanned; None where it would change nothing."""
         if self.precision in TYPES:
             stored = widen(model, stored, self.precision)
-        elif self.precision != "fp32" or spec is not SEGMENTER:
+        elif self.precision != "fp32" or spec not in SCANNED:
             return None
-        return scan_prompts(stored) if spec is SEGMENTER else stored
+        return scan_prompts(stored) if spec in SCANNED else stored
 
     def cure(
         self, traced: Traced, file: str, data: list[Sample], limits: Limits, progress: Callable[[str], None]
     ) -> Cure:
         """Bisect one graph on the sample with the most prompts asked of real pictures."""
-        spec = next(s for s in SPECS if s.file == file)
-        s = data[0]
-        feed: Feeds = {"token_ids": s.token_ids, "token_mask": s.token_mask}
-        if spec is SEGMENTER:
-            feed = {"image": s.image, "text_keys": s.keys, "text_values": s.values, "token_mask": s.token_mask}
+        spec = next(s for s in traced.specs if s.file == file)
+        feed = data[0].feeds(spec)
         model, policy = traced.models[file], self.policies[file]
         return find_cure(model, policy, _borders(spec), feed, limits.relative, progress, self.weights_folder)
 
@@ -183,19 +200,39 @@ def end_of(tensor: TensorProto) -> int:
     return int(where["offset"]) + int(where["length"]) if where else 0
 
 
-def fix_shapes(path: Path, profile: Profile) -> None:
-    """Write every axis of a saved segmenter that the profile holds static as a number; weights are not touched.
+def fix_shapes(path: Path, spec: GraphSpec, profile: Profile, stride: int) -> None:
+    """Write every axis of a saved graph that the profile holds static as a number; weights are not touched.
 
     The text encoder keeps its dynamic axes: prompts are encoded one by one and cached.
     """
-    static = {axis: span.max for axis, span in profile.ranges.items() if span.static and axis in AXES}
+    static: dict[str | int, int] = {axis: span.max for axis, span in profile.ranges.items() if span.static}
+    static |= {f"{axis}/s": static[axis] // stride for axis in "HW" if axis in static}
     fixed = onnx.load(str(path), load_external_data=False)
-    for value, spec in zip(fixed.graph.input, SEGMENTER.inputs):
-        for dim, axis in zip(value.type.tensor_type.shape.dim, spec.axes):
+    for value, tensor in zip(fixed.graph.input, spec.inputs):
+        for dim, axis in zip(value.type.tensor_type.shape.dim, tensor.axes):
             if axis in static:
                 dim.Clear()
-                dim.dim_value = static[str(axis)]
+                dim.dim_value = static[axis]
     onnx.save_model(fixed, str(path))
+
+
+def calibration_feeds(
+    batches: list[Calibration], models: Models, weights_folder: Path | None
+) -> dict[str, list[Feeds]]:  # fmt: skip
+    """What every graph is fed while it is measured, by file: the float32 graphs before it answer."""
+
+    def answers(spec: GraphSpec, feeds: list[Feeds]) -> list[Feeds]:
+        run = session(models[spec.file], weights_folder=weights_folder)
+        return [dict(zip([tensor.name for tensor in spec.outputs], run.run(None, feed))) for feed in feeds]
+
+    texts: list[Feeds] = [batch.text_feeds() for batch in batches]
+    pictures: list[Feeds] = [{"image": batch.image} for batch in batches]
+    folded, encoded = answers(TEXT_ENCODER, texts), answers(IMAGE_ENCODER, pictures)
+    asked = [
+        {**encoding, **text, TOKEN_MASK.name: batch.token_mask}
+        for encoding, text, batch in zip(encoded, folded, batches)
+    ]
+    return {TEXT_ENCODER.file: texts, IMAGE_ENCODER.file: pictures, PRESENCE.file: asked, MASK_DECODER.file: asked}
 
 
 def _borders(spec: GraphSpec) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from digseg_engine.bundle import read_manifest
 from digseg_engine.folders import check_target
 from digseg_engine.runtime.plans import MARK
-from digseg_export.plan_builder import Progress
+from digseg_export.progress import Progress
 from digseg_export.request import Request
 
 if TYPE_CHECKING:

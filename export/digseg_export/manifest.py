@@ -16,20 +16,22 @@ from digseg_engine.runtime.profile import AXES, Profile
 
 def manifest_of(
     checkpoint: Checkpoint, precision: dict[str, Any], graphs: dict[str, Any], verified: dict[str, Any],
-    profile: Profile | None,
+    profile: Profile | None, presence: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Everything `manifest.json` says but the file list. What differs between two equal exports: `created` alone."""
+    """Everything `manifest.json` says but the file list. presence: threshold and how it was chosen, of a bundle with that
+    graph. What differs between two equal exports: `created` alone."""
     student = checkpoint.config.student
     tools = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
-    return {
+    body = {
         "format": BUNDLE_FORMAT,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "contract": contract_json(),
+        "contract": contract_json(presence is not None),
         "model": {
             "name": checkpoint.config.name,
             "image_size": checkpoint.config.image_size,
             "stride": checkpoint.stride,
             "scales": len(checkpoint.student.injections),
+            "encoding": checkpoint.student.layout.channels,
             "student": asdict(student),
         },
         "precision": precision,
@@ -43,6 +45,7 @@ def manifest_of(
         },
         "licence": {"code": "Apache-2.0", "weights": _licence(checkpoint)},
     }
+    return body if presence is None else {**body, "presence": presence}
 
 
 def _licence(checkpoint: Checkpoint) -> str:

@@ -29,10 +29,11 @@ STRANGERS = ("zebra", "lighthouse", "teapot")  # asked about every picture besid
 
 @dataclass(frozen=True)
 class PromptedPicture:
-    """One picture and the prompts about it, those of what is labelled in it first."""
+    """One picture and the prompts about it, those of what is labelled in it first: the first `labelled` of them."""
 
     path: Path
     prompts: tuple[str, ...]
+    labelled: int = 0
 
     def read(self) -> NDArray[np.uint8]:
         """[H, W, 3]. Raises InputError naming the file."""
@@ -99,16 +100,17 @@ def _labelled(folder: Path, count: int, prompts: int, held_out: bool) -> OwnPict
         ids, areas = np.unique(dataset.read_ids(i), return_counts=True)
         present = [int(k) for k in ids[np.argsort(-areas)] if k >= 0]
         others = [k for k in range(len(texts)) if k not in present]
-        examples.append(
-            PromptedPicture(dataset.records[i].image, fill([texts[k] for k in (*present, *others)], prompts))
-        )
+        asked = fill([texts[k] for k in (*present, *others)], prompts)
+        labelled = min(len({texts[k] for k in present}), prompts - 1)
+        examples.append(PromptedPicture(dataset.records[i].image, asked, labelled))
     return OwnPictures(tuple(examples), f"{len(examples)} pictures of {folder.name} ({split}), asked for its classes")
 
 
 def fill(words: Sequence[str], count: int) -> tuple[str, ...]:
-    """`count` prompts: words, then strangers; at least one stranger."""
-    known = list(dict.fromkeys(words))[: count - 1]
-    return tuple([*known, *(STRANGERS * count)][:count])
+    """`count` prompts: words, then strangers, none of which is one of the words; at least one stranger."""
+    known = list(dict.fromkeys(words))
+    strangers = [word for word in STRANGERS if word not in known] or list(STRANGERS[-1:])
+    return tuple([*known[: count - 1], *(strangers * count)][:count])
 
 
 def evenly(items: Sequence[Any], count: int) -> list[Any]:

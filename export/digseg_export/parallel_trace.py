@@ -1,4 +1,4 @@
-"""Two graphs traced at once: one of them in a copy of this process. Tracing is Python, one core each."""
+"""Graphs traced at once: some of them in a copy of this process. Tracing is Python, one core each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import onnx
 
 from digseg_engine.runtime.machine import cores
 
-Make = Callable[[], onnx.ModelProto]
+Graphs = dict[str, onnx.ModelProto]
+Make = Callable[[], Graphs]
 
 
 def second_core() -> bool:
@@ -24,9 +25,9 @@ def second_core() -> bool:
 
 @contextmanager
 def parallel_trace(make: Make) -> Iterator[Make]:
-    """Start `make` in a forked copy of this process and yield what waits for its graph.
+    """Start `make` in a forked copy of this process and yield what waits for its graphs.
 
-    Without a second core, and when the copy fails in any way (out of memory, say), the graph is made here, when it is asked for.
+    Without a second core, and when the copy fails in any way (out of memory, say), they are made here, when they are asked for.
     """
     if not second_core():
         yield make
@@ -52,11 +53,11 @@ def _send(make: Make, pipe: Connection) -> None:
 
     torch.set_num_threads(1)
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the copy lives; a failure is met again by the parent
-    pipe.send_bytes(make().SerializeToString())
+    pipe.send({name: graph.SerializeToString() for name, graph in make().items()})
 
 
-def _receive(pipe: Connection) -> onnx.ModelProto | None:
+def _receive(pipe: Connection) -> Graphs | None:
     try:
-        return onnx.ModelProto.FromString(pipe.recv_bytes())
+        return {name: onnx.ModelProto.FromString(body) for name, body in pipe.recv().items()}
     except (EOFError, OSError):
         return None

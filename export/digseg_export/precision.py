@@ -81,7 +81,7 @@ def to_precision(model: onnx.ModelProto, policy: Policy, io: dict[str, str]) -> 
     return rewrite.run(), rewrite.report()
 
 
-def last_layer(model: onnx.ModelProto) -> dict[str, str]:
+def last_layer(model: onnx.ModelProto, reason: str = LOGITS) -> dict[str, str]:
     """The node that computes each output, seen through pure data movement: {node name: reason}."""
     makers = {name: node for node in model.graph.node for name in node.output}
     found = {}
@@ -89,7 +89,7 @@ def last_layer(model: onnx.ModelProto) -> dict[str, str]:
         node = makers[output.name]
         while node.op_type in MOVES and node.input[0] in makers:
             node = makers[node.input[0]]
-        found[node.name] = LOGITS
+        found[node.name] = reason
     return found
 
 

@@ -7,16 +7,15 @@ the shape profile. A wrong answer, or no right one, and nothing is published.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
+from digseg_engine.contract import MASK_DECODER, PRESENCE, graphs_of
 from digseg_engine.errors import DigsegError, VerificationError
 from digseg_engine.runtime.backends import Backend, kinds
-from digseg_engine.runtime.backends.ort_backend import cpu_graph_name
 from digseg_engine.runtime.choice import check_golden, look, within_limits
 from digseg_engine.runtime.source import Golden, Source, open_source
 from digseg_export.verify import Graphs, Sample, compare
@@ -56,11 +55,13 @@ def prove(folder: Path, golden: Sample, corners: Corners, progress: Callable[[st
 def _same(found: Golden, written: Sample) -> None:
     """The golden sample that a reader gets is the one that PyTorch answered: numbers, not shapes."""
     pictures, prompts = found.logits.shape[:2]
+    presence = None if written.presence is None else written.presence[:pictures, :prompts]
     for name, want in (
-        ("image", written.image[:pictures]), ("token_ids", written.token_ids[:prompts]),
+        ("image", written.image[:pictures]), ("token_ids", written.token_ids[:prompts]), ("presence", presence),
         ("token_mask", written.token_mask[:prompts]), ("logits", written.logits[:pictures, :prompts]),
     ):  # fmt: skip
-        if not np.array_equal(getattr(found, name), want):
+        held = getattr(found, name)
+        if not (np.array_equal(held, want) if held is not None and want is not None else held is want):
             raise VerificationError(f"golden.safetensors does not hold the {name} that was written; nothing was published; "
                                     "use another release of safetensors and report it")  # fmt: skip
 
@@ -90,7 +91,7 @@ def _ask(
 def as_golden(sample: Sample, limits: Golden) -> Golden:
     """A sample in the form that backends are checked by."""
     return Golden(np.ascontiguousarray(sample.image), sample.token_ids, sample.token_mask, sample.logits,
-                  limits.relative, limits.iou)  # fmt: skip
+                  limits.relative, limits.iou, sample.presence)  # fmt: skip
 
 
 def _answer(name: str, at: str, error: float, iou: float, golden: Golden) -> Answer:
@@ -107,15 +108,19 @@ def prove_large(folder: Path, golden: Sample) -> list[Answer]:
     source = open_source(folder)
     _same(source.golden, golden)
     stored = source.golden
-    read = replace(
-        golden, image=stored.image, token_ids=stored.token_ids, token_mask=stored.token_mask, logits=stored.logits
-    )
-    names = [on_cpu if (folder / on_cpu).is_file() else spec.file
-             for spec in (TEXT_ENCODER, SEGMENTER) for on_cpu in [cpu_graph_name(spec)]]  # fmt: skip
-    graphs = Graphs(str(folder / names[0]), str(folder / names[1]), (names[0], names[1]), folder)
-    check = compare("written bundle", names[1], [(stored.logits, graphs.segment(read, *graphs.encode(read)))])
+    specs = list(graphs_of(stored.presence is not None).values())
+    graphs = Graphs.of(folder, specs, on_cpu=True, weights_folder=folder)
+    feeds: dict[str, Any] = {name: getattr(stored, name) for name in ("image", "token_ids", "token_mask")}
+    for spec in specs:
+        feeds |= dict(zip([tensor.name for tensor in spec.outputs], graphs.run(spec, feeds)))
+    check = compare("written bundle", graphs.names[MASK_DECODER.file], [(stored.logits, feeds["logits"])])
+    error = check.relative
+    if stored.presence is not None:
+        error = max(
+            error, compare("written bundle", PRESENCE.file, [(stored.presence, feeds["presence"])], False).relative
+        )
     iou = 1.0 if check.iou is None else check.iou
-    return [_answer("onnxruntime, weights mapped", GOLDEN, check.relative, iou, stored)]
+    return [_answer("onnxruntime, weights mapped", GOLDEN, error, iou, stored)]
 
 
 def _line(error: BaseException) -> str:

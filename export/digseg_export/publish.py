@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from digseg_engine.bundle import check_target, finish, writing
-from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
+from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import VerificationError
 from digseg_engine.files import write_arrays, write_bytes, write_json
 from digseg_engine.model.folder import BUNDLED, is_large
+from digseg_engine.model.graph_modules import graph_modules
 from digseg_engine.model.pretrained import Checkpoint, load_checkpoint
-from digseg_engine.runtime.backends.ort_backend import cpu_graph_name
 from digseg_engine.runtime.profile import Profile
-from digseg_export.conversion import Conversion, Traced, fix_shapes
+from digseg_export.conversion import Conversion, Models, Traced, fix_shapes
 from digseg_export.disk_offload import Offloaded, filled, open_offloaded
 from digseg_export.external_data import write_external_data
 from digseg_export.graph_check import check_graph
@@ -27,13 +27,15 @@ from digseg_export.own_pictures import check_folders, own_pictures, trained_on
 from digseg_export.parallel_trace import parallel_trace
 from digseg_export.precision import TYPES, check_precision
 from digseg_export.preflight import check_size, default_output
+from digseg_export.presence_threshold import choose_threshold, labelled
 from digseg_export.progress import Progress, StepTimer
 from digseg_export.prove import Answer, prove, prove_large
-from digseg_export.to_onnx import example_inputs, export_segmenter, export_text_encoder, graph_modules, strip
+from digseg_export.to_onnx import example_inputs, export_asked, export_image_encoder, export_text_encoder, strip
 from digseg_export.verify import (
     LIMITS,
     OWN_PICTURES,
     PROMPTS,
+    STAGES,
     Check,
     CheckError,
     Graphs,
@@ -55,6 +57,7 @@ class Options:
     shapes: makes the shape profile once the checkpoint's size and stride are known; None leaves all axes dynamic.
     calibration, verify_data: folders of labelled pictures, or of pictures and prompts.txt; None takes what the checkpoint's
     record says it was trained on, where that is a folder that is there, else painted scenes.
+    known: what the record says it was trained on, for what only labelled pictures can say.
     auto_islands: apply the bisect's cure.
     measured_islands: keep nodes in float32 whose calibration range does not fit fp16.
     """
@@ -65,6 +68,7 @@ class Options:
     auto_islands: bool = False
     measured_islands: bool = True
     extra: Callable[[Checkpoint, Profile | None], dict[str, bytes]] | None = None  # more files for the bundle
+    known: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Exported:
     sizes: dict[str, int]
     seconds: dict[str, float]
     policy: dict[str, Any]
+    presence: dict[str, Any] | None  # of the manifest
     answers: list[Answer]  # of the written bundle, by every backend that can run here
 
 
@@ -96,7 +101,8 @@ def export_bundle(
     check_target(target)
     folder = model or BUNDLED
     known = trained_on(folder)
-    options = replace(options, calibration=options.calibration or known, verify_data=options.verify_data or known)
+    calibrated, verified = options.calibration or known, options.verify_data or known
+    options = replace(options, calibration=calibrated, verify_data=verified, known=known)
     check_folders(options.calibration, options.verify_data)
     timer = StepTimer(progress)
     timer.start("load checkpoint")
@@ -110,18 +116,25 @@ def export_bundle(
 
 
 def trace(checkpoint: Checkpoint, timer: StepTimer) -> Traced:
-    """Both graphs of a checkpoint in float32, and the folded PyTorch modules they were traced from."""
+    """All graphs of a checkpoint in float32, and the folded PyTorch modules they were traced from."""
     timer.start("fold constants")
     how: dict[str, Any] = {"in_place": True, "filled": filled} if isinstance(checkpoint, Offloaded) else {}
     parts = graph_modules(checkpoint, **how)
     inputs = example_inputs(checkpoint, 2 * checkpoint.stride)
     timer.start("trace graphs")
-    with parallel_trace(lambda: export_text_encoder(parts, inputs)) as text_encoder:
-        segmenter = export_segmenter(parts, inputs, checkpoint.stride)
-        text = text_encoder()
-    for graph in (text, segmenter):
+
+    def others() -> Models:
+        found = {TEXT_ENCODER.file: export_text_encoder(parts, inputs)}
+        if parts.presence is not None:
+            found[PRESENCE.file] = export_asked(parts.presence, PRESENCE, inputs)
+        return {**found, MASK_DECODER.file: export_asked(parts.mask_decoder, MASK_DECODER, inputs)}
+
+    with parallel_trace(others) as made:
+        models = {IMAGE_ENCODER.file: export_image_encoder(parts, inputs, checkpoint.stride)}
+        models |= made()
+    for graph in models.values():
         strip(graph)
-    return Traced(parts, {TEXT_ENCODER.file: text, SEGMENTER.file: segmenter})
+    return Traced(parts, models, checkpoint.stride)
 
 
 def publish(
@@ -138,11 +151,12 @@ def publish(
         timer.start("answer pictures of your own in PyTorch" if own else "answer test scenes in PyTorch")
         data = samples(checkpoint, own)
         conversion, checks = _convert_and_verify(folder, traced, conversion, data, limits, timer, options)
+        presence = _choose_threshold(folder, checkpoint, traced, timer, options)
         golden = data[0]
         if profile:
             timer.start("fix shapes")
             golden = shaped_sample(checkpoint, profile)
-            checks += _fix_and_verify(folder, profile, golden, limits, timer)
+            checks += _fix_and_verify(folder, traced, profile, golden, limits, timer)
         timer.start("check graphs")
         graphs = {path.name: check_graph(path) for path in sorted(folder.glob("*.onnx"))}
         timer.start("write bundle")
@@ -152,12 +166,13 @@ def publish(
             write_bytes(folder / name, body)
         policy = {"format": "digseg.precision/1", **conversion.report()}
         write_json(folder / "precision.json", policy, sort_keys=True)
-        finish(folder, manifest_of(checkpoint, conversion.report(), graphs, report(checks, limits, data, own), profile))
+        verified = report(checks, limits, data, own)
+        finish(folder, manifest_of(checkpoint, conversion.report(), graphs, verified, profile, presence))
         timer.start("open the written bundle and ask it")
         answers = _prove(folder, checkpoint, golden, profile, timer)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     timer.stop()
-    return Exported(target, precision, checks, limits, sizes, timer.seconds, conversion.report(), answers)
+    return Exported(target, precision, checks, limits, sizes, timer.seconds, conversion.report(), presence, answers)
 
 
 def _prove(
@@ -178,8 +193,8 @@ def _store(checkpoint: Checkpoint, traced: Traced, folder: Path, precision: str,
     if not isinstance(checkpoint, Offloaded):
         return None
     timer.start("store weights")
-    for spec, module in ((TEXT_ENCODER, traced.parts.text_encoder), (SEGMENTER, traced.parts.segmenter)):
-        write_external_data(traced.models[spec.file], module, (folder / spec.file).with_suffix(".data"), precision)
+    for spec in traced.specs:
+        write_external_data(traced.models[spec.file], traced.module(spec), folder / spec.data_file, precision)
     return folder
 
 
@@ -204,7 +219,7 @@ def _convert_and_verify(
                 hint = "try --precision fp16" if conversion.precision in ("int8", "fp8") else "raise the limits"
                 raise VerificationError(f"{failure}; {hint}") from failure
             timer.start("bisect")
-            file = TEXT_ENCODER.file if failure.check.stage == "text encoder" else SEGMENTER.file
+            file = _failed(failure.check).file
             cure = conversion.cure(traced, file, data, limits, timer.detail)
             words = "; ".join(map(str, cure.culprits)) or "no single node: the error is spread over the graph"
             if not cure.complete or not cure.culprits:
@@ -216,20 +231,39 @@ def _convert_and_verify(
             conversion = conversion.with_islands(file, cure.islands)
 
 
-def _fix_and_verify(folder: Path, profile: Profile, golden: Sample, limits: Limits, timer: StepTimer) -> list[Check]:
-    """Fix the static axes in the segmenter's files and verify what a CPU can run of them at the profile's shape."""
-    on_cpu = (cpu_graph_name(TEXT_ENCODER), cpu_graph_name(SEGMENTER))
-    for name in (SEGMENTER.file, on_cpu[1]):
-        if (folder / name).is_file():
-            fix_shapes(folder / name, profile)
-    plain = (TEXT_ENCODER.file, SEGMENTER.file)
-    names = [other if (folder / other).is_file() else name for other, name in zip(on_cpu, plain)]
-    label = (names[0], f"{names[1]} at its profile")
-    return verify([Graphs(str(folder / names[0]), str(folder / names[1]), label)], [golden], limits, timer.detail)
+def _choose_threshold(
+    folder: Path, checkpoint: Checkpoint, traced: Traced, timer: StepTimer, options: Options
+) -> dict[str, Any] | None:  # fmt: skip
+    """What the manifest says of presence; None for a model without the readout."""
+    if traced.parts.presence is None:
+        return None
+    timer.start("choose the presence threshold")
+    weights = folder if isinstance(checkpoint, Offloaded) else None
+    graphs = Graphs.of(folder, [spec for spec in traced.specs if spec is not MASK_DECODER], True, weights)
+    return choose_threshold(checkpoint, graphs, labelled(checkpoint, options.verify_data, options.known), timer.detail)
+
+
+def _failed(check: Check) -> GraphSpec:
+    """The graph that a failed check is about; what holds alone and fails in a row is looked for in the image encoder."""
+    return next((spec for spec, stage in STAGES.items() if stage == check.stage), IMAGE_ENCODER)
+
+
+def _fix_and_verify(
+    folder: Path, traced: Traced, profile: Profile, golden: Sample, limits: Limits, timer: StepTimer
+) -> list[Check]:  # fmt: skip
+    """Fix the static axes in the files of all graphs but the text encoder's, and verify what a CPU can run of them at the
+    profile's shape."""
+    for spec in traced.specs:
+        for name in (spec.file, spec.cpu_file):
+            if spec is not TEXT_ENCODER and (folder / name).is_file():
+                fix_shapes(folder / name, spec, profile, traced.stride)
+    fixed = Graphs.of(folder, traced.specs, on_cpu=True)
+    fixed.names[MASK_DECODER.file] += " at its profile"
+    return verify([fixed], [golden], limits, timer.detail)
 
 
 def _write_golden(folder: Path, sample: Sample, whole: bool = False) -> None:
-    """PyTorch's logits for one picture and three prompts (whole: all of the sample), so that any runtime can check itself."""
+    """PyTorch's answers about one picture and three prompts (whole: all of the sample), so that any runtime can check itself."""
     pictures, prompts = sample.logits.shape[:2] if whole else (1, 3)
     arrays = {
         "image": sample.image[:pictures].astype(np.float32),
@@ -237,4 +271,6 @@ def _write_golden(folder: Path, sample: Sample, whole: bool = False) -> None:
         "token_mask": sample.token_mask[:prompts],
         "logits": sample.logits[:pictures, :prompts].astype(np.float32),
     }
+    if sample.presence is not None:
+        arrays["presence"] = sample.presence[:pictures, :prompts].astype(np.float32)
     write_arrays(folder / GOLDEN, arrays, {"prompts": json.dumps(sample.prompts[:prompts])})

@@ -13,9 +13,9 @@ import onnx
 import onnxruntime
 from onnx import helper
 
-from digseg_engine.runtime.backends.ort_backend import PROVIDER
 from digseg_export.precision import FLOAT, SENTINEL
 
+PROVIDER = "CPUExecutionProvider"
 FP16_MAX, FP16_SMALLEST = 65504.0, 6.1e-5
 MARGIN = 4.0  # pictures outside the calibration set may reach further
 Feeds = dict[str, Any]

@@ -1,4 +1,4 @@
-"""The segmenter as a CPU should run it: what depends on a prompt is scanned, one prompt after the other.
+"""The mask decoder as a CPU should run it: what depends on a prompt is scanned, one prompt after the other.
 
 All prompts at once is right for a GPU. On a CPU the maps of many prompts do not fit in the cache, and time grows faster
 than the number of prompts; one prompt's maps do fit. The rewrite moves every node that depends on the text into the body
@@ -10,21 +10,23 @@ from __future__ import annotations
 import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
-from digseg_engine.contract import IMAGE, LOGITS
+from digseg_engine.contract import ENCODING
 
 ONE = "prompt."  # prefix of names inside the body
 
 
 def scan_prompts(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a segmenter graph with the same inputs, outputs and weights, whose prompts are scanned."""
+    """A copy of a mask decoder with the same inputs, outputs and weights, whose prompts are scanned."""
     scanned = onnx.ModelProto()
     scanned.CopyFrom(model)
     graph = scanned.graph
-    text = [value for value in graph.input if value.name != IMAGE.name]
+    text = [value for value in graph.input if value.name != ENCODING.name]
     shared, inside = split(list(graph.node), {value.name for value in text})
     body = _body(inside, text, graph.output[0])
     axes = {"num_scan_inputs": len(text), "scan_output_axes": [1]}
-    scan = helper.make_node("Scan", [value.name for value in text], [LOGITS.name], name="prompts", body=body, **axes)
+    scan = helper.make_node(
+        "Scan", [value.name for value in text], [graph.output[0].name], name="prompts", body=body, **axes
+    )
     del graph.node[:], graph.value_info[:]
     graph.node.extend([*shared, scan])
     return scanned

@@ -1,4 +1,4 @@
-"""PyTorch to ONNX: the two graphs of a bundle, float32, with dynamic batch, prompts, tokens, height and width.
+"""PyTorch to ONNX: the graphs of a bundle, float32, with dynamic batch, prompts, tokens, height and width.
 
 The graphs use only standard operators up to opset 20 and no GroupNormalization or Attention node, so one file is valid
 for TensorRT 10.3 (JetPack 6) to 11.x and for ONNX Runtime.
@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 
 import digseg_engine
-from digseg_engine.contract import SEGMENTER, TEXT_ENCODER, GraphSpec
+from digseg_engine.contract import IMAGE_ENCODER, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import DigsegError
-from digseg_engine.model.graph_modules import GraphModules, TextGraph, graph_modules
+from digseg_engine.model.graph_modules import GraphModules
 from digseg_engine.model.pretrained import Checkpoint
-from digseg_engine.model.student import FoldedText
 from digseg_export.disk_offload import stand_ins
 from digseg_export.external_data import describe
 
@@ -31,12 +30,13 @@ OPSET = 20
 
 def example_inputs(checkpoint: Checkpoint, size: int) -> dict[str, Tensor]:
     """Small inputs of every graph border (two pictures, three prompts), used for tracing."""
-    config = checkpoint.config.student
+    config, stride = checkpoint.config.student, checkpoint.stride
     scales, length, prompts = len(checkpoint.student.injections), 8, 3
     return {
         "token_ids": torch.ones(prompts, length, dtype=torch.int64),
         "token_mask": torch.ones(prompts, length, dtype=torch.bool),
         "image": torch.zeros(2, 3, size, 2 * size),
+        "encoding": torch.randn(2, checkpoint.student.layout.channels, size // stride, 2 * size // stride),
         "text_keys": torch.randn(prompts, scales, config.heads, config.width // config.heads, length),
         "text_values": torch.randn(prompts, scales, config.heads, length, config.head_width),
     }
@@ -49,19 +49,31 @@ def export_text_encoder(parts: GraphModules, inputs: dict[str, Tensor]) -> onnx.
     return export_graph(parts.text_encoder, TEXT_ENCODER, _tensors(TEXT_ENCODER, inputs), shapes)
 
 
-def export_segmenter(parts: GraphModules, inputs: dict[str, Tensor], stride: int) -> onnx.ModelProto:
-    """ONNX of autoencoder, trunk, text injection and mask head, float32."""
-    dim = torch.export.Dim
-    # Ranges that the tracer can prove at once; others it corrects and traces again. The graph takes any size, 1 included.
-    b, k, length = dim("B", min=2, max=63), dim("K", min=2, max=4096), dim("L", min=2, max=77)
-    rows, columns = dim("rows", min=2, max=512), dim("columns", min=2, max=512)
+def export_image_encoder(parts: GraphModules, inputs: dict[str, Tensor], stride: int) -> onnx.ModelProto:
+    """ONNX of autoencoder, trunk and the shared side of the text pathway, float32."""
+    b, rows, columns = _picture_axes()
+    shapes = {"image": {0: b, 2: stride * rows, 3: stride * columns}}
+    return export_graph(parts.image_encoder, IMAGE_ENCODER, _tensors(IMAGE_ENCODER, inputs), shapes)
+
+
+def export_asked(module: nn.Module, spec: GraphSpec, inputs: dict[str, Tensor]) -> onnx.ModelProto:
+    """ONNX of what is asked with encoding and folded text (mask decoder, presence), float32."""
+    b, rows, columns = _picture_axes()
+    k, length = torch.export.Dim("K", min=2, max=4096), torch.export.Dim("L", min=2, max=77)
     shapes = {
-        "image": {0: b, 2: stride * rows, 3: stride * columns},
+        "encoding": {0: b, 2: rows, 3: columns},
         "keys": {0: k, 4: length},
         "values": {0: k, 3: length},
         "mask": {0: k, 1: length},
     }
-    return export_graph(parts.segmenter, SEGMENTER, _tensors(SEGMENTER, inputs), shapes)
+    return export_graph(module, spec, _tensors(spec, inputs), shapes)
+
+
+def _picture_axes() -> tuple[Any, Any, Any]:
+    """B, rows and columns of the encoding. Ranges that the tracer can prove at once; others it corrects and traces again. The
+    graph takes any size, 1 included."""
+    dim = torch.export.Dim
+    return dim("B", min=2, max=63), dim("rows", min=2, max=512), dim("columns", min=2, max=512)
 
 
 def _tensors(spec: GraphSpec, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -117,16 +129,3 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
-
-
-__all__ = [
-    "OPSET",
-    "FoldedText",
-    "GraphModules",
-    "TextGraph",
-    "example_inputs",
-    "export_segmenter",
-    "export_text_encoder",
-    "graph_modules",
-    "strip",
-]

@@ -7,7 +7,7 @@ limit means VerificationError and nothing is published.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,22 +15,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import VerificationError
 from digseg_engine.images import fit
 from digseg_engine.model.autoencoder import encode_image
+from digseg_engine.model.graph_modules import GraphModules
 from digseg_engine.model.pretrained import Checkpoint
+from digseg_engine.model.student import FoldedText
 from digseg_engine.runtime.choice import pair_iou
 from digseg_engine.runtime.profile import Profile
 from digseg_engine.worlds.scenes import CLASSES, DOMAINS, scene
 from digseg_export.disk_offload import Offloaded, computing, working_size
 from digseg_export.own_pictures import OwnPictures
 from digseg_export.ranges import session
-from digseg_export.to_onnx import GraphModules
 
 Array = NDArray[Any]
 SCENES_PER_DOMAIN = 4
 PROMPTS = 5
 OWN_PICTURES = 20
+STAGES = {
+    TEXT_ENCODER: "text encoder",
+    IMAGE_ENCODER: "image encoder",
+    PRESENCE: "presence",
+    MASK_DECODER: "mask decoder",
+}
+END = "end to end"
 ENOUGH = 10  # pairs with something there, below which the masks are called too little evidence
 
 
@@ -62,8 +71,16 @@ class Sample:
     token_mask: Array  # [K, L]
     keys: Array
     values: Array
+    encoding: Array  # [B, M, H/s, W/s]
+    presence: Array | None  # [B, K]; None for a model without a readout
     logits: Array  # [B, K, h', w']
     prompts: tuple[str, ...]
+
+    def feeds(self, spec: GraphSpec) -> dict[str, Array]:
+        """What a graph is given, every part as PyTorch made it."""
+        known = {"image": self.image, "token_ids": self.token_ids, "token_mask": self.token_mask,
+                 "encoding": self.encoding, "text_keys": self.keys, "text_values": self.values}  # fmt: skip
+        return {tensor.name: known[tensor.name] for tensor in spec.inputs}
 
 
 @dataclass(frozen=True)
@@ -126,13 +143,17 @@ def _answer(checkpoint: Checkpoint, domain: str, image: Array, prompts: tuple[st
         ids = np.ascontiguousarray(np.pad(ids, ((0, 0), (0, missing)), "edge")[:, :length])
         mask = np.ascontiguousarray(np.pad(mask, ((0, 0), (0, missing)))[:, :length])
     x = torch.from_numpy(image)
+    student = checkpoint.student
     with computing(checkpoint):
         text = checkpoint.text_encoder(torch.from_numpy(ids)).last_hidden_state
-        folded = checkpoint.student.fold_text(text, torch.from_numpy(mask))
-        logits = checkpoint.student(x, encode_image(checkpoint.vae, x), folded)
-    live = mask[:, None, None, None, :]
-    keys, values = folded.keys.numpy() * live, folded.values.numpy() * np.swapaxes(live, -1, -2)
-    return Sample(domain, image, ids, mask, keys, values, logits.numpy(), prompts)
+        folded = student.fold_text(text, torch.from_numpy(mask))
+        live = folded.mask.to(text.dtype)[:, None, None, None, :]
+        folded = FoldedText(folded.keys * live, folded.values * live.transpose(-1, -2), folded.mask)
+        encoding = student.encode(*student.describe(x, encode_image(checkpoint.vae, x)))
+        presence = student.presence(encoding, folded).numpy() if student.config.presence_width else None
+        logits = student.answer(encoding, folded)
+    return Sample(domain, image, ids, mask, folded.keys.numpy(), folded.values.numpy(), encoding.numpy(), presence,
+                  logits.numpy(), prompts)  # fmt: skip
 
 
 class CheckError(VerificationError):
@@ -144,44 +165,43 @@ class CheckError(VerificationError):
 
 
 class Form(Protocol):
-    """One way to compute the two graphs."""
+    """One way to compute the graphs."""
 
-    names: tuple[str, str]  # what to call the text encoder and the segmenter in the report
+    names: dict[str, str]  # graph file -> what to call it in the report
     held_to_limits: bool  # False: reported as a yardstick, held to no limit
 
-    def encode(self, s: Sample) -> tuple[Array, Array]: ...
-
-    def segment(self, s: Sample, keys: Array, values: Array) -> Array: ...
+    def run(self, spec: GraphSpec, feeds: dict[str, Array]) -> list[Array]:
+        """A graph's outputs in contract order; float inputs may have any float type."""
 
 
 class Graphs:
-    """Two graphs (files or models in memory) on ONNX Runtime's CPU provider."""
+    """Graphs (files or models in memory, by file name) on ONNX Runtime's CPU provider."""
 
     held_to_limits = True
 
-    def __init__(self, text: Any, segmenter: Any, names: tuple[str, str], weights_folder: Path | None = None) -> None:
-        self.models, self.weights_folder, self.names = (text, segmenter), weights_folder, names
-        self.held = None if weights_folder else [session(model) for model in self.models]
+    def __init__(self, models: dict[str, Any], names: dict[str, str], weights_folder: Path | None = None) -> None:
+        self.models, self.weights_folder, self.names = models, weights_folder, names
+        self.held = {} if weights_folder else {file: session(model) for file, model in models.items()}
 
-    def _session(self, index: int) -> Any:
-        """The graph's session; of a large model it is made for the call, so that one data file is mapped at a time."""
-        return self.held[index] if self.held else session(self.models[index], weights_folder=self.weights_folder)
+    @classmethod
+    def of(
+        cls, folder: Path, specs: Iterable[GraphSpec], on_cpu: bool, weights_folder: Path | None = None
+    ) -> Graphs:  # fmt: skip
+        """The graphs of a folder; on_cpu: what a CPU runs instead, of every graph that has it."""
+        chosen = {s.file: s.cpu_file if on_cpu and (folder / s.cpu_file).is_file() else s.file for s in specs}
+        return cls({file: str(folder / name) for file, name in chosen.items()}, chosen, weights_folder)
 
-    def encode(self, s: Sample) -> tuple[Array, Array]:
-        keys, values = self._session(0).run(None, {"token_ids": s.token_ids, "token_mask": s.token_mask})
-        return keys, values
-
-    def segment(self, s: Sample, keys: Array, values: Array) -> Array:
-        run = self._session(1)
-        half = next(i.type for i in run.get_inputs() if i.name == "text_keys") == "tensor(float16)"
-        kind = np.float16 if half else np.float32
-        feeds = {"image": s.image, "text_keys": keys.astype(kind), "text_values": values.astype(kind)}
-        (logits,) = run.run(None, {**feeds, "token_mask": s.token_mask})
-        return np.asarray(logits)
+    def run(self, spec: GraphSpec, feeds: dict[str, Array]) -> list[Array]:
+        # of a large model the session is made for the call, so that one data file is mapped at a time
+        run = self.held.get(spec.file) or session(self.models[spec.file], weights_folder=self.weights_folder)
+        given = {i.name: feeds[i.name].astype(np.float16) if "float16" in i.type else feeds[i.name].astype(np.float32)
+                 if "float" in i.type else feeds[i.name] for i in run.get_inputs()}  # fmt: skip
+        found: list[Array] = run.run(None, given)
+        return found
 
 
 class Torch:
-    """The same two modules in PyTorch under autocast to fp16 or bf16: what the precision costs without any export.
+    """The same modules in PyTorch under autocast to fp16 or bf16: what the precision costs without any export.
 
     A yardstick: autocast knows nothing of our islands, so it may overflow where the graph does not.
     """
@@ -189,38 +209,70 @@ class Torch:
     held_to_limits = False
 
     def __init__(self, parts: GraphModules, precision: str) -> None:
-        self.parts, self.names = parts, (f"PyTorch autocast {precision}",) * 2
+        self.parts: dict[str, Any] = {TEXT_ENCODER.file: parts.text_encoder, IMAGE_ENCODER.file: parts.image_encoder,
+                      MASK_DECODER.file: parts.mask_decoder, PRESENCE.file: parts.presence}  # fmt: skip
+        self.names = dict.fromkeys(self.parts, f"PyTorch autocast {precision}")
         self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
     @torch.no_grad()
-    def encode(self, s: Sample) -> tuple[Array, Array]:
+    def run(self, spec: GraphSpec, feeds: dict[str, Array]) -> list[Array]:
+        tensors = [torch.from_numpy(np.ascontiguousarray(feeds[tensor.name])) for tensor in spec.inputs]
         with torch.autocast("cpu", self.dtype):
-            keys, values = self.parts.text_encoder(torch.from_numpy(s.token_ids), torch.from_numpy(s.token_mask))
-        return keys.float().numpy(), values.float().numpy()
+            found = self.parts[spec.file](*tensors)
+        return [x.float().numpy() for x in (found if isinstance(found, tuple) else (found,))]
 
-    @torch.no_grad()
-    def segment(self, s: Sample, keys: Array, values: Array) -> Array:
-        tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in (s.image, keys, values, s.token_mask)]
-        with torch.autocast("cpu", self.dtype):
-            return self.parts.segmenter(*tensors).float().numpy()
+
+@dataclass
+class Stages:
+    """(PyTorch's, the form's) answers of every stage, gathered over the samples."""
+
+    text: list[tuple[Array, Array]] = field(default_factory=list)
+    image: list[tuple[Array, Array]] = field(default_factory=list)
+    presence: list[tuple[Array, Array]] = field(default_factory=list)  # on PyTorch's encoding and text
+    masks: list[tuple[Array, Array]] = field(default_factory=list)  # the same
+    present_at_the_end: list[tuple[Array, Array]] = field(default_factory=list)
+    whole: list[tuple[Array, Array]] = field(default_factory=list)
+
+    def ask(self, form: Form, s: Sample) -> None:
+        """One sample, every graph alone and then all in a row."""
+        keys, values = form.run(TEXT_ENCODER, s.feeds(TEXT_ENCODER))
+        (encoding,) = form.run(IMAGE_ENCODER, s.feeds(IMAGE_ENCODER))
+        self.text.append((_joined(s.keys, s.values), _joined(keys, values)))
+        self.image.append((s.encoding, encoding))
+        own = {"encoding": encoding, "text_keys": keys, "text_values": values, "token_mask": s.token_mask}
+        if s.presence is not None:
+            self.presence.append((s.presence, form.run(PRESENCE, s.feeds(PRESENCE))[0]))
+            self.present_at_the_end.append((s.presence, form.run(PRESENCE, own)[0]))
+        self.masks.append((s.logits, form.run(MASK_DECODER, s.feeds(MASK_DECODER))[0]))
+        self.whole.append((s.logits, form.run(MASK_DECODER, own)[0]))
+
+    def checks(self, names: dict[str, str]) -> list[Check]:
+        """One check for every stage that was asked."""
+        text, image, presence, masks = (names.get(spec.file, "") for spec in STAGES)
+        joined = " + ".join(dict.fromkeys((text, image, masks)))
+        alone = [compare(STAGES[TEXT_ENCODER], text, self.text, masks=False),
+                 compare(STAGES[IMAGE_ENCODER], image, self.image, masks=False)]  # fmt: skip
+        if self.presence:
+            alone.append(compare(STAGES[PRESENCE], presence, self.presence, masks=False))
+        alone.append(compare(STAGES[MASK_DECODER], masks, self.masks))
+        if self.presence:
+            alone.append(compare(f"{STAGES[PRESENCE]}, end to end", presence, self.present_at_the_end, masks=False))
+        return [*alone, compare(END, joined, self.whole)]
+
+
+def _joined(keys: Array, values: Array) -> Array:
+    return np.concatenate([keys.ravel(), values.ravel()])
 
 
 def verify(forms: Iterable[Form], data: list[Sample], limits: Limits, progress: Callable[[str], None]) -> list[Check]:
-    """Every form on every sample, part by part, then end to end. Raises CheckError at the first check over its limits."""
+    """Every form on every sample, stage by stage, then end to end. Raises CheckError at the first check over its limits."""
     checks = []
     for form in forms:
-        texts, alone, whole = [], [], []
+        stages = Stages()
         for s in data:
-            progress(f"{form.names[1]} on {s.domain}")
-            keys, values = form.encode(s)
-            texts.append(
-                (np.concatenate([s.keys.ravel(), s.values.ravel()]), np.concatenate([keys.ravel(), values.ravel()]))
-            )
-            alone.append((s.logits, form.segment(s, s.keys, s.values)))
-            whole.append((s.logits, form.segment(s, keys, values)))
-        joined = " + ".join(dict.fromkeys(form.names))
-        found = [compare("text encoder", form.names[0], texts, masks=False), compare("segmenter", form.names[1], alone),
-                 compare("end to end", joined, whole)]  # fmt: skip
+            progress(f"{form.names[IMAGE_ENCODER.file]} on {s.domain}")
+            stages.ask(form, s)
+        found = stages.checks(form.names)
         for check in found if form.held_to_limits else ():
             hold_to_limits(check, limits)
         checks += found
@@ -268,7 +320,7 @@ def hold_to_limits(check: Check, limits: Limits) -> None:
 
 def evidence(checks: list[Check]) -> str:
     """On how many masks the agreement rests, and whether that is enough, in words."""
-    pairs, empty = max(((check.pairs, check.empty) for check in checks if check.stage == "end to end"), default=(0, 0))
+    pairs, empty = max(((check.pairs, check.empty) for check in checks if check.stage == END), default=(0, 0))
     words = f"{pairs} of {pairs + empty} (picture, prompt) pairs show something"
     if pairs >= ENOUGH:
         return words

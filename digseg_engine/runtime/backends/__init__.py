@@ -34,18 +34,41 @@ Tokens = NDArray[np.int64]
 TokenMask = NDArray[np.bool_]
 
 
+class Kept(Protocol):
+    """Encoded pictures where a backend keeps them: an array, a tensor, a place on a GPU. Sliced by picture, never changed."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, pictures: slice, /) -> Any: ...
+
+
 class Backend(Protocol):
-    """Runs one model; arrays follow `contract.py`. Thread-safe. Raises BackendError when a run fails."""
+    """Runs one model; arrays follow `contract.py`. Thread-safe. Raises BackendError when a run fails.
+
+    Attributes that may be left out: `precision`, "fp16" or "bf16" where it computes in less than float32 whatever the bundle
+    says; `new_shapes_cost`, True where a number of prompts that never came before is compiled or captured first; and
+    `decode_tensor`, as `decode` with the logits as a torch tensor where they are, by which `encode_image` takes tensors too.
+    """
 
     name: str
     detail: str  # what really runs, for people: provider or device, precision
-    # precision: "fp16" or "bf16" where it computes in less than float32 whatever the bundle says; may be left out
 
     def encode_text(self, token_ids: Tokens, token_mask: TokenMask) -> tuple[Array, Array]:
         """token_ids [K, L], token_mask [K, L] -> text_keys, text_values."""
 
-    def segment(self, image: Array, keys: Array, values: Array, token_mask: TokenMask) -> NDArray[np.float32]:
-        """image [B, 3, H, W] and folded text of K prompts -> logits [B, K, h', w']."""
+    def encode_image(self, image: Array) -> Kept:
+        """image [B, 3, H, W] -> its encoding, of B pictures, asked any number of times from any thread."""
+
+    def presence(
+        self, encoding: Any, keys: Array, values: Array, token_mask: TokenMask
+    ) -> NDArray[np.float32] | None:  # fmt: skip
+        """An encoding of B pictures and folded text of K prompts -> logits [B, K]; None for a model without the readout."""
+
+    def decode(self, encoding: Any, keys: Array, values: Array, token_mask: TokenMask) -> NDArray[np.float32]:
+        """An encoding of B pictures and folded text of K prompts -> logits [B, K, h', w']."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from digseg_engine.contract import SEGMENTER, TEXT_ENCODER, GraphSpec
+from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.extras import install_line
 from digseg_engine.runtime.backends import Array, TokenMask, Tokens, Usable, failing_as, in_one_line
@@ -56,11 +56,6 @@ def install(name: str) -> str:
     return install_line(extra) + remark
 
 
-def cpu_graph_name(spec: GraphSpec) -> str:
-    """File name of what a CPU runs instead of a graph."""
-    return spec.file.replace(".onnx", ".fp32.onnx")
-
-
 def probe(name: str = "onnxruntime") -> Usable:
     """Create and run a real session on a one-node graph."""
     try:
@@ -78,7 +73,7 @@ def probe(name: str = "onnxruntime") -> Usable:
 
 
 class OrtBackend:
-    """Both graphs of a bundle as ONNX Runtime sessions. `Run` on one session is thread-safe by contract."""
+    """The graphs of a bundle as ONNX Runtime sessions. `Run` on one session is thread-safe by contract."""
 
     precision = "fp32"  # that of the bundle, whose golden sample already allows for it
 
@@ -98,11 +93,13 @@ class OrtBackend:
         precision = bundle.manifest["precision"]["name"]
         self._profile = Profile.from_json(bundle.manifest["shapes"])  # None: free shapes
         self._text = self._session(bundle, TEXT_ENCODER)
-        self._segmenter = self._session(bundle, SEGMENTER)
+        self._image = self._session(bundle, IMAGE_ENCODER)
+        self._presence = self._session(bundle, PRESENCE) if PRESENCE.file in bundle.manifest["files"] else None
+        self._masks = self._session(bundle, MASK_DECODER)
         wide = self._graph(bundle, TEXT_ENCODER) != bundle.file(TEXT_ENCODER.file)
         stored = f"{precision} weights widened to fp32" if wide else precision
         self.detail = f"onnxruntime {onnxruntime.__version__}, {self._provider}, {stored}"
-        halves = {i.type for i in self._segmenter.get_inputs() if i.name == "text_keys"} == {"tensor(float16)"}
+        halves = {i.type for i in self._masks.get_inputs() if i.name == "text_keys"} == {"tensor(float16)"}
         self._text_dtype = np.float16 if halves else np.float32
 
     def _session(self, bundle: Bundle, spec: GraphSpec) -> Any:
@@ -117,26 +114,46 @@ class OrtBackend:
 
     def _graph(self, bundle: Bundle, spec: GraphSpec) -> Path:
         """On the CPU the graph made for it where the bundle has one, else the graph itself."""
-        on_cpu = self._provider == PROVIDER and cpu_graph_name(spec) in bundle.manifest["files"]
-        return bundle.file(cpu_graph_name(spec) if on_cpu else spec.file)
+        on_cpu = self._provider == PROVIDER and spec.cpu_file in bundle.manifest["files"]
+        return bundle.file(spec.cpu_file if on_cpu else spec.file)
 
     def encode_text(self, token_ids: Tokens, token_mask: TokenMask) -> tuple[Array, Array]:
         keys, values = self._run(self._text, {"token_ids": token_ids, "token_mask": token_mask})
         return keys, values
 
-    def segment(self, image: Array, keys: Array, values: Array, token_mask: TokenMask) -> NDArray[np.float32]:
-        self.check(image.shape, token_mask.shape)
-        text = {"text_keys": keys.astype(self._text_dtype, copy=False),
-                "text_values": values.astype(self._text_dtype, copy=False)}  # fmt: skip
-        (logits,) = self._run(self._segmenter, {"image": image, **text, "token_mask": token_mask})
-        result: NDArray[np.float32] = logits
+    def encode_image(self, image: Array) -> Any:
+        self.check_picture(image.shape)
+        (encoding,) = self._run(self._image, {"image": image})
+        return encoding
+
+    def presence(
+        self, encoding: Any, keys: Array, values: Array, token_mask: TokenMask
+    ) -> NDArray[np.float32] | None:  # fmt: skip
+        return None if self._presence is None else self._ask(self._presence, encoding, keys, values, token_mask)
+
+    def decode(self, encoding: Any, keys: Array, values: Array, token_mask: TokenMask) -> NDArray[np.float32]:
+        return self._ask(self._masks, encoding, keys, values, token_mask)
+
+    def _ask(
+        self, session: Any, encoding: Any, keys: Array, values: Array, token_mask: TokenMask
+    ) -> NDArray[np.float32]:  # fmt: skip
+        (found,) = self._run(session, {"encoding": encoding, **self.asked(len(encoding), keys, values, token_mask)})
+        result: NDArray[np.float32] = found
         return result
 
-    def check(self, image: tuple[int, ...], tokens: tuple[int, ...]) -> None:
-        """Raises InputError for shapes [B, 3, H, W] and [K, L] outside the bundle's profile."""
+    def asked(self, pictures: int, keys: Array, values: Array, token_mask: TokenMask) -> dict[str, Array]:
+        """The text of a question about so many pictures. Raises InputError outside the bundle's profile."""
         if self._profile is not None:
-            (b, _, h, w), (k, length) = image, tokens
-            self._profile.check({"B": b, "K": k, "L": length, "H": h, "W": w})
+            k, length = token_mask.shape
+            self._profile.check({"B": pictures, "K": k, "L": length})
+        return {"text_keys": keys.astype(self._text_dtype, copy=False),
+                "text_values": values.astype(self._text_dtype, copy=False), "token_mask": token_mask}  # fmt: skip
+
+    def check_picture(self, shape: tuple[int, ...]) -> None:
+        """Raises InputError for pictures [B, 3, H, W] outside the bundle's profile."""
+        if self._profile is not None:
+            b, _, h, w = shape
+            self._profile.check({"B": b, "H": h, "W": w})
 
     def _run(self, session: Any, feeds: dict[str, Array]) -> list[Array]:
         shapes = {name: list(array.shape) for name, array in feeds.items()}

@@ -11,6 +11,7 @@ import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -108,8 +109,22 @@ def sizes(folder: Path) -> tuple[int, int]:
     return int(loaded.config.image_size), int(loaded.stride)
 
 
-def golden_arrays(folder: Path) -> tuple[Array, Array, Array, NDArray[np.float32]]:
-    """image, token_ids, token_mask, logits of a fixed drawing and three prompts, by plain PyTorch on the CPU."""
+def cell(folder: Path) -> int:
+    """Pixels of one logit of a checkpoint along a side."""
+    from digseg_engine.model.autoencoder import latent_stride
+
+    loaded = checkpoint_at(folder)
+    return int(latent_stride(loaded.vae)) // int(loaded.config.student.upsample)
+
+
+def presence_threshold(folder: Path) -> float | None:
+    """The presence logit under which a checkpoint's prompts are not there."""
+    threshold = checkpoint_at(folder).config.presence_threshold
+    return None if threshold is None else float(threshold)
+
+
+def golden_arrays(folder: Path) -> tuple[Array, Array, Array, NDArray[np.float32], NDArray[np.float32] | None]:
+    """image, token_ids, token_mask, logits, presence of a fixed drawing and three prompts, by plain PyTorch on the CPU."""
     import torch
 
     from digseg_engine.model.graph_modules import graph_modules
@@ -122,13 +137,41 @@ def golden_arrays(folder: Path) -> tuple[Array, Array, Array, NDArray[np.float32
     ids, mask = loaded.tokenizer.encode(["red circle", "a tree", "water"])
     parts = graph_modules(loaded)
     with torch.inference_mode():
-        keys, values = parts.text_encoder(torch.from_numpy(ids), torch.from_numpy(mask))
-        logits = parts.segmenter(torch.from_numpy(image), keys, values, torch.from_numpy(mask))
-    return image, ids, mask, logits.numpy()
+        encoding = parts.image_encoder(torch.from_numpy(image))
+        live = torch.from_numpy(mask)
+        text = (*parts.text_encoder(torch.from_numpy(ids), live), live)
+        logits = parts.mask_decoder(encoding, *text).numpy()
+        presence = None if parts.presence is None else parts.presence(encoding, *text).numpy()
+    return image, ids, mask, logits, presence
+
+
+@dataclass(frozen=True)
+class Held:
+    """Encoded pictures on this backend's device, and the event behind which they are ready (None on a CPU)."""
+
+    tensor: Any
+    ready: Any = None
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.tensor.nbytes)
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __getitem__(self, pictures: slice) -> Held:
+        return Held(self.tensor[pictures], self.ready)
+
+    def on(self, stream: Any) -> Any:
+        """The tensor for a stream, which waits until it is ready and has done with it before its memory goes to others."""
+        if stream is not None:
+            stream.wait_event(self.ready)
+            self.tensor.record_stream(stream)
+        return self.tensor
 
 
 class TorchBackend:
-    """Both graphs of a checkpoint as PyTorch modules; numpy in and out, or tensors with `segment_tensor`."""
+    """The graphs of a checkpoint as PyTorch modules; numpy in and out, or tensors with `decode_tensor`."""
 
     def __init__(self, source: Source, name: str = "torch") -> None:
         folder = source.need_checkpoint(f"backend {name}")
@@ -151,19 +194,25 @@ class TorchBackend:
         parts = graph_modules(self.checkpoint)
         if self.device.type != "cpu":  # the shared checkpoint stays where it is
             parts = copy.deepcopy(parts)
-        # the text graph shares the student, and stays float32
-        segmenter = copy.deepcopy(parts.segmenter) if self.precision == "fp16" else parts.segmenter
+        asked = {"image_encoder": parts.image_encoder, "mask_decoder": parts.mask_decoder}
+        if parts.presence is not None:
+            asked["presence"] = parts.presence
+        self._graphs = self._torch.nn.ModuleDict(asked)
+        if self.precision == "fp16":  # the text graph shares the student, and stays float32
+            self._graphs = copy.deepcopy(self._graphs)
         self._text = parts.text_encoder.to(self.device)
-        self._segmenter = segmenter.to(self.device, self._dtype)
-        kernels = use_kernels(self._segmenter)
-        self._run: Any = self._torch.compile(self._segmenter) if self._compiled else self._segmenter
+        self._graphs.to(self.device, self._dtype)
+        kernels = use_kernels(self._graphs)
         on_gpu = self.device.type == "cuda"
-        graphs = on_gpu and os.environ.get(GRAPHS_VARIABLE, "1") != "0"
-        if graphs:
-            self._run = Replayed(self._run)
+        replays = on_gpu and os.environ.get(GRAPHS_VARIABLE, "1") != "0"
+        self._run: dict[str, Any] = {}
+        for name, module in self._graphs.items():
+            run = self._torch.compile(module) if self._compiled else module
+            self._run[name] = Replayed(run) if replays else run
+        self.new_shapes_cost = self._compiled or replays
         self._one_at_a_time = Lock() if self._compiled or on_gpu else None  # neither compiling nor graphs share
         notes = [f"{self.name} {self._torch.__version__}", self._device_name(), self.precision, kernels]
-        self.detail = ", ".join([*filter(None, notes), *["CUDA graphs"] * graphs])
+        self.detail = ", ".join([*filter(None, notes), *["CUDA graphs"] * replays])
 
     def _device_name(self) -> str:
         return self._torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
@@ -180,18 +229,38 @@ class TorchBackend:
             keys, values = self._text(*(self._there(array) for array in (token_ids, token_mask)))
             return keys.cpu().numpy(), values.cpu().numpy()
 
-    def segment(self, image: Array, keys: Array, values: Array, token_mask: TokenMask) -> NDArray[np.float32]:
-        with self._turn(_what(image, keys)):
-            return self._back(self._answer(self._there(image), keys, values, token_mask))
+    def encode_image(self, image: Any) -> Held:
+        """image [B, 3, H, W], an array or a tensor from anywhere -> its encoding, on this backend's device."""
+        with self._turn(f"on a picture of shape {list(image.shape)}"):
+            tensor = image if isinstance(image, self._torch.Tensor) else self._there(image)
+            encoding = self._run["image_encoder"](tensor.to(self.device, self._dtype))
+            if self.device.type != "cuda":
+                return Held(encoding)
+            ready = self._torch.cuda.Event()
+            ready.record(self._torch.cuda.current_stream(self.device))
+            return Held(encoding, ready)
 
-    def segment_tensor(self, image: Any, keys: Array, values: Array, token_mask: TokenMask) -> Any:
-        """As `segment`, with the image and the logits as torch tensors on this backend's device: nothing is copied."""
-        with self._turn(_what(image, keys)):
-            return self._answer(image, keys, values, token_mask)
+    def presence(
+        self, encoding: Held, keys: Array, values: Array, token_mask: TokenMask
+    ) -> NDArray[np.float32] | None:  # fmt: skip
+        if "presence" not in self._run:
+            return None
+        with self._turn(_what(encoding, keys)):
+            return self._back(self._ask("presence", encoding, keys, values, token_mask))
 
-    def _answer(self, image: Any, keys: Array, values: Array, token_mask: TokenMask) -> Any:
+    def decode(self, encoding: Held, keys: Array, values: Array, token_mask: TokenMask) -> NDArray[np.float32]:
+        with self._turn(_what(encoding, keys)):
+            return self._back(self._ask("mask_decoder", encoding, keys, values, token_mask))
+
+    def decode_tensor(self, encoding: Held, keys: Array, values: Array, token_mask: TokenMask) -> Any:
+        """As `decode`, with the logits as a torch tensor on this backend's device."""
+        with self._turn(_what(encoding, keys)):
+            return self._ask("mask_decoder", encoding, keys, values, token_mask)
+
+    def _ask(self, graph: str, encoding: Held, keys: Array, values: Array, token_mask: TokenMask) -> Any:
         text = [self._there(array).to(self._dtype) for array in (keys, values)]
-        return self._run(image.to(self.device, self._dtype), *text, self._there(token_mask)).float()
+        stream = self._torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        return self._run[graph](encoding.on(stream), *text, self._there(token_mask)).float()
 
     def _there(self, array: Array) -> Any:
         tensor = self._torch.from_numpy(np.ascontiguousarray(array))
@@ -208,5 +277,5 @@ class TorchBackend:
         return np.array(pinned.numpy())
 
 
-def _what(image: Any, keys: Array) -> str:
-    return f"on a picture of shape {list(image.shape)} with {len(keys)} prompts"
+def _what(encoding: Held, keys: Array) -> str:
+    return f"on {len(encoding)} pictures with {len(keys)} prompts"
