@@ -18,7 +18,7 @@ PROTOCOLS = protocol_names()
 def run(
     model: Path | None, data: str, layout: str | None, split: str | None, count: int | None, seed: int, size: int | None,
     reference_steps: int, slide: bool, short_side: int | None, scales: tuple[float, ...], flip: bool, protocol: str | None,
-    report: Path | None, device: str | None,
+    wordings: bool, report: Path | None, device: str | None,
 ) -> None:  # fmt: skip
     check_data(data)
     if protocol is not None and not Path(data).is_dir():
@@ -36,7 +36,7 @@ def run(
     preset = None if protocol is None else read_protocol(protocol)
     if count is None:
         count = 100 if preset is None else EVERY
-    asked = Request(model, data, count, size, reference_steps, layout, split, device, seed, views, preset)
+    asked = Request(model, data, count, size, reference_steps, layout, split, device, seed, views, preset, wordings)
     score_model(asked, report)
 
 
@@ -76,6 +76,8 @@ COMMAND = Command(
         Option("--scales", "work at several sizes and average, as 0.75,1,1.25", kind=scaled, default=(1.0,), shown="1",
                metavar="X,...", expects="numbers such as 0.75,1,1.25"),
         Option("--flip", "average with the mirrored picture", kind=bool, default=False),
+        Option("--wordings", "ask again as people write: a photo of a X, segment the X, \"X\", plural", kind=bool,
+               default=False, not_with=("--protocol",)),
         Option("--reference-steps", "score the reference with this many steps instead of the student", kind=int,
                default=0, at_least=0),
         Option("--device", "cpu, cuda or cuda:1", shown="cpu; of a bundle, its backend's", metavar="NAME"),

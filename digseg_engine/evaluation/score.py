@@ -20,7 +20,8 @@ from digseg_engine.evaluation.predictors import Predict, choose_predictor
 from digseg_engine.evaluation.presets import FIGURES, Protocol
 from digseg_engine.evaluation.protocols import LabelledPictures, Samples, open_samples
 from digseg_engine.evaluation.report import write_report
-from digseg_engine.evaluation.tables import parts_of, print_scores
+from digseg_engine.evaluation.rewording import reworded, shares
+from digseg_engine.evaluation.tables import parts_of, print_scores, print_shares
 from digseg_engine.evaluation.views import WHOLE, Views
 
 
@@ -84,9 +85,14 @@ class Request:
     seed: int = 0
     views: Views = WHOLE
     protocol: Protocol | None = None
+    wordings: bool = False
 
     def samples(self, size: int) -> list[Samples]:
-        """The test sets. Raises UsageError or InputError."""
+        """The test sets, with `wordings` each in other words too. Raises UsageError or InputError."""
+        plain = self._samples(size)
+        return reworded(plain) if self.wordings else plain
+
+    def _samples(self, size: int) -> list[Samples]:
         if self.protocol is None:
             return open_samples(self.data, self.count, size, self.layout, self.split, self.seed)
         split = self.split or self.protocol.split
@@ -128,6 +134,9 @@ def score_model(request: Request, report: Path | None = None) -> dict[str, Score
     print_scores(scores, f"{name}: {len(sets[0])} pictures per set at {working} px", seconds)
     about = request.about(name, working, sets)
     about["figures"] = {key: value for each in sets for key, value in figures(each.name, scores[each.name]).items()}
+    if request.wordings:
+        about["wordings"] = shares(sets, scores)
+        print_shares(about["wordings"])
     if protocol is not None:
         value = protocol.result(scores)
         about["protocol"] = {

@@ -164,7 +164,7 @@ class SceneBatches:
         """Batch number `step`: `size` pictures of one domain and `prompts` prompts."""
         rng, drawn = self.draw(step, size)
         present = [NAMES[i] for i in np.flatnonzero(drawn.pool.present(drawn.index).any(0))]
-        if drawn.pool.domain == "objects" and rng.random() < ALIKE:
+        if drawn.pool.domain == "objects" and self.choose is choose_names and rng.random() < ALIKE:
             present = look_alikes(rng, present, prompts)
         queries = [phrase(rng, name) for name in self.choose(rng, present, self.names, prompts)]
         names = [query.name for query in queries]
