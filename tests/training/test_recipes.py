@@ -141,7 +141,7 @@ def test_recipes_of_large_networks_move_them_little(name):
     assert {stage.optimizer for stage in stages_of(c).values()} == {"adamw"}
     assert c.reference.learning_rate == c.one_step.learning_rate == 3e-5 and c.student.learning_rate == 1e-4
     pictures = {key: stage.batch * stage.accumulate for key, stage in stages_of(c).items()}
-    assert pictures == {"reference": 32, "one_step": 32, "student": 16}
+    assert pictures == {"reference": 32, "one_step": 32, "student": 16, "presence": 16}
     assert all(stage.warmup == 100 for stage in stages_of(c).values()) and c.folder.echo == 4
     sd = name.startswith("sd")
     assert c.prompt_dropout == (0.1 if sd else 0.0) and c.imitate_every == 16
@@ -223,7 +223,7 @@ def test_files_that_are_none_are_refused(tmp_path):
         read_recipe(write(tmp_path, 'extends = "mine.toml"\n'))
     with pytest.raises(UsageError, match=r"start must be nothing or pretrained or reference, got ''"):
         read_recipe(write(tmp_path, "scenes = 5\n"))
-    with pytest.raises(UsageError, match=r"student lacks; say it, or extend"):
+    with pytest.raises(UsageError, match=r"neither a \[student\] nor a \[presence\] stage"):
         recipe_settings(write(tmp_path, 'start = "pretrained"\nscenes = 5\n'), FinetuneConfig)
     with pytest.raises(UsageError, match=r"student\.batch lacks"):
         recipe_settings(
