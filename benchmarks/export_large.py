@@ -99,7 +99,7 @@ def answer_golden(bundle: Path) -> None:
 
     backend, golden = OrtBackend(open_source(bundle)), load_file(bundle / "golden.safetensors")
     keys, values = backend.encode_text(golden["token_ids"], golden["token_mask"])
-    logits = backend.segment(golden["image"], keys, values, golden["token_mask"])
+    logits = backend.decode(backend.encode_image(golden["image"]), keys, values, golden["token_mask"])
     off = float(np.linalg.norm(logits - golden["logits"]) / np.linalg.norm(golden["logits"]))
     print(json.dumps({"backend": backend.detail, "relative_error": off, "shape": list(logits.shape)}))
 

@@ -55,7 +55,7 @@ def rows_of(
         "error": error,
         "iou": iou,
     }
-    takes_tensors = hasattr(engine.backend, "segment_tensor")
+    takes_tensors = hasattr(engine.backend, "decode_tensor")
     rows = []
     for size in sizes:
         picture = np.random.default_rng(0).integers(0, 255, (size, size, 3), np.uint8)

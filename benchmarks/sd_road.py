@@ -51,6 +51,9 @@ AUTOENCODER_STEPS, CROP = 400, 64
 PLACES = 10  # timesteps at which the denoising error is measured
 STAGE = {"batch": 4, "accumulate": 1, "warmup": 20, "ema": 0.95, "learning_rate": 0.001, "steps": STEPS, "precision": "no",
          "gradient_checkpointing": False}  # fmt: skip
+REFERENCE_BATCH = (
+    16  # at the lowest noise v is nearly all noise: with 4 pictures a step 200 steps do not learn to see it
+)
 
 
 def few_pictures(source: Path, folder: Path) -> Path:
@@ -158,7 +161,7 @@ def travel(style: str, data: Path, room: Path) -> dict[str, Any]:
     trained = room / f"run-{style}"
     digseg = ["digseg_engine"]
     run([*digseg, "train", "--init", str(source), "--data", str(data), "--size", str(SIZE), "-o", str(trained), *shared,
-         "--set=student.prompts=4"], seconds, "train")  # fmt: skip
+         f"--set=reference.batch={REFERENCE_BATCH}", "--set=student.prompts=4"], seconds, "train")  # fmt: skip
     before.reference.load_state_dict(load_file(trained / "reference" / "weights.safetensors"))
     curve["after"] = errors_by_timestep(before, pairs)
     checkpoint = load_checkpoint(trained / "checkpoint")
@@ -187,7 +190,7 @@ def other_schedulers(data: Path, room: Path) -> dict[str, str]:
     for kind in ("linear", "squaredcos_cap_v2"):
         folder = write_directory(room / f"sd-{kind}", train_tokenizer(704))
         DDIMScheduler(beta_schedule=kind, prediction_type="v_prediction").save_pretrained(folder / "scheduler")
-        words = ["digseg_engine", "train", "--init", str(folder), "--data", str(data), "--size", "64", "-o",
+        words = ["digseg_engine", "train", "--init", str(folder), "--data", str(data), "--size", str(SIZE), "-o",
                  str(room / f"run-{kind}"), *(f"--set={s}.steps=3" for s in ("reference", "one_step", "student"))]  # fmt: skip
         done = subprocess.run([sys.executable, "-m", *words], text=True, capture_output=True)
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]

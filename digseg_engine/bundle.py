@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from digseg_engine import folders
-from digseg_engine.contract import BUNDLE_FORMAT, CONTRACT_VERSION
+from digseg_engine.contract import BUNDLE_FORMAT, CONTRACT_VERSION, PRESENCE, GraphSpec, graphs_of
 from digseg_engine.errors import BundleError
 from digseg_engine.files import write_json
 from digseg_engine.named import meant_instead
@@ -45,6 +45,11 @@ class Bundle:
         """One hash over all files, for cache keys."""
         files = self.manifest["files"]
         return hashlib.sha256("".join(f"{n}:{files[n]['sha256']}" for n in sorted(files)).encode()).hexdigest()
+
+    @property
+    def graphs(self) -> dict[str, GraphSpec]:
+        """Its graphs by name, in the order they are asked; presence is one of them where the model has the readout."""
+        return graphs_of(PRESENCE.file in self.manifest["files"])
 
     def file(self, name: str) -> Path:
         """Path of a listed file. Raises BundleError for a name the manifest does not list."""

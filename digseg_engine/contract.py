@@ -29,8 +29,12 @@ TOKEN_IDS = TensorSpec("token_ids", "int64", ("K", "L"), "token numbers, start a
 TOKEN_MASK = TensorSpec("token_mask", "bool", ("K", "L"), "False at padding")
 TEXT_KEYS = TensorSpec("text_keys", "graph", ("K", "S", "heads", "d", "L"), "folded text keys of every scale")
 TEXT_VALUES = TensorSpec("text_values", "graph", ("K", "S", "heads", "L", "Co"), "folded text values of every scale")
-ENCODING = TensorSpec("encoding", "graph", ("B", "M", "H/s", "W/s"), "all of a picture that no prompt changes; s is the stride")
-PRESENCE_LOGITS = TensorSpec("presence", "float32", ("B", "K"), "is the prompt in the picture; the manifest has the threshold")
+ENCODING = TensorSpec(
+    "encoding", "graph", ("B", "M", "H/s", "W/s"), "all of a picture that no prompt changes; s is the stride"
+)
+PRESENCE_LOGITS = TensorSpec(
+    "presence", "float32", ("B", "K"), "is the prompt in the picture; the manifest has the threshold"
+)
 LOGITS = TensorSpec("logits", "float32", ("B", "K", "H/r", "W/r"), "0 is the decision border")
 
 
@@ -58,7 +62,12 @@ TEXT_ENCODER = GraphSpec("text_encoder.onnx", (TOKEN_IDS, TOKEN_MASK), (TEXT_KEY
 IMAGE_ENCODER = GraphSpec("image_encoder.onnx", (IMAGE,), (ENCODING,))
 PRESENCE = GraphSpec("presence.onnx", (ENCODING, *TEXT), (PRESENCE_LOGITS,))  # optional: models with a readout alone
 MASK_DECODER = GraphSpec("mask_decoder.onnx", (ENCODING, *TEXT), (LOGITS,))
-GRAPHS = {"text_encoder": TEXT_ENCODER, "image_encoder": IMAGE_ENCODER, "presence": PRESENCE, "mask_decoder": MASK_DECODER}
+GRAPHS = {
+    "text_encoder": TEXT_ENCODER,
+    "image_encoder": IMAGE_ENCODER,
+    "presence": PRESENCE,
+    "mask_decoder": MASK_DECODER,
+}
 
 
 def graphs_of(presence: bool) -> dict[str, GraphSpec]:

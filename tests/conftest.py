@@ -42,6 +42,7 @@ HEAVY_FIXTURES = {
     "native_bundle",
     "pico_folder",
     "tiny",
+    "with_presence",
 }
 
 
@@ -140,6 +141,21 @@ def nano_models(nano_preset, raw_tokenizer, tmp_path_factory):
             tmp_path_factory, "nano-models", lambda room: make_nano_models(room, nano_preset, raw_tokenizer)
         )
     return NanoModels(*(folder / name for name in ("nano", "fp32", "fp16")))
+
+
+@pytest.fixture(scope="session")
+def with_presence(nano_preset, raw_tokenizer, tmp_path_factory):
+    """A small checkpoint with a presence readout, and its bundle, exported once. DIGSEG_TEST_PRESENCE names a folder of ready
+    ones."""
+    from nano_models import PresenceModels, make_presence_models
+
+    if ready := os.environ.get("DIGSEG_TEST_PRESENCE"):
+        folder = Path(ready)
+    else:
+        folder = made_once(
+            tmp_path_factory, "with-presence", lambda room: make_presence_models(room, nano_preset, raw_tokenizer)
+        )
+    return PresenceModels(folder / "checkpoint", folder / "bundle")
 
 
 @pytest.fixture(scope="session")

@@ -42,10 +42,7 @@ def make_nano_models(folder: Path, preset, raw_tokenizer) -> NanoModels:
     from digseg_export.verify import LIMITS, Limits
 
     checkpoint = build_nano(preset, raw_tokenizer)
-    for inject in checkpoint.student.injections:  # an untrained model hardly hears its prompts: let it shout
-        inject.gate.fill_(20.0)
-    checkpoint.student.head.logits.weight.mul_(8)
-    checkpoint.student.head.logits.bias.zero_()
+    let_it_shout(checkpoint.student)
     save_checkpoint(checkpoint, raw_tokenizer.to_str(), folder / "nano")
     silent = StepTimer(lambda step: None)
     checkpoint = load_checkpoint(folder / "nano")  # stored in half precision: what a user exports
@@ -55,18 +52,86 @@ def make_nano_models(folder: Path, preset, raw_tokenizer) -> NanoModels:
     return NanoModels(folder / "nano", folder / "fp32", folder / "fp16")
 
 
+def let_it_shout(student) -> None:
+    """An untrained model hardly hears its prompts."""
+    for inject in student.injections:
+        inject.gate.fill_(20.0)
+    student.head.logits.weight.mul_(8)
+    student.head.logits.bias.zero_()
+
+
+@dataclass(frozen=True)
+class PresenceModels:
+    """A checkpoint with a presence readout of random weights and its bundle, and what they were split by: of the pairs of
+    `pictures` [H, W, 3] and `prompts`, some are under the threshold of both, in every picture others."""
+
+    checkpoint: Path
+    bundle: Path
+    prompts: tuple[str, ...] = ("red circle", "a tree", "water", "blue star", "soil", "a very small weed", "road")
+
+    @property
+    def pictures(self):
+        """Pictures of one shape with other colours in each."""
+        rng = np.random.default_rng(7)
+        return [(rng.integers(0, 256, 3) * rng.uniform(0.3, 1, (32, 48, 1))).astype(np.uint8) for _ in range(5)]
+
+
+def make_presence_models(folder: Path, preset, raw_tokenizer) -> PresenceModels:
+    """The nano sizes in a fraction of the time, with a readout."""
+    import json
+    from dataclasses import replace
+
+    from digseg_engine import Engine
+    from digseg_engine.bundle import MANIFEST, finish
+    from digseg_engine.model.pretrained import load_checkpoint, save_checkpoint
+    from digseg_export.progress import StepTimer
+    from digseg_export.publish import Options, publish, trace
+    from digseg_export.verify import LIMITS
+
+    made = PresenceModels(folder / "checkpoint", folder / "bundle")
+    checkpoint = build_nano(pico_preset(preset), raw_tokenizer)
+    let_it_shout(checkpoint.student)
+    checkpoint.student.read_presence.evidence.weight.mul_(4)
+    save_checkpoint(checkpoint, raw_tokenizer.to_str(), made.checkpoint)
+    silent = StepTimer(lambda step: None)
+    checkpoint = load_checkpoint(made.checkpoint)
+    tokenizer = raw_tokenizer.to_str().encode()
+    publish(checkpoint, trace(checkpoint, silent), tokenizer, made.bundle, "fp32", LIMITS["fp32"], silent, Options())
+    engine = Engine.load(made.bundle, "onnxruntime")
+    text = engine.prompts.fold(made.prompts)
+    logits = np.concatenate([engine.runner.presence(engine.encode(each).place, text)[0] for each in made.pictures])
+    middle = np.sort(logits[:, logits.mean(0).argsort()[len(made.prompts) // 2]])  # one that is in some pictures
+    widest = int(np.diff(middle).argmax())
+    threshold = float(middle[widest : widest + 2].mean())
+    replace(checkpoint.config, presence_threshold=threshold).save(made.checkpoint)
+    manifest = json.loads((made.bundle / MANIFEST).read_text())
+    (made.bundle / MANIFEST).unlink()
+    finish(made.bundle, {**manifest, "presence": {"threshold": threshold}})
+    return made
+
+
+class AsItIs:
+    """Part of a made-up backend: an encoding is the picture, and nothing is said of presence."""
+
+    def encode_image(self, image):
+        return image
+
+    def presence(self, encoding, keys, values, token_mask):
+        return None
+
+
 class Shifted(OrtBackend):
     """Masks one pixel too far right."""
 
-    def segment(self, image, keys, values, token_mask):
-        return np.roll(super().segment(image, keys, values, token_mask), 1, axis=-1)
+    def decode(self, encoding, keys, values, token_mask):
+        return np.roll(super().decode(encoding, keys, values, token_mask), 1, axis=-1)
 
 
 class NotANumber(OrtBackend):
     """One logit in a thousand is NaN."""
 
-    def segment(self, image, keys, values, token_mask):
-        logits = super().segment(image, keys, values, token_mask)
+    def decode(self, encoding, keys, values, token_mask):
+        logits = super().decode(encoding, keys, values, token_mask)
         logits.reshape(-1)[::1000] = np.nan
         return logits
 
@@ -74,9 +139,9 @@ class NotANumber(OrtBackend):
 class Slow(OrtBackend):
     """Right, and at least ten times slower."""
 
-    def segment(self, image, keys, values, token_mask):
+    def decode(self, encoding, keys, values, token_mask):
         began = time.perf_counter()
-        logits = super().segment(image, keys, values, token_mask)
+        logits = super().decode(encoding, keys, values, token_mask)
         time.sleep(max(0.25, 9 * (time.perf_counter() - began)))
         return logits
 
@@ -128,7 +193,7 @@ def with_profile(model: Path, target: Path, **ranges: tuple[int, int, int]) -> P
     ids, mask = (repeated(golden[name], usual["K"])[: usual["K"]] for name in ("token_ids", "token_mask"))
     ids = np.pad(ids, ((0, 0), (0, max(0, usual["L"] - ids.shape[1]))), "edge")[:, : usual["L"]]
     mask = to_length(mask, usual["L"], 1)
-    logits = free.segment(image, *free.encode_text(ids, mask), mask)
+    logits = free.decode(free.encode_image(image), *free.encode_text(ids, mask), mask)
     arrays = {"image": image, "token_ids": ids, "token_mask": mask, "logits": logits}
     write_arrays(target / "golden.safetensors", {**golden, **arrays})
     manifest = json.loads((target / MANIFEST).read_text())

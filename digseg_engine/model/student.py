@@ -146,7 +146,7 @@ class Student(nn.Module):
         """The first scales with every prompt's text injected: [B, K, Co, hs, ws] each."""
         attend, maps = self.kernel_slots["text_injection"], []
         for s, (query, base) in enumerate(self.layout.scales(encoding, scales)):
-            cells = [x.flatten(2).transpose(1, 2) for x in (query, base)]  # [B, N, C], [B, N, Co]
+            cells = [x.flatten(2).transpose(1, 2).contiguous() for x in (query, base)]  # [B, N, C], [B, N, Co]
             keys, values = text.keys[:, s].contiguous(), text.values[:, s].contiguous()
             mixed = attend(*cells, keys, values, text.mask)  # [B, K, N, Co]
             maps.append(mixed.transpose(2, 3).unflatten(3, query.shape[-2:]))

@@ -19,7 +19,7 @@ import numpy as np
 from digseg_engine.errors import BackendError
 from digseg_engine.runtime import verdicts
 from digseg_engine.runtime.backends import Array, Backend, BackendKind, Usable, failing_as, in_one_line, kinds
-from digseg_engine.runtime.chunks import ChunkedRunner, joined
+from digseg_engine.runtime.chunks import ChunkedRunner
 from digseg_engine.runtime.machine import device_key, library_versions
 from digseg_engine.runtime.presence import Asker, Gate
 from digseg_engine.runtime.prompts import to_length
@@ -210,8 +210,8 @@ def check_golden(backend: Backend, golden: Golden) -> tuple[float, float]:
         runner = ChunkedRunner(backend)
         keys, values = runner.encode_text(golden.token_ids, golden.token_mask)
         text = keys, values, to_length(golden.token_mask, keys.shape[-1], 1)
-        (pictures,) = joined(runner.encode(golden.image)[0])
-        presence, logits = runner.presence(pictures, text)[0], np.asarray(runner.decode(pictures, text)[0], np.float32)
+        found = Asker(runner, text, Gate(None, 1), 1).about_pixels(golden.image)[0]
+        presence, logits = found.presence, np.asarray(found.logits, np.float32)
     if (presence is None) != (golden.presence is None):
         return float("inf"), 0.0
     pairs = [(logits, golden.logits, 1e-12)]

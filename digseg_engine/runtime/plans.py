@@ -16,7 +16,7 @@ from typing import Any
 
 from digseg_engine import folders
 from digseg_engine.bundle import LARGEST_MANIFEST, MANIFEST, Bundle
-from digseg_engine.contract import GRAPHS, GraphSpec
+from digseg_engine.contract import GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.runtime.cuda_driver import Device
 
@@ -99,7 +99,7 @@ def open_plans(folder: Path, bundle: Bundle, library: str, version: str) -> Plan
         made_by, release = str(body["library"]["name"]), str(body["library"]["version"])
         if not all(type(target) is int for target in body["targets"]):
             raise ValueError("targets are no whole numbers")
-        hashes = [body["files"][plan_name(spec)]["sha256"] for spec in GRAPHS.values()]
+        hashes = [body["files"][plan_name(spec)]["sha256"] for spec in bundle.graphs.values()]
         if not all(isinstance(text, str) for text in hashes):
             raise ValueError("a hash is no text")
     except OSError as error:

@@ -1,7 +1,7 @@
 """Shape profiles: the smallest, usual and largest size of every dynamic axis; written in trtexec's spelling.
 
-`segmenter.image:1x3x256x256,segmenter.text_keys:5x3x4x16x16` names graph inputs; each axis of the contract (B, K, L, H,
-W) is one range, because the two graphs share them. Torch-free: the runtime checks requests with the same code.
+`image_encoder.image:1x3x256x256,mask_decoder.text_keys:5x3x4x16x16` names graph inputs; each axis of the contract (B, K, L,
+H, W) is one range, because the graphs share them. Torch-free: the runtime checks requests with the same code.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from digseg_engine.contract import GRAPHS
+from digseg_engine.contract import ENCODING, GRAPHS
 from digseg_engine.errors import InputError, UsageError
 
 AXES = ("B", "K", "L", "H", "W")
@@ -39,8 +39,9 @@ class Profile:
     ranges: dict[str, Range]
 
     def shape(self, axes: tuple[str | int, ...], end: str, sizes: dict[str, int]) -> tuple[int, ...]:
-        """Concrete shape of a contract tensor at "min", "opt" or "max"; `sizes` holds the model's own axes."""
+        """Concrete shape of a contract tensor at "min", "opt" or "max"; `sizes` holds the model's own axes and its stride s."""
         free = {**sizes, **{axis: int(getattr(span, end)) for axis, span in self.ranges.items()}}
+        free |= {f"{axis}/s": free[axis] // sizes["s"] for axis in "HW"}
         return tuple(axis if isinstance(axis, int) else free[axis] for axis in axes)
 
     def check(self, request: dict[str, int]) -> None:
@@ -95,12 +96,14 @@ class Profile:
 
 
 def parse_shapes(text: str, option: str) -> dict[str, int]:
-    """`segmenter.image:1x3x256x256,...` -> sizes by axis. Raises UsageError saying what is wrong with which part."""
-    known = {f"{graph}.{t.name}": t.axes for graph, spec in GRAPHS.items() for t in spec.inputs}
+    """`image_encoder.image:1x3x256x256,...` -> sizes by axis. Raises UsageError saying what is wrong with which part."""
+    known = {f"{graph}.{t.name}": t.axes for graph, spec in GRAPHS.items() for t in spec.inputs if t is not ENCODING}
     found: dict[str, int] = {}
     for part in text.split(","):
         name, _, dims = part.strip().rpartition(":")
         name = name.strip("'\"")
+        if name.endswith(f".{ENCODING.name}"):
+            raise UsageError(f"{option}: {name} follows from image_encoder.image; give that, and leave it out")
         if name not in known:
             raise UsageError(f"{option}: unknown input {name or part!r}; expected one of {', '.join(known)}")
         axes = known[name]

@@ -127,7 +127,7 @@ def _dry_run(
 
     preview = {
         "model": ready.name,
-        **request.preview(output),
+        **request.preview(output, ready.presence),
         "replaces": ready.replaces,
         **(builder.preview() if builder else {}),
     }
@@ -188,6 +188,10 @@ def _print(console: Console, done: Any) -> None:
     total = sum(done.seconds.values())
     steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in done.seconds.items())
     console.print(f"  {verify_words(done)}", highlight=False, markup=False)
+    if done.presence is not None:
+        from digseg_export.presence_threshold import in_words
+
+        console.print(f"  presence: {in_words(done.presence)}", highlight=False, markup=False)
     for answer in done.answers:
         words = answer.reason or f"error {answer.error:.1e}, mask IoU {answer.iou:.4f}"
         console.print(f"  written bundle, {answer.backend} at {answer.at}: {words}", highlight=False, markup=False)
@@ -201,6 +205,8 @@ def verify_words(done: Any) -> str:
 
 
 def _policy_line(words: dict[str, Any]) -> str:
+    if "reason" in words:
+        return f"in float32: {words['reason']}"
     if "left_out" in words:
         return f"{words['quantised']} layers in {words['name']}, {len(words['left_out'])} left in float32"
     count = sum(kind["count"] for kind in words["islands"].values())
@@ -232,7 +238,7 @@ COMMAND = Command(
         Option("--imgsz --size", "fixed picture size: 512, or HEIGHTxWIDTH", metavar="SIZE"),
         Option("--batch", "fixed number of pictures", kind=int),
         Option("--prompts", "fixed number of prompts", kind=int),
-        Option("--minShapes", "smallest shapes of a request, as segmenter.image:1x3x256x256", metavar="SHAPES",
+        Option("--minShapes", "smallest shapes of a request, as image_encoder.image:1x3x256x256", metavar="SHAPES",
                into="min_shapes"),
         Option("--optShapes", "shapes to be fastest at, in trtexec's spelling, comma separated", metavar="SHAPES",
                into="opt_shapes"),

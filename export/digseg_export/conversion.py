@@ -29,7 +29,7 @@ from digseg_export.bisect_islands import Cure, find_cure
 from digseg_export.calibration import Calibration, calibration
 from digseg_export.emulate import emulate
 from digseg_export.precision import LOGITS, TYPES, Policy, last_layer, to_precision, widen
-from digseg_export.quantize import quantise
+from digseg_export.quantize import left_alone, quantise
 from digseg_export.ranges import Feeds, range_islands, session, tensor_ranges
 from digseg_export.scan_prompts import scan_prompts
 from digseg_export.verify import Form, Graphs, Limits, Sample, Torch
@@ -39,7 +39,8 @@ LAST_LAYERS = {
     MASK_DECODER: LOGITS,
     PRESENCE: "the threshold decides whether a prompt is there, so the last layer computes in float32",
 }
-SCANNED = (MASK_DECODER,)  # whose prompts a CPU should run one after the other
+PRESENCE_EXACT = "one number decides whether a prompt is there at all, and this graph is a small part of the work"
+SCANNED = (PRESENCE, MASK_DECODER)  # a CPU should run their prompts one after the other
 WIDE = {
     "fp32": "nothing: float32 needs no calibration",
     "bf16": "nothing: bf16 has float32's range, no tensor can overflow",
@@ -98,10 +99,12 @@ class Conversion:
             ranges = tensor_ranges(models[spec.file], feeds[spec.file], weights_folder=weights_folder)
             if precision == "fp16":
                 policies[spec.file].nodes.update(range_islands(models[spec.file], ranges))
-            elif precision in ("int8", "fp8"):
+            elif spec is PRESENCE:
+                result = left_alone(models[spec.file], PRESENCE_EXACT)
+                quantised[spec.file] = (result.model, result.report)
+            else:
                 progress(f"{precision} of {spec.file}")
-                keep = policies[spec.file].nodes
-                result = quantise(models[spec.file], precision, ranges, feeds[spec.file], keep)
+                result = quantise(models[spec.file], precision, ranges, feeds[spec.file], policies[spec.file].nodes)
                 quantised[spec.file] = (result.model, result.report)
         return cls(precision, policies, quantised, words, weights_folder=weights_folder)
 
@@ -186,12 +189,14 @@ def save(model: onnx.ModelProto, path: Path, keep: bool = False) -> None:
     What an earlier try left in that file goes; keep: all but the constants that the model refers to already.
     """
     data = path.with_suffix(".data")
-    if keep:
+    if keep and data.is_file():
         os.truncate(data, max((end_of(t) for t in model.graph.initializer), default=0))
     else:
         data.unlink(missing_ok=True)
     options: dict[str, Any] = {"all_tensors_to_one_file": True, "location": data.name, "size_threshold": 1024}
     onnx.save_model(model, str(path), save_as_external_data=True, **options)
+    if data.is_file() and not data.stat().st_size:
+        data.unlink()  # made for the weights of a large model, of which this graph has none
 
 
 def end_of(tensor: TensorProto) -> int:

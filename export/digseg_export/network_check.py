@@ -24,10 +24,10 @@ MOST_INTEGERS = 1024  # numbers of an Int64 constant: shapes, axes and positions
 def check_network(network: Any, bundle: Bundle, spec: GraphSpec) -> dict[str, int]:
     """Layers that cost time, by the type they compute in ("int8": layers that round to it).
 
-    Raises VerificationError for borders other than the contract's, no layer in the bundle's precision, a float32 island
+    Raises VerificationError for borders other than the contract's, no layer in the graph's precision, a float32 island
     that is not in float32, and an Int64 constant that is no shape.
     """
-    precision = bundle.manifest["precision"]
+    precision, own = bundle.manifest["precision"], precision_of(bundle, spec)
     _check_borders(network, spec, str(precision["name"]))
     named = set(precision.get("graphs", {}).get(spec.file, {}).get("nodes", {}))
     found: Counter[str] = Counter()
@@ -40,11 +40,17 @@ def check_network(network: Any, bundle: Bundle, spec: GraphSpec) -> dict[str, in
             _check_island(layer, spec)
         if kind in WORK or kind == "QUANTIZE":
             found[TYPES.get(_type(layer.get_output(0)), "other")] += 1
-    if not found[str(precision["name"])]:
+    if not found[own]:
         words = ", ".join(f"{n} {name}" for name, n in found.most_common()) or "none that costs time"
-        raise VerificationError(f"{spec.file} has no {precision['name']} layer (found {words}); expected the precision that the "
+        raise VerificationError(f"{spec.file} has no {own} layer (found {words}); expected the precision that the "
                                 "manifest names; export the bundle again")  # fmt: skip
     return dict(found)
+
+
+def precision_of(bundle: Bundle, spec: GraphSpec) -> str:
+    """What a graph computes in: the bundle's precision, or float32 where it was left alone."""
+    precision = bundle.manifest["precision"]
+    return str(precision.get("graphs", {}).get(spec.file, {}).get("name", precision["name"]))
 
 
 def _type(tensor: Any) -> str:

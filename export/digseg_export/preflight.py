@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from digseg_engine.bundle import check_target
 from digseg_engine.errors import UsageError
@@ -24,11 +24,13 @@ FEW_STEP_PRECISIONS = ("fp32", "fp16")
 
 @dataclass(frozen=True)
 class Ready:
-    """What is known of an export before it starts: the model's name, what its output replaces, its shapes (None: free)."""
+    """What is known of an export before it starts: the model's name, what its output replaces, its shapes (None: free), whether
+    it has the presence readout."""
 
     name: str
     replaces: str
     profile: Profile | None
+    presence: bool
 
 
 def default_output(model: Path | None, precision: str) -> Path:
@@ -48,7 +50,13 @@ def check_bundle(request: Request, model: Path | None, output: Path) -> Ready:
     check_complete(folder)
     check_folders(request.calibration, request.verify_data)
     check_size(folder, request.precision)
-    return Ready(str(config.get("name")), replaces, request.profile(picture_size(folder), stride_of(folder)))
+    profile = request.profile(picture_size(folder), stride_of(folder))
+    return Ready(str(config.get("name")), replaces, profile, _has_presence(config))
+
+
+def _has_presence(config: dict[str, Any]) -> bool:
+    student = config.get("student")
+    return isinstance(student, dict) and bool(student.get("presence_width"))
 
 
 def check_few_step(model: Path | None, precision: str, output: Path) -> None:

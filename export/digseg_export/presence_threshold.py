@@ -101,6 +101,19 @@ def _text(checkpoint: Checkpoint, graphs: Graphs, prompts: tuple[str, ...]) -> d
     return {"text_keys": keys, "text_values": values, "token_mask": mask}
 
 
+def in_words(stated: dict[str, Any]) -> str:
+    """`presence` of a manifest as one line."""
+    pairs = stated["pairs"]
+    if stated["threshold"] is None:
+        return f"no prompt is turned away: {stated['reason']}"
+    away = (
+        ""
+        if stated["turned_away"] is None
+        else f", turns away {stated['turned_away']:.1%} of {pairs['absent']} that are not"
+    )
+    return f"threshold {stated['threshold']:g} keeps {stated['recall']:.1%} of {pairs['present']} prompts that are there{away}"
+
+
 def decide(logits: Array, present: NDArray[np.bool_], data: str) -> dict[str, Any]:
     """Presence logits [N] and the truth [N] -> threshold, what was asked of it, what it does on these pairs, and the data."""
     if not np.isfinite(logits).all():

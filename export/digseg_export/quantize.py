@@ -76,6 +76,14 @@ def quantise(
     return Quantised(graph, report)
 
 
+def left_alone(model: onnx.ModelProto, reason: str) -> Quantised:
+    """A graph of a quantised bundle that computes in float32, with large constants stored as those of its neighbours are."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    store_half(copy)
+    return Quantised(copy, {"name": "fp32", "quantised": 0, "reason": reason})
+
+
 def _fewest_left_out(
     total: int, build: Callable[[int], onnx.ModelProto], error_of: Callable[[onnx.ModelProto], float], limit: float
 ) -> tuple[int, float, onnx.ModelProto]:

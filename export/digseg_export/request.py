@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from digseg_engine.contract import MASK_DECODER, PRESENCE, graphs_of
 from digseg_engine.errors import UsageError
 from digseg_engine.runtime.profile import Profile, make_profile, parse_shapes
 from digseg_export.targets import MemoryBudget, build_script, find_target, memory_budget
@@ -182,15 +183,14 @@ class Request:
         target = find_target(str(self.target), self.precision)
         return memory_budget(target, parameters * width >> 20, self.workspace, self.builder_level)
 
-    def preview(self, output: Path) -> dict[str, Any]:
-        """The --dry-run answer: what would be written where, with which limits."""
+    def preview(self, output: Path, presence: bool) -> dict[str, Any]:
+        """The --dry-run answer: what would be written where, with which limits. presence: the model has that readout."""
         sizes = self.sizes()
-        files = ["manifest.json", "precision.json", "text_encoder.onnx", "text_encoder.data", "segmenter.onnx",
-                 "segmenter.data", "tokenizer.json", "golden.safetensors"]  # fmt: skip
-        if self.precision in ("fp32", "fp16", "bf16"):
-            files.append("segmenter.fp32.onnx")
-        if self.precision in ("fp16", "bf16"):
-            files.append("text_encoder.fp32.onnx")
+        specs = tuple(graphs_of(presence).values())
+        files = ["manifest.json", "precision.json", "tokenizer.json", "golden.safetensors"]
+        files += [name for spec in specs for name in (spec.file, spec.data_file)]
+        with_cpu_graph = {"fp32": (PRESENCE, MASK_DECODER), "fp16": specs, "bf16": specs}.get(self.precision, ())
+        files += [spec.cpu_file for spec in specs if spec in with_cpu_graph]
         if self.target:
             files.append(f"build-{self.target}.sh")
         return {"output": os.fspath(output), "precision": self.precision, "format": self.format, "files": files,

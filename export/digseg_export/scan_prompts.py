@@ -1,4 +1,4 @@
-"""The mask decoder as a CPU should run it: what depends on a prompt is scanned, one prompt after the other.
+"""Mask decoder and presence as a CPU should run them: what depends on a prompt is scanned, one prompt after the other.
 
 All prompts at once is right for a GPU. On a CPU the maps of many prompts do not fit in the cache, and time grows faster
 than the number of prompts; one prompt's maps do fit. The rewrite moves every node that depends on the text into the body
@@ -16,7 +16,7 @@ ONE = "prompt."  # prefix of names inside the body
 
 
 def scan_prompts(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a mask decoder with the same inputs, outputs and weights, whose prompts are scanned."""
+    """A copy of a graph that is asked with an encoding, with the same inputs, outputs and weights, whose prompts are scanned."""
     scanned = onnx.ModelProto()
     scanned.CopyFrom(model)
     graph = scanned.graph
@@ -46,7 +46,7 @@ def split(nodes: list[NodeProto], text: set[str]) -> tuple[list[NodeProto], list
 
 
 def _body(nodes: list[NodeProto], text: list[ValueInfoProto], output: ValueInfoProto) -> onnx.GraphProto:
-    """One prompt: its slices get their axis K back (of size 1), the nodes run as they were, K leaves the logits again."""
+    """One prompt: its slices get their axis K back (of size 1), the nodes run as they were, K leaves the answer again."""
     names = {name for node in nodes for name in node.output} | {value.name for value in text}
     first, second = (helper.make_tensor(f"{ONE}axis.{i}", TensorProto.INT64, [1], [i]) for i in (0, 1))
     slices = [_slice(value) for value in text]

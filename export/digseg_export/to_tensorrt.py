@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from digseg_engine.bundle import Bundle, open_bundle
-from digseg_engine.contract import GRAPHS, GraphSpec
+from digseg_engine.contract import GraphSpec
 from digseg_engine.errors import BackendError, DigsegError, VerificationError
 from digseg_engine.runtime.backends import tensorrt_native as native
 from digseg_engine.runtime.backends.tensorrt_library import TENSORRT, check_version, load
@@ -22,6 +22,7 @@ from digseg_engine.runtime.cuda_driver import Driver
 from digseg_engine.runtime.engine_store import EngineKey, engine_path, explain, load_plan, store
 from digseg_engine.runtime.source import open_source
 from digseg_export.inspector import check_precision_of
+from digseg_export.network_check import precision_of
 from digseg_export.plan_builder import BuildOptions, Progress, build_plan, shapes_of
 
 
@@ -38,7 +39,7 @@ def build_engines(
     check_version(TENSORRT, trt.__version__)
     driver = driver or Driver()
     bundle = open_bundle(folder)
-    return [_engine(bundle, spec, options, progress, trt, driver) for spec in GRAPHS.values()]
+    return [_engine(bundle, spec, options, progress, trt, driver) for spec in bundle.graphs.values()]
 
 
 def check_engines(
@@ -71,7 +72,7 @@ def _engine(
     except BackendError:
         began = time.perf_counter()
     plan, report = build(trt, bundle, spec, options, progress)
-    counts = check_precision_of(report, key.precision)
+    counts = check_precision_of(report, precision_of(bundle, spec))
     facts = {"layers": dict(counts), "seconds": round(time.perf_counter() - began, 1), "builder_level": options.level,
              "workspace_mib": options.workspace_mib, "not_run_by_us_yet": True}  # fmt: skip
     return store(spec, plan, key, facts)
@@ -92,7 +93,9 @@ def build(trt: Any, bundle: Bundle, spec: GraphSpec, options: BuildOptions, prog
 def explain_engines(folder: Path, version: str, driver: Driver) -> list[str]:
     """For every graph: which stored engines fit, and which field of the key missed in the others."""
     bundle = open_bundle(folder)
-    keys: dict[GraphSpec, EngineKey] = {s: native.engine_key(bundle, s, version, driver) for s in GRAPHS.values()}
+    keys: dict[GraphSpec, EngineKey] = {
+        s: native.engine_key(bundle, s, version, driver) for s in bundle.graphs.values()
+    }
     return [line for spec, key in keys.items() for line in explain(spec, key)]
 
 

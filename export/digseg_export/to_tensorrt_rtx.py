@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from digseg_engine.bundle import Bundle, finish, open_bundle
-from digseg_engine.contract import GRAPHS, GraphSpec
+from digseg_engine.contract import GraphSpec
 from digseg_engine.errors import BackendError, UsageError, VerificationError
 from digseg_engine.files import write_bytes
 from digseg_engine.folders import writing
@@ -125,7 +125,7 @@ def build_plans(
     bundle = open_bundle(folder)
     check_targets(targets, str(bundle.manifest["precision"]["name"]))
     with writing(output, MARK) as draft:
-        rows = tuple(_build(trt, bundle, spec, draft, targets, options, progress) for spec in GRAPHS.values())
+        rows = tuple(_build(trt, bundle, spec, draft, targets, options, progress) for spec in bundle.graphs.values())
         finish(draft, _about(trt, bundle, targets, options, rows))
         progress("ask the golden sample")
         answer = _ask(trt, bundle, draft)
@@ -185,7 +185,8 @@ def _about(
         "profile": native.bundle_profile(bundle).to_json(),
         "workspace_mib": options.workspace_mib,
         "graphs": {
-            row.graph: {**asdict(row), "sha256": graph_hash(bundle, spec)} for row, spec in zip(rows, GRAPHS.values())
+            row.graph: {**asdict(row), "sha256": graph_hash(bundle, spec)}
+            for row, spec in zip(rows, bundle.graphs.values())
         },
         "not_run_by_us_yet": True,
     }

@@ -75,17 +75,18 @@ def test_bad_usage_is_one_line_and_exit_code_2(room, bundle, arguments, words):
 def test_a_damaged_bundle_is_exit_code_1(room, bundle):
     damaged = room / "damaged"
     shutil.copytree(bundle, damaged)
-    weights = damaged / "segmenter.data"
+    weights = damaged / "mask_decoder.data"
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 4
     weights.write_bytes(data)
     done = segment(room, damaged, "p0.png", "-p", "red")
-    assert done.returncode == 1 and "segmenter.data is damaged: SHA-256" in done.stderr
+    assert done.returncode == 1 and "mask_decoder.data is damaged: SHA-256" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     manifest = json.loads((damaged / "manifest.json").read_text())
-    (damaged / "manifest.json").write_text(json.dumps({**manifest, "format": "digseg.bundle/2"}))
+    (damaged / "manifest.json").write_text(json.dumps({**manifest, "format": "digseg.bundle/1"}))
     done = segment(room, damaged, "p0.png", "-p", "red")
-    assert done.returncode == 1 and "this release reads 'digseg.bundle/1'" in done.stderr
+    assert done.returncode == 1 and "this release reads 'digseg.bundle/2'" in done.stderr
+    assert "digseg-export CHECKPOINT --precision fp16" in done.stderr and len(done.stderr.strip().splitlines()) == 1
     done = run_command("digseg", "segment", "p0.png", "-p", "red", "-b", "nowhere", cwd=room)
     assert done.returncode == 1 and "bundle nowhere not found" in done.stderr
 

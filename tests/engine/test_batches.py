@@ -11,6 +11,7 @@ from digseg_engine.errors import BackendError, InputError, UsageError
 from digseg_engine.images import fit, unfit
 from digseg_engine.runtime.chunks import BYTES_PER_PIXEL, ChunkedRunner
 from digseg_engine.runtime.labels import Rules, label
+from digseg_engine.runtime.presence import Asker, Gate
 from digseg_engine.runtime.prompts import PromptCache
 
 RNG = np.random.default_rng(3)
@@ -102,14 +103,29 @@ class Cramped:
 
     name, detail = "cramped", "cramped"
 
-    def __init__(self, pairs):
-        self.pairs, self.calls = pairs, []
+    def __init__(self, pairs, pictures=1000):
+        self.pairs, self.pictures, self.calls, self.encoded = pairs, pictures, [], []
 
-    def segment(self, image, keys, values, token_mask):
-        self.calls.append((len(image), len(keys)))
-        if len(image) * len(keys) > self.pairs:
+    def encode_image(self, image):
+        self.encoded.append(len(image))
+        if len(image) > self.pictures:
+            raise MemoryError
+        return image.mean((1, 2, 3))[:, None, None, None]
+
+    def presence(self, encoding, keys, values, token_mask):
+        return None
+
+    def decode(self, encoding, keys, values, token_mask):
+        self.calls.append((len(encoding), len(keys)))
+        if len(encoding) * len(keys) > self.pairs:
             raise BackendError("onnxruntime failed: Failed to allocate memory for requested buffer of size 99")
-        return image.mean((1, 2, 3))[:, None, None, None] * np.ones((1, 1, 4, 4), np.float32) + keys[None, :, :1, None]
+        return encoding * np.ones((1, 1, 4, 4), np.float32) + keys[None, :, :1, None]
+
+
+def answered(runner, image, keys, mask):
+    """Logits of all prompts about all pictures, and what was said."""
+    found, notes = Asker(runner, (keys, keys, mask), Gate(None, 2), 1).about_pixels(image)
+    return found.logits, notes
 
 
 @pytest.mark.parametrize(("fits", "pictures", "prompts"), [(3, 1, 10), (3, 5, 1), (4, 4, 6), (1, 2, 2), (100, 3, 3)])
@@ -118,7 +134,7 @@ def test_out_of_memory_halves_the_chunk_and_says_so(fits, pictures, prompts):
     keys = np.arange(prompts, dtype=np.float32)[:, None]
     mask = np.ones((prompts, 8), np.bool_)
     runner = ChunkedRunner(Cramped(fits))
-    logits, notes = runner.segment(image, keys, keys, mask)
+    logits, notes = answered(runner, image, keys, mask)
     want = np.arange(pictures)[:, None] + np.arange(prompts)[None, :]
     assert np.array_equal(logits, np.broadcast_to(want[..., None, None], (pictures, prompts, 4, 4)).astype(np.float32))
     assert bool(notes) == (fits < pictures * prompts)
@@ -126,28 +142,42 @@ def test_out_of_memory_halves_the_chunk_and_says_so(fits, pictures, prompts):
         assert (
             notes[0] == f"out of memory with {pictures * prompts} masks at once, went on with {pictures * prompts // 2}"
         )
-        assert runner.segment(image, keys, keys, mask)[1] == ()  # remembered
+        assert answered(runner, image, keys, mask)[1] == ()  # remembered
+    assert runner.backend.encoded == [pictures] * (1 + bool(notes))  # a picture is not encoded again for smaller chunks
+
+
+def test_pictures_are_encoded_fewer_at_once_where_memory_runs_out():
+    runner = ChunkedRunner(Cramped(1000, pictures=2))
+    image = np.arange(5, dtype=np.float32)[:, None, None, None] * np.ones((1, 3, 8, 8), np.float32)
+    keys, mask = np.zeros((1, 1), np.float32), np.ones((1, 8), np.bool_)
+    logits, notes = answered(runner, image, keys, mask)
+    assert logits[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4] and runner.backend.encoded == [5, 2, 2, 1]
+    assert notes == ("out of memory with 5 pictures at once, went on with 2",)
+    assert answered(runner, image, keys, mask)[1] == ()
+    with pytest.raises(BackendError, match=r"out of memory for one picture of 8x8 pixels; .*--tile"):
+        answered(ChunkedRunner(Cramped(1, pictures=0)), image, keys, mask)
 
 
 def test_no_memory_at_all_is_one_clear_error():
     with pytest.raises(BackendError, match=r"out of memory for one prompt about one picture of 8x8.*--tile"):
-        ChunkedRunner(Cramped(0)).segment(np.zeros((1, 3, 8, 8)), np.zeros((4, 1)), np.zeros((4, 1)), np.ones((4, 8)))
+        answered(ChunkedRunner(Cramped(0)), np.zeros((1, 3, 8, 8)), np.zeros((4, 1)), np.ones((4, 8)))
 
 
 def test_other_failures_are_not_taken_for_memory():
     class Broken(Cramped):
-        def segment(self, *given):
+        def decode(self, *given):
             raise BackendError("onnxruntime failed: bad shape")
 
     with pytest.raises(BackendError, match="bad shape"):
-        ChunkedRunner(Broken(9)).segment(np.zeros((1, 3, 8, 8)), np.zeros((4, 1)), np.zeros((4, 1)), np.ones((4, 8)))
+        answered(ChunkedRunner(Broken(9)), np.zeros((1, 3, 8, 8)), np.zeros((4, 1)), np.ones((4, 8)))
 
 
 def test_chunks_respect_the_budget():
     backend = Cramped(100)
     keys = np.zeros((7, 1), np.float32)
-    ChunkedRunner(backend, 2 * BYTES_PER_PIXEL * 64).segment(np.zeros((3, 3, 8, 8), np.float32), keys, keys, keys > 0)
+    answered(ChunkedRunner(backend, 2 * BYTES_PER_PIXEL * 64), np.zeros((3, 3, 8, 8), np.float32), keys, keys > 0)
     assert max(b * k for b, k in backend.calls) == 2 and sum(b * k for b, k in backend.calls) == 21
+    assert backend.encoded == [2, 1]
 
 
 def test_chunked_answers_of_the_real_model(engine):

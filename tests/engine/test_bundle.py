@@ -10,7 +10,7 @@ from digseg_engine.contract import BUNDLE_FORMAT, contract_json, token_bucket
 from digseg_engine.errors import BundleError, UsageError
 
 BODY = {
-    "format": BUNDLE_FORMAT, "contract": contract_json(), "precision": {"name": "fp32"},
+    "format": BUNDLE_FORMAT, "contract": contract_json(False), "precision": {"name": "fp32"},
     "model": {"image_size": 128, "stride": 16}, "shapes": dict.fromkeys("BKLHW", "dynamic"),
     "verification": {"limits": {"relative": 1e-3, "iou": 0.999}},
 }  # fmt: skip
@@ -67,7 +67,7 @@ def test_links_are_read_when_what_they_lead_to_has_the_hash(made, tmp_path):
         open_bundle(made)
 
 
-@pytest.mark.parametrize("name", ["engines", "segmenter.plan", "weights.data.bak"])
+@pytest.mark.parametrize("name", ["engines", "mask_decoder.plan", "weights.data.bak"])
 def test_what_the_manifest_does_not_list_is_refused(made, name):
     (made / ".DS_Store").write_text("a file manager was here")
     (made / ".cache").mkdir()
@@ -87,9 +87,20 @@ def edit(made, change):
     ("change", "words"),
     [
         (
-            lambda b: b.update(format="digseg.bundle/2"),
-            "format 'digseg.bundle/2', this release reads 'digseg.bundle/1'",
+            lambda b: b.update(format="digseg.bundle/3"),
+            "format 'digseg.bundle/3', this release reads 'digseg.bundle/2'",
         ),
+        (
+            lambda b: b.update(format="digseg.bundle/1"),
+            "make it from its checkpoint: digseg-export CHECKPOINT --precision fp32",
+        ),
+        (
+            lambda b: b.update(format="digseg.bundle/1", precision={"name": "$(rm x)"}),
+            "make it from its checkpoint: digseg-export CHECKPOINT",
+        ),
+        (lambda b: b.update(presence=[1]), "presence is [1]; expected nothing, or a threshold"),
+        (lambda b: b.update(presence={"threshold": "-1"}), "presence is {'threshold': '-1'}; expected nothing"),
+        (lambda b: b.update(presence={"threshold": float("1e999")}), "Infinity is no JSON number"),
         (lambda b: b["contract"].update(version=99), "contract version 99"),
         (lambda b: b.pop("files"), "files is None; expected an object"),
         (lambda b: b.update(files=[1]), "files is [1]; expected an object"),

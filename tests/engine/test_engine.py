@@ -48,7 +48,7 @@ def test_shapes_and_fields(engine, example):
     assert result.label_map.shape == (160, 100) and result.label_map.max() <= 3
     assert result.scores.shape == (3,) and ((result.scores >= 0) & (result.scores <= 1)).all()
     assert np.array_equal(result.label_map > 0, result.masks.any(0))
-    assert set(result.timings) == {"decode", "fit", "text", "model", "label"}
+    assert set(result.timings) == {"decode", "text", "fit", "encode", "masks", "label"}
     assert "onnxruntime" in result.backend and "fp16 weights widened to fp32" in result.backend
 
 

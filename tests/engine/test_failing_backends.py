@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from nano_models import Shifted
+from nano_models import AsItIs, Shifted
 
 from digseg_engine import Engine
 from digseg_engine.errors import BackendError, BundleError, DigsegError
@@ -16,7 +16,7 @@ from digseg_engine.runtime.source import Golden, open_source
 
 TASK = Task(64)
 PICTURE = np.random.default_rng(0).integers(0, 255, (64, 48, 3), np.uint8)
-CALLS = ("probe", "create", "encode", "run")
+CALLS = ("probe", "create", "encode", "picture", "presence", "run")
 ERRORS = (
     RuntimeError("CUDA error: no kernel image"), OSError("libnvinfer.so.10: cannot open shared object file"),
     MemoryError(), KeyError("manifest"), ImportError("numpy.core"), AttributeError("no such"), RecursionError("deep"),
@@ -44,9 +44,17 @@ class Failing(OrtBackend):
         self.reach("encode")
         return super().encode_text(token_ids, token_mask)
 
-    def segment(self, image, keys, values, token_mask):
+    def encode_image(self, image):
+        self.reach("picture")
+        return super().encode_image(image)
+
+    def presence(self, encoding, keys, values, token_mask):
+        self.reach("presence")
+        return super().presence(encoding, keys, values, token_mask)
+
+    def decode(self, encoding, keys, values, token_mask):
         self.reach("run")
-        return super().segment(image, keys, values, token_mask)
+        return super().decode(encoding, keys, values, token_mask)
 
 
 @pytest.fixture
@@ -118,7 +126,7 @@ def test_a_winner_that_does_not_start_a_second_time_gives_way(nano_models, faili
     assert backend.name == verdict.chosen.backend == "onnxruntime" and "gone" in rows["failing"].reason
 
 
-@pytest.mark.parametrize("method", ["encode", "run"])
+@pytest.mark.parametrize("method", ["encode", "picture", "presence", "run"])
 def test_a_failure_after_loading_names_the_backend(nano_models, failing, method):
     made = failing(method, RuntimeError("device lost"), after=1)
     engine = Engine.load(nano_models.fp32, "failing")
@@ -186,13 +194,13 @@ def test_agreement_counts_where_something_is_there():
     got = want.copy()
     got[0, 0, 0] = -1.0
 
-    class Told:
+    class Told(AsItIs):
         name = "told"
 
         def encode_text(self, ids, mask):
             return ids, ids
 
-        def segment(self, image, keys, values, mask):
+        def decode(self, encoding, keys, values, mask):
             return got
 
     ids = np.zeros((3, 8), np.int64)

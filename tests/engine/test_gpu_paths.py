@@ -10,9 +10,11 @@ import torch
 from conftest import ROOT
 
 from digseg_engine import Engine
-from digseg_engine.runtime.backends import ort_backend, torch_backend
+from digseg_engine.runtime.backends import ort_backend, ort_cuda, torch_backend
 from digseg_engine.runtime.backends.cuda_graphs import Replayed
-from digseg_engine.runtime.backends.ort_cuda import run_bound
+from digseg_engine.runtime.backends.ort_backend import OrtBackend
+from digseg_engine.runtime.backends.ort_cuda import bind
+from digseg_engine.runtime.backends.ort_gpu import OrtGpuBackend
 from digseg_engine.runtime.choice import check_golden, within_limits
 from digseg_engine.runtime.source import open_source
 
@@ -65,15 +67,43 @@ def test_a_refused_capture_goes_on_without_graphs():
     assert run.refused == "operation not permitted when stream is capturing"
 
 
-def test_io_binding_writes_into_the_given_tensor(nano_models):
-    engine = Engine.load(nano_models.fp32, "onnxruntime")
-    keys, values, mask = engine.prompts.fold(["red", "a blue star"])
-    image = np.random.default_rng(0).uniform(-1, 1, (1, 3, 32, 48)).astype(np.float32)
-    want = engine.backend.segment(image, keys, values, mask)
-    feeds = {"image": image, "text_keys": keys, "text_values": values, "token_mask": mask}
-    tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
-    result = torch.full(want.shape, torch.nan)
-    assert run_bound(engine.backend._segmenter, tensors, "logits", result) is result
+class OnHost(OrtGpuBackend):
+    """The backend of GPUs on the CPU's provider, whose binding is the same."""
+
+    place = "cpu"
+
+
+@pytest.mark.parametrize("model", ["fp32", "with_presence"])
+def test_an_encoding_that_stays_where_it_was_written_is_asked_in_place(nano_models, with_presence, model):
+    source = open_source(nano_models.fp32 if model == "fp32" else with_presence.bundle)
+    plain, bound = OrtBackend(source), OnHost(source)
+    engine = Engine(source, plain)
+    text = engine.prompts.fold(["red", "a blue star"])
+    image = np.random.default_rng(0).uniform(-1, 1, (3, 3, 32, 48)).astype(np.float32)
+    want, kept = plain.encode_image(image), bound.encode_image(image)
+    assert (len(kept), kept.shape, kept.nbytes) == (3, want.shape, want.nbytes)
+    for pictures in (slice(0, 3), slice(1, 2), slice(2, 3)):
+        assert np.array_equal(bound.decode(kept[pictures], *text), plain.decode(want[pictures], *text))
+        sure, wanted = bound.presence(kept[pictures], *text), plain.presence(want[pictures], *text)
+        assert (sure is None) == (wanted is None) == (model == "fp32") and (
+            sure is None or np.array_equal(sure, wanted)
+        )
+
+
+def test_io_binding_takes_and_fills_tensors(nano_models):
+    source = open_source(nano_models.fp32)
+    plain, bound = OrtBackend(source), OnHost(source)
+    text = Engine(source, plain).prompts.fold(["red", "a blue star"])
+    image = torch.rand(1, 3, 32, 48) * 2 - 1
+    binding = bound._image.io_binding()
+    bind(binding, {"image": image})
+    kept = bound.kept(bound._image, binding)
+    want = plain.decode(plain.encode_image(image.numpy()), *text)
+    binding, result = bound._masks.io_binding(), torch.full(want.shape, torch.nan)
+    binding.bind_input("encoding", *bound.where(kept))
+    bind(binding, {name: torch.from_numpy(array) for name, array in bound.asked(1, *text).items()})
+    binding.bind_output("logits", *ort_cuda._place(result))
+    bound._masks.run_with_iobinding(binding)
     assert np.array_equal(result.numpy(), want)
 
 

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from digseg_engine.bundle import open_bundle
-from digseg_engine.contract import SEGMENTER
+from digseg_engine.contract import MASK_DECODER
 from digseg_engine.errors import BackendError
 from digseg_engine.runtime.backends import kinds, ort_plugin
 from digseg_engine.runtime.backends.ort_backend import PLACES, preload
@@ -78,8 +78,9 @@ def test_what_cannot_run_is_one_line():
 
 
 def test_its_options_are_the_profile_and_the_closed_cache(nano_models, own_cache):
-    found = ort_plugin.settings(open_bundle(nano_models.fp16), SEGMENTER)
-    assert found["nv_profile_opt_shapes"].startswith("image:1x3x64x64,text_keys:5x2x2x8x16")
+    channels = open_bundle(nano_models.fp16).manifest["model"]["encoding"]
+    found = ort_plugin.settings(open_bundle(nano_models.fp16), MASK_DECODER)
+    assert found["nv_profile_opt_shapes"].startswith(f"encoding:1x{channels}x8x8,text_keys:5x2x2x8x16")
     assert found["nv_profile_max_shapes"].endswith("token_mask:16x77")
     folder = own_cache / "onnxruntime-tensorrt-rtx" / open_bundle(nano_models.fp16).digest
     assert found["nv_runtime_cache_path"] == str(folder) and folder.stat().st_mode & 0o777 == 0o700

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from programs import run_program
 
-from digseg_engine.contract import SEGMENTER
+from digseg_engine.contract import MASK_DECODER
 from digseg_engine.errors import BackendError
 from digseg_engine.runtime import engine_store, private_cache
 from digseg_engine.runtime.engine_store import EngineKey, engine_path, explain, load_plan, store
@@ -20,13 +20,13 @@ KEY = EngineKey("g", "10.3", "12.6", "GPU", "8.7", "p", "fp16")
 
 @pytest.fixture
 def plan():
-    return store(SEGMENTER, b"plan", KEY, {"seconds": 1})
+    return store(MASK_DECODER, b"plan", KEY, {"seconds": 1})
 
 
 def test_folders_and_files_are_closed_to_others_whatever_the_umask(monkeypatch, own_cache):
     old = os.umask(0)
     try:
-        path = store(SEGMENTER, b"plan", KEY, {})
+        path = store(MASK_DECODER, b"plan", KEY, {})
     finally:
         os.umask(old)
     modes = [at.stat().st_mode & 0o777 for at in (own_cache / "engines", path.parent, path, path.with_suffix(".json"))]
@@ -46,21 +46,21 @@ def test_the_bytes_that_are_used_are_the_bytes_that_were_hashed(plan, monkeypatc
         return body
 
     monkeypatch.setattr(engine_store, "read_private", once)
-    assert load_plan(plan, KEY) == b"plan" and reads == ["segmenter.json", "segmenter.plan"]
+    assert load_plan(plan, KEY) == b"plan" and reads == ["mask_decoder.json", "mask_decoder.plan"]
 
 
-@pytest.mark.parametrize("which", ["segmenter.plan", "segmenter.json", "."])
+@pytest.mark.parametrize("which", ["mask_decoder.plan", "mask_decoder.json", "."])
 def test_what_others_can_write_or_point_to_is_refused(plan, which, tmp_path):
     at = plan.parent / which
     os.chmod(at, 0o777)
     with pytest.raises(BackendError, match="can be written by others"):
-        load_plan(engine_path(KEY, SEGMENTER), KEY)
+        load_plan(engine_path(KEY, MASK_DECODER), KEY)
     os.chmod(at, 0o700)
     at = at.resolve()
     at.rename(tmp_path / "elsewhere")
     at.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BackendError, match=r"is a link|cannot be opened"):
-        load_plan(engine_path(KEY, SEGMENTER), KEY)
+        load_plan(engine_path(KEY, MASK_DECODER), KEY)
 
 
 def test_another_users_file_is_refused(plan, monkeypatch):
@@ -80,7 +80,7 @@ def test_a_hostile_sidecar_is_one_line(plan, body):
     plan.with_suffix(".json").write_bytes(body.encode("latin-1"))
     with pytest.raises(BackendError, match="cannot be read"):
         load_plan(plan, KEY)
-    (line,) = explain(SEGMENTER, KEY)
+    (line,) = explain(MASK_DECODER, KEY)
     assert "cannot be read" in line and "\n" not in line
 
 

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-from nano_models import with_profile
+from nano_models import AsItIs, with_profile
 
 from digseg_engine import Engine
+from digseg_engine.contract import ABSENT
 from digseg_engine.errors import BundleError, InputError, UsageError
 from digseg_engine.runtime.chunks import ChunkedRunner
+from digseg_engine.runtime.presence import Asker, Gate
 from digseg_engine.runtime.profile import Profile, Range
 
 RNG = np.random.default_rng(5)
@@ -41,7 +43,9 @@ def wide(nano_models, tmp_path_factory):
 def test_the_backend_itself_refuses_other_shapes(fixed):
     keys, values, mask = fixed.prompts.fold(MANY[:1])
     with pytest.raises(InputError, match="outside the profile"):
-        fixed.backend.segment(np.zeros((1, 3, 64, 64), np.float32), keys, values, mask)
+        fixed.backend.decode(fixed.backend.encode_image(np.zeros((1, 3, 64, 64), np.float32)), keys, values, mask)
+    with pytest.raises(InputError, match="outside the profile"):
+        fixed.backend.encode_image(np.zeros((1, 3, 64, 32), np.float32))
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (90, 120), (120, 90), (30, 200), (8, 8), (400, 61)])
@@ -135,34 +139,51 @@ def test_shapes_that_cannot_be_read_are_the_bundles_fault(fixed, tmp_path):
         Engine.load(folder, "onnxruntime")
 
 
-class Strict:
+class Strict(AsItIs):
     """An engine built for shapes: a profile of its own, also for its text encoder."""
 
     name, detail = "strict", "strict"
     profile = Profile({axis: Range(*ends) for axis, ends in {**FIXED, "K": (3, 4, 5), "B": (1, 1, 2)}.items()})
 
     def __init__(self):
-        self.seen = []
+        self.seen, self.decoded = [], []
 
     def encode_text(self, ids, mask):
         self.profile.check({"K": ids.shape[0], "L": ids.shape[1]})
         self.seen.append(ids.copy())
         return ids[:, None, None, None, :].astype(np.float32), ids[:, None, None, :, None].astype(np.float32)
 
-    def segment(self, image, keys, values, mask):
-        self.profile.check(
-            {"B": len(image), "K": len(keys), "L": mask.shape[1], "H": image.shape[2], "W": image.shape[3]}
-        )
-        return keys[None, :, 0, 0, 0, :1, None] + image.mean((1, 2, 3))[:, None, None, None]
+    def encode_image(self, image):
+        self.profile.check({"B": len(image), "H": image.shape[2], "W": image.shape[3]})
+        return image
+
+    def presence(self, encoding, keys, values, mask):
+        """A prompt's own number: the more, the surer."""
+        self.profile.check({"B": len(encoding), "K": len(keys), "L": mask.shape[1]})
+        return np.repeat(keys[None, :, 0, 0, 0, 0], len(encoding), 0) - encoding.mean((1, 2, 3))[:, None]
+
+    def decode(self, encoding, keys, values, mask):
+        self.profile.check({"B": len(encoding), "K": len(keys), "L": mask.shape[1]})
+        self.decoded.append((len(encoding), keys[:, 0, 0, 0, 0].tolist()))
+        return keys[None, :, 0, 0, 0, :1, None] + encoding.mean((1, 2, 3))[:, None, None, None]
 
 
 def test_an_engine_built_for_shapes_encodes_within_them_too():
     backend = Strict()
     runner = ChunkedRunner(backend)
-    keys, values = runner.encode(np.array([[7, 1, 1]]), np.array([[True, True, False]]))
+    keys, values = runner.encode_text(np.array([[7, 1, 1]]), np.array([[True, True, False]]))
     assert keys.shape == (1, 1, 1, 1, 16) and values.shape == (1, 1, 1, 16, 1)
     assert backend.seen[0].shape == (3, 16) and (backend.seen[0][:, 1:] == 1).all()
     image = np.arange(5, dtype=np.float32)[:, None, None, None] * np.ones((1, 3, 64, 64), np.float32)
     many = np.repeat(np.arange(9, dtype=np.float32), 16).reshape(9, 1, 1, 1, 16)
-    logits, _ = runner.segment(image, many, many.transpose(0, 1, 2, 4, 3), np.ones((9, 16), np.bool_))
-    assert np.array_equal(logits[..., 0, 0], np.arange(5)[:, None] + np.arange(9)[None, :])
+    text = many, many.transpose(0, 1, 2, 4, 3), np.ones((9, 16), np.bool_)
+    found, _ = Asker(runner, text, Gate(None, 64), 64).about_pixels(image)
+    want = np.arange(5)[:, None] + np.arange(9)[None, :]
+    assert np.array_equal(found.logits[..., 0, 0], want)
+    for pictures in ((1, 1, 2), (2, 2, 4), (3, 3, 3)):  # each picture's own prompts, whatever must stand beside it
+        backend.profile = Profile({**Strict.profile.ranges, "B": Range(*pictures)})
+        backend.decoded.clear()
+        found, _ = Asker(ChunkedRunner(backend), text, Gate(3.5, 64), 64).about_pixels(image)
+        assert np.array_equal(found.there, np.arange(9)[None] - np.arange(5)[:, None] >= 3.5)
+        assert np.array_equal(found.logits[..., 0, 0], np.where(found.there, want, ABSENT))
+        assert all(min(prompts) >= 4 for _, prompts in backend.decoded)  # what is not there is never decoded

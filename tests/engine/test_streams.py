@@ -148,14 +148,14 @@ def test_by_default_its_error_is_raised_after_the_results_before_it(engine, batc
 
 def test_a_picture_the_model_fails_on_loses_no_other(nano_models):
     engine = Engine.load(nano_models.fp32, "onnxruntime")
-    run = engine.backend.segment
+    run = engine.backend.encode_image
 
-    def segment(image, *text):
+    def encode_image(image):
         if (image.mean((1, 2, 3)) < -0.9).any():
             raise RuntimeError("black")
-        return run(image, *text)
+        return run(image)
 
-    engine.backend.segment = segment
+    engine.backend.encode_image = encode_image
     given = [FRAMES[0], np.zeros_like(FRAMES[0]), FRAMES[1]]
     first, black, last = engine.segment_batch(given, PROMPTS, on_error="return")
     assert isinstance(black, BackendError) and "black" in str(black)

@@ -4,10 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from test_tiles import Brightness, picture, run
+from test_tiles import Brightness, asker, picture, run
 
 from digseg_engine.errors import InputError, OutputError, UsageError
-from digseg_engine.runtime.chunks import ChunkedRunner
 from digseg_engine.runtime.labels import Rules
 from digseg_engine.runtime.large import open_windows
 from digseg_engine.runtime.record import About
@@ -22,10 +21,10 @@ class Stopped(Brightness):
         super().__init__()
         self.error, self.last = error, last
 
-    def segment(self, image, keys, values, token_mask):
+    def decode(self, encoding, keys, values, token_mask):
         if self.calls == self.last:
             raise self.error
-        return super().segment(image, keys, values, token_mask)
+        return super().decode(encoding, keys, values, token_mask)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), InputError("damaged")])
@@ -67,10 +66,8 @@ def test_places_that_cannot_be_written_are_one_line(tmp_path):
 
 def test_the_threshold_moves_the_masks_of_tiles(tmp_path):
     rgb = picture(100, 140)
-    keys = np.zeros((2, 1), np.float32)
-    text = (keys, keys, np.ones((2, 8), np.bool_))
     about = About("m", "d", "b", 64, Rules(threshold=0.6))
-    result = segment_tiles(open_windows(rgb), ChunkedRunner(Brightness()), text, ("a", "b"), Tiling(64, 0.25), 16, tmp_path, "t",
+    result = segment_tiles(open_windows(rgb), asker(2), ("a", "b"), Tiling(64, 0.25), tmp_path, "t",
                            ("overlay", "labels", "masks"), about)  # fmt: skip
     usual = run(rgb, tmp_path / "usual", prompts=2)
     assert (np.asarray(result.areas) < np.asarray(usual.areas)).all() and result.areas[0] > 0
@@ -89,12 +86,9 @@ def test_masks_of_an_earlier_run_go_when_a_new_one_has_none(tmp_path):
 @pytest.mark.parametrize("kinds", [("masks",), ("labels",), ("overlay", "masks"), ("json",)])
 def test_only_what_is_asked_for_is_written_and_the_figures_are_the_same(tmp_path, kinds):
     rgb = picture(100, 140)
-    keys = np.zeros((2, 1), np.float32)
-    text = (keys, keys, np.ones((2, 8), np.bool_))
     usual = run(rgb, tmp_path / "usual", prompts=2)
     for _ in range(2):  # a second run replaces the first
-        some = segment_tiles(open_windows(rgb), ChunkedRunner(Brightness()), text, ("p0", "p1"), Tiling(64, 0.25), 16,
-                             tmp_path / "some", "t", kinds)  # fmt: skip
+        some = segment_tiles(open_windows(rgb), asker(2), ("p0", "p1"), Tiling(64, 0.25), tmp_path / "some", "t", kinds)
     ours = {"masks": "t.masks.npy", "labels": "t.labels.npy", "overlay": "t.overview.png", "json": "t.json"}
     expected = {ours[kind] for kind in (*kinds, "json")}
     assert {path.name for path in (tmp_path / "some").iterdir()} == expected == {path.name for path in some.files}

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from nano_models import AsItIs
 from PIL import Image
 
 from digseg_engine import Engine
@@ -16,12 +17,13 @@ from digseg_engine.runtime.blending import Ring, positions, ramp
 from digseg_engine.runtime.chunks import ChunkedRunner
 from digseg_engine.runtime.labels import box
 from digseg_engine.runtime.large import open_windows
+from digseg_engine.runtime.presence import Asker, Gate
 from digseg_engine.runtime.tiles import Tiling, segment_tiles
 
 PROMPTS = ["red circle", "water", "a tree"]
 
 
-class Brightness:
+class Brightness(AsItIs):
     """A made-up model: logit k of a 2 x 2 cell is the red value of the cell minus a threshold, plus an offset that is
     another one in every tile, so that seams show."""
 
@@ -30,8 +32,9 @@ class Brightness:
     def __init__(self, offset=0.0):
         self.offset, self.calls = offset, 0
 
-    def segment(self, image, keys, values, token_mask):
+    def decode(self, encoding, keys, values, token_mask):
         self.calls += 1
+        image = encoding
         red = image[:, :1].reshape(len(image), 1, image.shape[2] // 2, 2, image.shape[3] // 2, 2).mean((3, 5))
         thresholds = np.linspace(-0.6, 0.6, len(keys), dtype=np.float32)[None, :, None, None]
         return (red - thresholds + self.offset * (self.calls % 2)).astype(np.float32)
@@ -46,12 +49,17 @@ def picture(height, width):
 
 
 def run(rgb, folder, backend=None, tile=64, overlap=0.25, prompts=3, masks=True, **options):
-    keys = np.zeros((prompts, 1), np.float32)
-    text = (keys, keys, np.ones((prompts, 8), np.bool_))
     names = tuple(f"p{k}" for k in range(prompts))
     kinds = ("overlay", "labels", "masks") if masks else ("overlay", "labels")
-    return segment_tiles(open_windows(rgb), ChunkedRunner(backend or Brightness()), text, names,
-                         Tiling(tile, overlap, **options), 16, folder, "t", kinds)  # fmt: skip
+    return segment_tiles(
+        open_windows(rgb), asker(prompts, backend), names, Tiling(tile, overlap, **options), folder, "t", kinds
+    )
+
+
+def asker(prompts, backend=None, gate=Gate(None, 2)):  # noqa: B008
+    """So many prompts of the made-up model."""
+    keys = np.zeros((prompts, 1), np.float32)
+    return Asker(ChunkedRunner(backend or Brightness()), (keys, keys, np.ones((prompts, 8), np.bool_)), gate, 16)
 
 
 def whole(rgb, prompts=3):
@@ -60,7 +68,7 @@ def whole(rgb, prompts=3):
     padded = np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     pixels = padded.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1
     keys = np.zeros((prompts, 1), np.float32)
-    logits = Brightness().segment(pixels, keys, keys, keys > 0)[0]
+    logits = Brightness().decode(pixels, keys, keys, keys > 0)[0]
     size = (padded.shape[1], padded.shape[0])
     full = np.stack([np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BILINEAR)) for one in logits])
     full = full[:, :height, :width]

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from digseg_engine.model.pretrained import load_checkpoint
-from digseg_export import calibration, verify
+from digseg_export import calibration, presence_threshold, verify
 from digseg_export.progress import StepTimer
 from digseg_export.publish import Exported, publish, trace
 from digseg_export.request import Request
 from digseg_export.verify import LIMITS, Limits
 
-__all__ = ["few_scenes", "traced"]
+__all__ = ["few_scenes", "pico_bundle", "traced"]
 RANGED = {
-    "min_shapes": "segmenter.image:1x3x32x64,segmenter.token_mask:1x8",
-    "opt_shapes": "segmenter.image:1x3x64x64,segmenter.token_mask:3x16",
-    "max_shapes": "segmenter.image:2x3x96x64,segmenter.token_mask:7x32",
+    "min_shapes": "image_encoder.image:1x3x32x64,mask_decoder.token_mask:1x8",
+    "opt_shapes": "image_encoder.image:1x3x64x64,mask_decoder.token_mask:3x16",
+    "max_shapes": "image_encoder.image:2x3x96x64,mask_decoder.token_mask:7x32",
 }
 
 
@@ -29,11 +29,20 @@ def traced(pico_folder):
     return checkpoint, trace(checkpoint, StepTimer(lambda step: None)), pico_folder
 
 
+@pytest.fixture(scope="session")
+def pico_bundle(traced, tmp_path_factory):
+    """The pico checkpoint in fp32: it has a presence graph."""
+    folder = tmp_path_factory.mktemp("pico-bundle") / "b"
+    export(traced, folder, "fp32", {})
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def few_scenes(monkeypatch):
-    """One scene of each domain: what precision costs is tested elsewhere."""
+    """One scene of each domain: what precision costs is tested elsewhere; just enough for a presence threshold."""
     monkeypatch.setattr(verify, "SCENES_PER_DOMAIN", 1)
     monkeypatch.setattr(calibration, "SCENES_PER_DOMAIN", 1)
+    monkeypatch.setattr(presence_threshold, "SCENES_PER_DOMAIN", 10)
 
 
 def pico_limits(precision: str) -> Limits:

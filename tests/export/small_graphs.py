@@ -1,4 +1,4 @@
-"""A bundle of two hand-made graphs with the contract's borders: parsed in milliseconds and built in about a second."""
+"""A bundle of hand-made graphs with the contract's borders: parsed in milliseconds and built in about a second."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from digseg_engine.bundle import MANIFEST, Bundle, finish, open_bundle, writing
-from digseg_engine.contract import BUNDLE_FORMAT, SEGMENTER, TEXT_ENCODER, GraphSpec, contract_json
+from digseg_engine.contract import (
+    BUNDLE_FORMAT,
+    IMAGE_ENCODER,
+    MASK_DECODER,
+    PRESENCE,
+    TEXT_ENCODER,
+    GraphSpec,
+    contract_json,
+    graphs_of,
+)
 
-SIZES = {"S": 2, "heads": 2, "d": 4, "Co": 4}
+SIZES = {"S": 2, "heads": 2, "d": 4, "Co": 4, "M": 4}
 SPANS = {"B": (1, 1, 2), "K": (1, 3, 7), "L": (8, 16, 32), "H": (32, 64, 96), "W": (32, 64, 64)}
-STRIDE, WORDS, RATIO = 8, 64, 4
+STRIDE, WORDS = 8, 64
 KINDS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
 NAMES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 
@@ -79,35 +88,65 @@ def text_encoder(sketch: Sketch) -> None:
         sketch.add("Transpose", made, out=name, perm=order)
 
 
-def segmenter(sketch: Sketch) -> None:
-    """A convolution of the picture, times what a softmax over the tokens leaves of the text."""
+def image_encoder(sketch: Sketch) -> None:
+    """A convolution of the picture, as coarse as the stride."""
     picture = "image" if sketch.kind == TensorProto.FLOAT else sketch.add("Cast", "image", to=sketch.kind)
-    features = sketch.add("Conv", picture, sketch.weight(SIZES["Co"], 3, RATIO, RATIO), strides=[RATIO, RATIO])
-    heard = sketch.exact("Softmax", sketch.add("MatMul", sketch.weight(1, SIZES["d"]), "text_keys"), axis=-1)
-    columns = sketch.add("Reshape", sketch.add("MatMul", heard, "text_values"), sketch.ints(0, -1))
-    columns = sketch.add("MatMul", columns, sketch.weight(SIZES["S"] * SIZES["heads"] * SIZES["Co"], SIZES["Co"]))
+    kernel = sketch.weight(SIZES["M"], 3, STRIDE, STRIDE)
+    sketch.add("Conv", picture, kernel, out="encoding", strides=[STRIDE, STRIDE])
+
+
+def heard(sketch: Sketch) -> str:
+    """What a softmax over the tokens leaves of the text, for every channel of the encoding: [K, M]."""
+    weights = sketch.exact("Softmax", sketch.add("MatMul", sketch.weight(1, SIZES["d"]), "text_keys"), axis=-1)
+    columns = sketch.add("Reshape", sketch.add("MatMul", weights, "text_values"), sketch.ints(0, -1))
+    columns = sketch.add("MatMul", columns, sketch.weight(SIZES["S"] * SIZES["heads"] * SIZES["Co"], SIZES["M"]))
     asked = sketch.exact("ReduceMax", sketch.add("Cast", "token_mask", to=sketch.kind), sketch.ints(1), keepdims=1)
-    flat = sketch.add("Reshape", features, sketch.ints(0, SIZES["Co"], -1))
-    answer = sketch.add("MatMul", sketch.add("Mul", columns, asked), flat)
-    shape = [sketch.add("Shape", answer, start=0, end=2), sketch.add("Shape", features, start=2, end=4)]
+    return sketch.add("Mul", columns, asked)
+
+
+def answered(sketch: Sketch) -> str:
+    """Channels of the encoding times the text: [B, K, N]."""
+    flat = sketch.add("Reshape", "encoding", sketch.ints(0, SIZES["M"], -1))
+    return sketch.add("MatMul", heard(sketch), flat)
+
+
+def mask_decoder(sketch: Sketch) -> None:
+    """One logit for every cell."""
+    answer = answered(sketch)
+    shape = [sketch.add("Shape", answer, start=0, end=2), sketch.add("Shape", "encoding", start=2, end=4)]
     answer = sketch.add("Reshape", answer, sketch.add("Concat", *shape, axis=0))
     sketch.add("Cast", answer, out="logits", to=TensorProto.FLOAT)
 
 
-def small_bundle(folder: Path, precision: str = "fp16", spans: dict | None = None, says: str | None = None) -> Bundle:
-    """The bundle in form: no checkpoint behind it, no golden sample. says: the precision its manifest names."""
+def presence(sketch: Sketch) -> None:
+    """The largest of them."""
+    most = sketch.exact("ReduceMax", answered(sketch), sketch.ints(2), keepdims=0)
+    sketch.add("Cast", most, out="presence", to=TensorProto.FLOAT)
+
+
+MAKERS = {TEXT_ENCODER: text_encoder, IMAGE_ENCODER: image_encoder, PRESENCE: presence, MASK_DECODER: mask_decoder}
+
+
+def small_bundle(
+    folder: Path, precision: str = "fp16", spans: dict | None = None, says: str | None = None, presence: bool = True
+) -> Bundle:
+    """The bundle in form: no checkpoint behind it, no golden sample. says: the precision its manifest names; presence: it has
+    that graph."""
+    specs = graphs_of(presence).values()
     student = {"heads": SIZES["heads"], "width": SIZES["heads"] * SIZES["d"], "head_width": SIZES["Co"]}
     with writing(folder) as room:
-        for spec, make in ((TEXT_ENCODER, text_encoder), (SEGMENTER, segmenter)):
+        for spec in specs:
             sketch = Sketch(precision)
-            make(sketch)
+            MAKERS[spec](sketch)
             sketch.save(spec, room / spec.file)
         finish(room, {
-            "format": BUNDLE_FORMAT, "contract": contract_json(), "precision": {"name": says or precision, "graphs": {}},
+            "format": BUNDLE_FORMAT, "contract": contract_json(presence), "precision": {"name": says or precision, "graphs": {}},
             "shapes": {axis: dict(zip(("min", "opt", "max"), span)) for axis, span in {**SPANS, **(spans or {})}.items()},
             "verification": {"limits": {"relative": 0.02, "iou": 0.99}},
-            "model": {"image_size": 64, "stride": STRIDE, "scales": SIZES["S"], "student": student},
-            "graphs": {spec.file: {"weights": {"FLOAT16": 1024}} for spec in (TEXT_ENCODER, SEGMENTER)},
+            "model": {"image_size": 64, "stride": STRIDE, "scales": SIZES["S"], "encoding": SIZES["M"],
+                      "student": student},
+            "graphs": {spec.file: {"weights": {"FLOAT16": 1024}} for spec in specs},
+            **({"presence": {"threshold": 0.0}} if presence else {}),
         })  # fmt: skip
     return open_bundle(folder)
 

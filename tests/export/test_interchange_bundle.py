@@ -10,23 +10,29 @@ import onnxruntime
 import pytest
 from safetensors.numpy import load_file
 
+from digseg_engine.contract import GRAPHS, IMAGE_ENCODER, MASK_DECODER, TEXT_ENCODER
+
 POLYGRAPHY = [sys.executable, "-c", "import sys; from polygraphy.tools import main; sys.exit(main())"]
 
 
-@pytest.fixture(scope="module", params=["text_encoder.onnx", "segmenter.onnx", "segmenter.fp32.onnx"])
+@pytest.fixture(
+    scope="module", params=["text_encoder.onnx", "image_encoder.onnx", "mask_decoder.onnx", "mask_decoder.fp32.onnx"]
+)
 def graph(request, nano_models):
     """(path, feeds, outputs) of one graph of the fp16 bundle on its golden sample."""
     folder = nano_models.fp16
-    golden = load_file(folder / "golden.safetensors")
-    text = {name: golden[name] for name in ("token_ids", "token_mask")}
-    if request.param.startswith("text"):
-        feeds = text
-    else:
-        encoder = request.param.replace("segmenter", "text_encoder")
-        keys, values = run(folder / encoder, text)
-        feeds = {"image": golden["image"], "text_keys": keys, "text_values": values, "token_mask": golden["token_mask"]}
+    feeds = {name: array for name, array in load_file(folder / "golden.safetensors").items() if name != "logits"}
+    spec = next(graph for graph in GRAPHS.values() if request.param in (graph.file, graph.cpu_file))
+    for before in (TEXT_ENCODER, IMAGE_ENCODER) if spec is MASK_DECODER else ():
+        ran = folder / (before.file if request.param == spec.file else before.cpu_file)
+        feeds |= dict(zip([tensor.name for tensor in before.outputs], run(ran, only(feeds, before))))
+    feeds = only(feeds, spec)
     path = folder / request.param
     return path, feeds, run(path, feeds)
+
+
+def only(feeds, spec):
+    return {tensor.name: feeds[tensor.name] for tensor in spec.inputs}
 
 
 def run(path, feeds):

@@ -60,11 +60,17 @@ def test_an_offloaded_checkpoint_answers_as_a_loaded_one_and_holds_nothing(large
 @pytest.mark.slow
 def test_the_bundle_holds_every_large_weight_once_and_is_right(large, tmp_path):
     done = export_bundle(large, "fp16", tmp_path / "b", Limits(0.05, 0.5))
-    assert {c.graph for c in done.checks if c.stage == "segmenter"} == {"segmenter.onnx rounded", "segmenter.fp32.onnx"}
-    path = tmp_path / "b" / "segmenter.onnx"
+    for part in ("image encoder", "mask decoder", "presence"):
+        file = part.replace(" ", "_")
+        assert {c.graph for c in done.checks if c.stage == part} == {f"{file}.onnx rounded", f"{file}.fp32.onnx"}
+    assert (
+        done.presence["threshold"] is None and "too few for a recall" in done.presence["reason"]
+    )  # one scene was asked
+    assert not any(size == 0 for size in done.sizes.values())
+    path = tmp_path / "b" / "image_encoder.onnx"
     onnx.checker.check_model(str(path), full_check=True)
     model, on_cpu = (
-        onnx.load(str(path.with_name(n)), load_external_data=False) for n in (path.name, "segmenter.fp32.onnx")
+        onnx.load(str(path.with_name(n)), load_external_data=False) for n in (path.name, "image_encoder.fp32.onnx")
     )
     stored = {t.name: t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
     where = [
@@ -83,5 +89,7 @@ def test_the_bundle_holds_every_large_weight_once_and_is_right(large, tmp_path):
         assert np.array_equal(held[f"student.{name}.fp16"], file.get_tensor(name))
     golden, backend = load_file(tmp_path / "b" / "golden.safetensors"), OrtBackend(open_source(tmp_path / "b"))
     keys, values = backend.encode_text(golden["token_ids"], golden["token_mask"])
-    logits = backend.segment(golden["image"], keys, values, golden["token_mask"])
+    encoding, text = backend.encode_image(golden["image"]), (keys, values, golden["token_mask"])
+    assert np.abs(backend.presence(encoding, *text) - golden["presence"]).max() <= 0.02
+    logits = backend.decode(encoding, *text)
     assert np.linalg.norm(logits - golden["logits"]) <= 0.02 * np.linalg.norm(golden["logits"])

@@ -1,4 +1,4 @@
-"""A graph made in a copy of the process is the graph made here, and a copy that dies is not missed."""
+"""Graphs made in a copy of the process are the graphs made here, and a copy that dies is not missed."""
 
 import os
 import subprocess
@@ -23,10 +23,12 @@ def test_the_copy_makes_the_same_graph(nano):
 
     def make():
         made_in.append(os.getpid())
-        return export_text_encoder(parts, inputs)
+        return {"one": export_text_encoder(parts, inputs), "other": here}
 
-    with parallel_trace(make) as graph:
-        there = graph()
+    with parallel_trace(make) as graphs:
+        made = graphs()
+    there = made["one"]
+    assert set(made) == {"one", "other"} and made["other"].SerializeToString() == here.SerializeToString()
     assert made_in == []  # not in this process
     assert there.graph.node[0].name and there.graph.input[0].name == TEXT_ENCODER.inputs[0].name
     for one in (here, there):
@@ -46,8 +48,8 @@ def test_a_failure_is_met_here(monkeypatch, cores):
     def fails():
         raise DigsegError("no graph" if os.getpid() == parent else "in the copy")
 
-    with pytest.raises(DigsegError, match="no graph"), parallel_trace(fails) as graph:
-        graph()
+    with pytest.raises(DigsegError, match="no graph"), parallel_trace(fails) as graphs:
+        graphs()
 
 
 OLD_SESSION = """
@@ -69,10 +71,10 @@ del circle
 def make():
     gc.collect()
     model.doc_string = str(os.getpid())
-    return model
+    return {"g": model}
 
 with parallel_trace(make) as answer:
-    print(int(answer().doc_string) != os.getpid())
+    print(int(answer()["g"].doc_string) != os.getpid())
 """
 
 

@@ -13,7 +13,7 @@ from digseg_export.plan_builder import BuildOptions
 from digseg_export.request import Request
 from digseg_export.targets import TARGETS, build_script, find_target, memory_budget
 
-FULL = "segmenter.image:1x3x256x320,segmenter.text_keys:5x3x4x16x16"
+FULL = "image_encoder.image:1x3x256x320,mask_decoder.text_keys:5x3x4x16x16"
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,11 @@ FULL = "segmenter.image:1x3x256x320,segmenter.text_keys:5x3x4x16x16"
             {"opt_shapes": "image:1x3x64x64"},
             "--optShapes: unknown input 'image'; expected one of text_encoder.token_ids",
         ),
-        ({"max_shapes": "segmenter.image:1x3x64"}, "expected 4 sizes Bx3xHxW"),
-        ({"min_shapes": "segmenter.image:1x4x64x64"}, "has 4 where the model has 3"),
-        ({"opt_shapes": "segmenter.token_mask:5x16,segmenter.text_keys:4x3x4x16x16"}, "K is given as 5 and 4"),
+        ({"max_shapes": "image_encoder.image:1x3x64"}, "expected 4 sizes Bx3xHxW"),
+        ({"min_shapes": "image_encoder.image:1x4x64x64"}, "has 4 where the model has 3"),
+        ({"opt_shapes": "mask_decoder.token_mask:5x16,presence.text_keys:4x3x4x16x16"}, "K is given as 5 and 4"),
+        ({"opt_shapes": "mask_decoder.encoding:1x40x16x20"}, "mask_decoder.encoding follows from image_encoder.image"),
+        ({"opt_shapes": "segmenter.image:1x3x64x64"}, "unknown input 'segmenter.image'; expected one of"),
         ({"atol": -1.0}, "--atol is -1.0"),
         ({"min_iou": 1.5}, "--min-iou is 1.5"),
     ],
@@ -86,12 +88,15 @@ def test_every_builder_level_is_the_one_that_was_asked_for(level):
 
 def test_shapes_in_trtexecs_spelling_become_one_range_per_axis():
     assert parse_shapes(FULL, "--optShapes") == {"B": 1, "H": 256, "W": 320, "K": 5, "L": 16}
-    request = Request(min_shapes="segmenter.image:1x3x64x64", opt_shapes=FULL, max_shapes="segmenter.image:4x3x512x512")
+    ends = {"min_shapes": "image_encoder.image:1x3x64x64", "max_shapes": "image_encoder.image:4x3x512x512"}
+    request = Request(opt_shapes=FULL, **ends)
     profile = request.profile(128, 16)
     assert profile.ranges["H"] == Range(64, 256, 512) and profile.ranges["B"] == Range(1, 1, 4)
     assert profile.ranges["K"] == Range(5, 5, 5) and profile.ranges["K"].static
-    assert profile.shape(("B", 3, "H", "W"), "max", {}) == (4, 3, 512, 512)
-    assert profile.shape(("K", "S", "heads", "d", "L"), "opt", {"S": 3, "heads": 4, "d": 16}) == (5, 3, 4, 16, 16)
+    sizes = {"S": 3, "heads": 4, "d": 16, "M": 40, "s": 16}
+    assert profile.shape(("B", 3, "H", "W"), "max", sizes) == (4, 3, 512, 512)
+    assert profile.shape(("K", "S", "heads", "d", "L"), "opt", sizes) == (5, 3, 4, 16, 16)
+    assert profile.shape(("B", "M", "H/s", "W/s"), "opt", sizes) == (1, 40, 16, 20)
     fixed = Request(imgsz="64x96", prompts=7).profile(128, 16)
     assert fixed.ranges == {"B": Range(1, 1, 1), "K": Range(7, 7, 7), "L": Range(8, 16, 77), "H": Range(64, 64, 64),
                             "W": Range(96, 96, 96)}  # fmt: skip

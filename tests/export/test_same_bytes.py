@@ -19,9 +19,11 @@ def test_two_exports_differ_in_their_date_alone(pico_folder, tmp_path):
         for done in both.map(lambda name: run_program([*command, name], cwd=tmp_path), ("a", "b")):
             assert done.returncode == 0, done.stdout + done.stderr
     names = sorted(os.listdir(tmp_path / "a"))
-    assert names == sorted(os.listdir(tmp_path / "b")) and {"segmenter.onnx", "segmenter.data", "manifest.json"} <= set(
-        names
-    )
+    assert names == sorted(os.listdir(tmp_path / "b")) and {
+        "image_encoder.onnx",
+        "image_encoder.data",
+        "manifest.json",
+    } <= set(names)
     for name in set(names) - {"manifest.json"}:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     one, two = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("a", "b"))

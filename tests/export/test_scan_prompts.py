@@ -1,10 +1,12 @@
-"""The segmenter with scanned prompts: the same logits as the graph that answers all prompts at once."""
+"""Graphs with scanned prompts: the same answers as the graph that answers all prompts at once."""
 
 import numpy as np
 import onnx
 import pytest
+from pico_exports import *  # noqa: F403
 
 from digseg_engine.bundle import open_bundle
+from digseg_engine.contract import MASK_DECODER, PRESENCE
 from digseg_engine.runtime.backends.ort_backend import OrtBackend, create_session
 from digseg_engine.runtime.source import open_source
 from digseg_export.graph_check import check_graph, every_node
@@ -12,54 +14,57 @@ from digseg_export.scan_prompts import split
 
 
 @pytest.fixture(scope="module")
-def backend(nano_models):
-    return OrtBackend(open_source(nano_models.fp32))
+def asked(pico_bundle):
+    """asked(pictures, prompts): what presence and mask decoder of the pico bundle are fed, made by its own encoders."""
+    backend = OrtBackend(open_source(pico_bundle))
+
+    def request(pictures, prompts):
+        rng = np.random.default_rng(pictures + prompts)
+        mask = np.arange(8)[None] < rng.integers(3, 9, (prompts, 1))
+        keys, values = backend.encode_text(rng.integers(2, 700, (prompts, 8)), mask)
+        encoding = backend.encode_image(rng.uniform(-1, 1, (pictures, 3, 32, 48)).astype(np.float32))
+        return {"encoding": encoding, "text_keys": keys, "text_values": values, "token_mask": mask}
+
+    return request
 
 
-def request(backend, pictures, prompts):
-    rng = np.random.default_rng(pictures + prompts)
-    lengths = rng.integers(3, 9, (prompts, 1))
-    mask = np.arange(8)[None] < lengths
-    keys, values = backend.encode_text(rng.integers(2, 700, (prompts, 8)), mask)
-    image = rng.uniform(-1, 1, (pictures, 3, 32, 48)).astype(np.float32)
-    return {"image": image, "text_keys": keys, "text_values": values, "token_mask": mask}
-
-
-@pytest.mark.parametrize(("pictures", "prompts"), [(1, 1), (2, 5), (3, 2)])
-def test_both_forms_give_the_same_logits(nano_models, backend, pictures, prompts):
+def answer(bundle, name, feeds):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    together, scanned = (
-        create_session(onnxruntime, nano_models.fp32 / name, options)
-        for name in ("segmenter.onnx", "segmenter.fp32.onnx")
-    )
-    feeds = request(backend, pictures, prompts)
-    (want,), (got,) = together.run(None, feeds), scanned.run(None, feeds)
-    assert got.shape == want.shape and want.std() > 0.1
+    return create_session(onnxruntime, bundle / name, options).run(None, feeds)[0]
+
+
+@pytest.mark.parametrize("spec", [PRESENCE, MASK_DECODER], ids=lambda spec: spec.file)
+@pytest.mark.parametrize(("pictures", "prompts"), [(1, 1), (2, 5), (3, 2)])
+def test_both_forms_give_the_same_answers(pico_bundle, asked, spec, pictures, prompts):
+    feeds = asked(pictures, prompts)
+    want, got = (answer(pico_bundle, name, feeds) for name in (spec.file, spec.cpu_file))
+    assert got.shape == want.shape and got.shape[:2] == (pictures, prompts) and (np.ptp(want) > 0 or want.size == 1)
     assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
 
 
-def test_the_cpu_runs_the_scanned_form_and_prompts_do_not_meet(backend):
-    feeds = request(backend, 2, 4)
-    text = (feeds["text_keys"], feeds["text_values"], feeds["token_mask"])
-    all_four = backend.segment(feeds["image"], *text)
-    alone = backend.segment(feeds["image"], *(array[2:3] for array in text))
-    assert np.array_equal(all_four[:, 2:3], alone)  # bit for bit: a prompt's body never sees another prompt
+@pytest.mark.parametrize("spec", [PRESENCE, MASK_DECODER], ids=lambda spec: spec.file)
+def test_prompts_of_the_scanned_form_do_not_meet(pico_bundle, asked, spec):
+    feeds = asked(2, 4)
+    alone = {name: array if name == "encoding" else array[2:3] for name, array in feeds.items()}
+    all_four, one = (answer(pico_bundle, spec.cpu_file, given) for given in (feeds, alone))
+    assert np.array_equal(all_four[:, 2:3], one)  # bit for bit: a prompt's body never sees another prompt
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_only_what_depends_on_the_text_is_scanned(nano_models, precision):
     folder = getattr(nano_models, precision)
-    assert {"segmenter.fp32.onnx", "segmenter.data"} <= set(open_bundle(folder).manifest["files"])
-    model = onnx.load(str(folder / "segmenter.fp32.onnx"), load_external_data=False)
+    assert {"mask_decoder.fp32.onnx", "mask_decoder.data"} <= set(open_bundle(folder).manifest["files"])
+    model = onnx.load(str(folder / "mask_decoder.fp32.onnx"), load_external_data=False)
     (scan,) = [node for node in model.graph.node if node.op_type == "Scan"]
     (body,) = [attribute.g for attribute in scan.attribute if attribute.name == "body"]
-    convolutions = sum(node.op_type == "Conv" for node in body.node)
-    assert convolutions == 2 < sum(node.op_type == "Conv" for node in model.graph.node)  # the mask head's
-    report = check_graph(folder / "segmenter.fp32.onnx")
+    assert sum(node.op_type == "Conv" for node in body.node) == 2  # the mask head's
+    unfolded = [node for node in model.graph.node if node.op_type in ("Transpose", "DepthToSpace")]
+    assert unfolded and len(body.node) > len(model.graph.node) / 3  # the encoding is taken apart once, outside
+    report = check_graph(folder / "mask_decoder.fp32.onnx")
     assert report["nodes"] == len(list(every_node(model.graph))) > len(model.graph.node)
-    assert (folder / "segmenter.fp32.onnx").stat().st_size < 300_000  # the weights are those of the other form
+    assert (folder / "mask_decoder.fp32.onnx").stat().st_size < 50_000  # the weights are those of the other form
 
 
 def test_split_keeps_the_order_and_follows_every_path():

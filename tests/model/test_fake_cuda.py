@@ -1,8 +1,11 @@
 """Every torch path on `cuda`, with fake tensors: a constant left on the CPU anywhere is an error here, without a GPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fake_cuda import CUDA, fake_cuda, strict_slots
+from nano_models import build_nano
 
 from digseg_engine.model.devices import use_kernels
 from digseg_engine.model.graph_modules import graph_modules
@@ -46,17 +49,27 @@ def test_reference_sampler(fake, prediction):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_student(nano, monkeypatch, dtype):
-    parts = graph_modules(nano)
+def test_graphs(nano_preset, raw_tokenizer, monkeypatch, dtype):
+    student = replace(nano_preset.digseg.student, presence_width=8)
+    preset = replace(nano_preset, digseg=replace(nano_preset.digseg, student=student))
+    parts = graph_modules(build_nano(preset, raw_tokenizer))
     with fake_cuda(monkeypatch):
         keys, values = parts.text_encoder.to(CUDA)(*tokens(3))
-        segmenter = parts.segmenter.to(CUDA, dtype)
-        assert "Triton kernels" in use_kernels(segmenter)
-        calls = strict_slots(segmenter)
+        picture, masks, sure = (
+            part.to(CUDA, dtype) for part in (parts.image_encoder, parts.mask_decoder, parts.presence)
+        )
+        assert "Triton kernels" in use_kernels(torch.nn.ModuleList([picture, masks, sure]))
+        calls = strict_slots(masks)
         image = torch.randn(2, 3, 32, 48, device=CUDA, dtype=dtype)
-        logits = segmenter(image, keys.to(dtype), values.to(dtype), tokens(3)[1])
+        text = keys.to(dtype), values.to(dtype), tokens(3)[1]
+        encoding = picture(image)
+        assert encoding.shape[0] == 2 and encoding.device == CUDA and encoding.dtype == dtype and calls == []
+        presence = sure(encoding, *text)
+        assert presence.shape == (2, 3) and presence.device == CUDA and presence.dtype == dtype
+        assert calls == ["text_injection"]  # of the coarse scale alone
+        logits = masks(encoding, *text)
         assert logits.shape == (2, 3, 16, 24) and logits.device == CUDA and logits.dtype == dtype
-        assert calls == ["text_injection"] * 2
+        assert calls == ["text_injection"] * 3
 
 
 def test_unfolded_student(fake):

@@ -92,10 +92,9 @@ class OrtBackend:
         bundle = source.need_bundle(name)
         precision = bundle.manifest["precision"]["name"]
         self._profile = Profile.from_json(bundle.manifest["shapes"])  # None: free shapes
-        self._text = self._session(bundle, TEXT_ENCODER)
-        self._image = self._session(bundle, IMAGE_ENCODER)
-        self._presence = self._session(bundle, PRESENCE) if PRESENCE.file in bundle.manifest["files"] else None
-        self._masks = self._session(bundle, MASK_DECODER)
+        made = {spec.file: self._session(bundle, spec) for spec in bundle.graphs.values()}
+        self._text, self._image, self._masks = (made[spec.file] for spec in (TEXT_ENCODER, IMAGE_ENCODER, MASK_DECODER))
+        self._presence = made.get(PRESENCE.file)
         wide = self._graph(bundle, TEXT_ENCODER) != bundle.file(TEXT_ENCODER.file)
         stored = f"{precision} weights widened to fp32" if wide else precision
         self.detail = f"onnxruntime {onnxruntime.__version__}, {self._provider}, {stored}"

@@ -1,4 +1,4 @@
-"""ONNX Runtime on a GPU: provider options, and tensors that stay there by I/O binding. Not run by us yet on a GPU.
+"""ONNX Runtime's CUDA and TensorRT providers: their options, and torch tensors in and out. Not run by us yet on a GPU.
 
 The binding is tested on a CPU, the order of copies, streams and runs by recording stand-ins.
 """
@@ -6,13 +6,18 @@ The binding is tested on a CPU, the order of copies, streams and runs by recordi
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from digseg_engine.contract import SEGMENTER, GraphSpec
+import numpy as np
+
+from digseg_engine.contract import ENCODING, IMAGE, LOGITS, GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.runtime.backends import Array, TokenMask, failing_as
 from digseg_engine.runtime.backends.devices import gpu_index
-from digseg_engine.runtime.backends.ort_backend import PROVIDERS, OrtBackend, Provider
+from digseg_engine.runtime.backends.ort_backend import PROVIDERS, Provider
+from digseg_engine.runtime.backends.ort_gpu import OrtGpuBackend
+from digseg_engine.runtime.backends.placed import Placed
 from digseg_engine.runtime.backends.tensorrt_native import model_sizes
 from digseg_engine.runtime.private_cache import private_folder
 from digseg_engine.runtime.profile import Profile
@@ -20,23 +25,18 @@ from digseg_engine.runtime.profile import Profile
 if TYPE_CHECKING:
     from digseg_engine.runtime.source import Source
 
+T = TypeVar("T")
 CUDA, TENSORRT = PROVIDERS["onnxruntime-cuda"], PROVIDERS["onnxruntime-tensorrt"]
 
 
-def run_bound(session: Any, feeds: dict[str, Any], output: str, result: Any, options: Any = None) -> Any:
-    """Run a session on torch tensors where they lie: nothing is copied. `result` is the tensor the output goes to; the
-    tensors of `feeds` are contiguous."""
-    binding = session.io_binding()
+def bind(binding: Any, feeds: dict[str, Any]) -> None:
+    """Bind torch tensors where they lie; they are contiguous."""
     for name, tensor in feeds.items():
         binding.bind_input(name, *_place(tensor))
-    binding.bind_output(output, *_place(result))
-    session.run_with_iobinding(binding, options)
-    return result
 
 
 def _place(tensor: Any) -> tuple[Any, ...]:
     """(device, its number, element type, shape, address) as a binding wants them."""
-    import numpy as np
     import torch
 
     if not tensor.is_contiguous():
@@ -67,8 +67,8 @@ def tensorrt_options(index: int, profile: Profile | None, spec: GraphSpec, sizes
             **({} if stream is None else {"user_compute_stream": str(stream)})}  # fmt: skip
 
 
-class OrtCudaBackend(OrtBackend):
-    """As `OrtBackend` on a GPU provider, with `segment_tensor`.
+class OrtCudaBackend(OrtGpuBackend):
+    """As `OrtGpuBackend`, and takes torch tensors on that GPU.
 
     Where torch is loaded before the engine, both use one stream and nothing waits for the host; otherwise the tensors'
     stream is waited for first, and ONNX Runtime waits for its own.
@@ -85,8 +85,7 @@ class OrtCudaBackend(OrtBackend):
         self._digest, self._sizes = bundle.digest, model_sizes(bundle)
         super().__init__(source, name)
         self.detail = f"{self.detail}, cuda:{self.index}"
-        golden = source.golden
-        self._ratio = golden.image.shape[2] // golden.logits.shape[2]  # pixels per logit
+        self._cells = self._sizes["s"] // source.cell  # logits of one cell of the encoding, along a side
 
     def providers(self, spec: GraphSpec) -> list[Provider]:
         """CUDA; or TensorRT with CUDA behind it for the nodes that TensorRT leaves over."""
@@ -97,38 +96,60 @@ class OrtCudaBackend(OrtBackend):
             found.insert(0, (TENSORRT, options))
         return found
 
-    def segment_tensor(self, image: Any, keys: Array, values: Array, token_mask: TokenMask) -> Any:
-        """As `segment`, with the image and the logits as torch tensors on the GPU. Raises InputError outside the profile."""
-        where = image.device
-        if where.type != "cuda" or (where.index or 0) != self.index:
-            raise BackendError(f"{self.name} takes tensors on cuda:{self.index}, got one on {where}; move it, load the "
-                               "engine with that device, or pass an array")  # fmt: skip
-        self.check(image.shape, token_mask.shape)
-        with failing_as(self.name, f"on a picture of shape {list(image.shape)} with {len(keys)} prompts"):
-            return self._bound(image, keys, values, token_mask)
+    def encode_image(self, image: Any) -> Placed:
+        """As `OrtGpuBackend`; a torch tensor is taken where it lies. Raises InputError outside the profile."""
+        if not hasattr(image, "device") or isinstance(image, np.ndarray):
+            return super().encode_image(image)
+        self.check_device(image)
+        self.check_picture(image.shape)
+        with failing_as(self.name, f"on a picture of shape {list(image.shape)}"):
+            image = image.contiguous()
+            binding = self._image.io_binding()
+            bind(binding, {IMAGE.name: image})
+            return self._in_turn([image], image.device, lambda options: self.kept(self._image, binding, options))
 
-    def _bound(self, image: Any, keys: Array, values: Array, token_mask: TokenMask) -> Any:
+    def decode_tensor(self, encoding: Placed, keys: Array, values: Array, token_mask: TokenMask) -> Any:
+        """As `decode`, with the logits as a torch tensor on the GPU."""
         import torch
 
-        # 1 everything that is queued on the caller's stream: copies, and the room for the answer
-        text = {"text_keys": keys.astype(self._text_dtype, copy=False), "token_mask": token_mask,
-                "text_values": values.astype(self._text_dtype, copy=False)}  # fmt: skip
-        feeds = {"image": image.contiguous()}
-        feeds |= {name: torch.from_numpy(array).to(image.device) for name, array in text.items()}
-        b, _, h, w = image.shape
-        logits = torch.empty(b, len(keys), h // self._ratio, w // self._ratio, device=image.device)
-        # 2 ONNX Runtime's stream waits for it, then runs
-        here = torch.cuda.current_stream(image.device)
+        text = self.asked(len(encoding), keys, values, token_mask)
+        with failing_as(self.name, f"on {len(encoding)} pictures with {len(keys)} prompts"):
+            where = torch.device("cuda", self.index)
+            feeds = {name: torch.from_numpy(array).to(where) for name, array in text.items()}
+            (b, _, rows, columns), cells = encoding.shape, self._cells
+            logits = torch.empty(b, len(keys), rows * cells, columns * cells, device=where)
+            binding = self._masks.io_binding()
+            binding.bind_input(ENCODING.name, *self.where(encoding))
+            bind(binding, feeds)
+            binding.bind_output(LOGITS.name, *_place(logits))
+            self._in_turn(
+                [logits, *feeds.values()], where, lambda options: self._masks.run_with_iobinding(binding, options)
+            )
+        return logits
+
+    def _in_turn(self, tensors: list[Any], where: Any, run: Callable[[Any], T]) -> T:
+        """`run` with run options, in the order of the caller's stream, on which `tensors` are made and used."""
+        import torch
+
+        # 1 ONNX Runtime's stream waits for everything that is queued on the caller's, then runs
+        here = torch.cuda.current_stream(where)
         options = self._runtime.RunOptions()
         if self._stream is None:
             here.synchronize()
         else:
             self._stream.wait_stream(here)
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        run_bound(self._segmenter, feeds, SEGMENTER.outputs[0].name, logits, options)
-        # 3 the caller's stream waits in turn; no memory is given away before
+        done = run(options)
+        # 2 the caller's stream waits in turn; no memory is given away before
         if self._stream is not None:
             here.wait_stream(self._stream)
-            for tensor in (logits, *feeds.values()):
+            for tensor in tensors:
                 tensor.record_stream(self._stream)
-        return logits
+        return done
+
+    def check_device(self, tensor: Any) -> None:
+        """Raises BackendError for a tensor that is not on this backend's GPU."""
+        where = tensor.device
+        if where.type != "cuda" or (where.index or 0) != self.index:
+            raise BackendError(f"{self.name} takes tensors on cuda:{self.index}, got one on {where}; move it, load the "
+                               "engine with that device, or pass an array")  # fmt: skip

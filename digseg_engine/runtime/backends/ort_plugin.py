@@ -16,15 +16,8 @@ from digseg_engine.contract import GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.runtime.backends import Usable, in_one_line
 from digseg_engine.runtime.backends.devices import gpu_index
-from digseg_engine.runtime.backends.ort_backend import (
-    PLACES,
-    PLUGINS,
-    PROBE,
-    OrtBackend,
-    check_places,
-    install,
-    session_options,
-)
+from digseg_engine.runtime.backends.ort_backend import PLACES, PLUGINS, PROBE, check_places, install, session_options
+from digseg_engine.runtime.backends.ort_gpu import OrtGpuBackend
 from digseg_engine.runtime.backends.tensorrt_native import bundle_profile, model_sizes
 from digseg_engine.runtime.private_cache import private_folder
 
@@ -93,8 +86,8 @@ def probe() -> Usable:
     return Usable(NAME, True, f"onnxruntime {onnxruntime.__version__}, {PROVIDER}, not run by us yet")
 
 
-class OrtPluginBackend(OrtBackend):
-    """As `OrtBackend`, on the plug-in's GPU: the bundle's graphs as stored, for the bundle's shape profile."""
+class OrtPluginBackend(OrtGpuBackend):
+    """As `OrtGpuBackend`, on the plug-in's GPU: the bundle's graphs as stored, for the bundle's shape profile."""
 
     def __init__(self, source: Source) -> None:
         self.index = gpu_index(source, NAME)

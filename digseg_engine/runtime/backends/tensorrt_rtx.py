@@ -12,15 +12,12 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from digseg_engine.bundle import Bundle
-from digseg_engine.contract import SEGMENTER, TEXT_ENCODER, GraphSpec
+from digseg_engine.contract import GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.extras import install_line
 from digseg_engine.files import write_bytes
-from digseg_engine.runtime.backends import Array, Usable, in_one_line
+from digseg_engine.runtime.backends import Usable, in_one_line
 from digseg_engine.runtime.backends.devices import gpu_index
 from digseg_engine.runtime.backends.tensorrt_library import TENSORRT_RTX, load
 from digseg_engine.runtime.backends.tensorrt_native import TensorrtBackend, logger_of
@@ -77,7 +74,7 @@ def create(source: Source) -> TensorrtRtxBackend:
 
 
 class TensorrtRtxBackend(TensorrtBackend):
-    """Both graphs of a bundle as plans of the folder `engines`, on GPU number `index`. Thread-safe: one lock per graph.
+    """The graphs of a bundle as plans of the folder `engines`, on GPU number `index`. Thread-safe: one lock per graph.
 
     Raises BackendError for plans of another bundle, version or GPU, and for damaged ones.
     """
@@ -116,7 +113,7 @@ class TensorrtRtxBackend(TensorrtBackend):
         folder = private_folder(NAME, hashlib.sha256(about.encode()).hexdigest()[:20])
         return folder / spec.file.replace(".onnx", ".kernels")
 
-    def _keep_kernels(self, spec: GraphSpec, *shape: int) -> None:
+    def ran(self, spec: GraphSpec, *shape: int) -> None:
         """Write what was compiled, when a shape ran for the first time."""
         if (spec.file, shape) in self._met or len(self._met) >= SHAPES:
             return
@@ -125,13 +122,3 @@ class TensorrtRtxBackend(TensorrtBackend):
             cache, path = self._caches[spec.file]
             write_bytes(path, bytes(memoryview(cache.serialize())))
             path.chmod(0o600)
-
-    def encode_text(self, token_ids: NDArray[np.int64], token_mask: NDArray[np.bool_]) -> tuple[Array, Array]:
-        found = super().encode_text(token_ids, token_mask)
-        self._keep_kernels(TEXT_ENCODER, *token_ids.shape)
-        return found
-
-    def segment(self, image: Array, keys: Array, values: Array, token_mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-        logits = super().segment(image, keys, values, token_mask)
-        self._keep_kernels(SEGMENTER, *image.shape, *token_mask.shape)
-        return logits
