@@ -9,20 +9,15 @@ digseg train --init runs/words/checkpoint --data ...                 (the studen
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.recipes.words import WordsConfig, learn_words
 
-VALUES = {
-    "batch": 128,
-    "learning_rate": 2e-3,
-    "warmup": 200,
-    "weight_decay": 0.01,
-    "clip": 1.0,
-    "ema": 0.995,
-    "save_every": 1000,
-}
+STAGE = StageConfig(
+    steps=3000, batch=128, learning_rate=2e-3, warmup=200, weight_decay=0.01, clip=1.0, ema=0.995, save_every=1000
+)
 
 
 def main() -> None:
@@ -30,11 +25,11 @@ def main() -> None:
     parser.add_argument("--init", default="digseg-tiny", help="the checkpoint to begin with")
     parser.add_argument("--lexicon", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=STAGE.steps)
     parser.add_argument("--vocabulary", type=int, default=8192, help="pieces of the tokenizer")
     parser.add_argument("--resume", action="store_true")
     given = parser.parse_args()
-    config = WordsConfig(StageConfig(steps=given.steps, **VALUES), given.vocabulary)
+    config = WordsConfig(replace(STAGE, steps=given.steps), given.vocabulary)
     print(f"checkpoint written to {learn_words(given.init, given.lexicon, given.output, config, given.resume)}")
 
 
