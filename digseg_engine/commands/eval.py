@@ -20,7 +20,7 @@ PROTOCOLS = protocol_names()
 def run(
     model: Path | None, data: str, layout: str | None, split: str | None, count: int | None, seed: int, size: int | None,
     reference_steps: tuple[int, ...], slide: bool, short_side: int | None, scales: tuple[float, ...], flip: bool,
-    protocol: str | None, report: Path | None, device: str | None,
+    protocol: str | None, wordings: bool, report: Path | None, device: str | None,
 ) -> None:  # fmt: skip
     check_data(data)
     if protocol is not None and not Path(data).is_dir():
@@ -41,7 +41,7 @@ def run(
     preset = None if protocol is None else read_protocol(protocol)
     if count is None:
         count = 100 if preset is None else EVERY
-    asked = Request(model, data, count, size, reference_steps, layout, split, device, seed, views, preset)
+    asked = Request(model, data, count, size, reference_steps, layout, split, device, seed, views, preset, wordings)
     score_model(asked, report)
 
 
@@ -102,6 +102,8 @@ COMMAND = Command(
         Option("--scales", "work at several sizes and average, as 0.75,1,1.25", kind=scaled, default=(1.0,), shown="1",
                metavar="X,...", expects="numbers such as 0.75,1,1.25"),
         Option("--flip", "average with the mirrored picture", kind=bool, default=False),
+        Option("--wordings", "ask again as people write: a photo of a X, segment the X, \"X\", plural", kind=bool,
+               default=False, not_with=("--protocol",)),
         Option("--reference-steps", "score the reference with so many steps instead of the student; several, as 1,2,4,8, in "
                "one table and report", kind=steps_listed, default=(), shown="the student", metavar="N,...",
                expects="whole numbers of at least 1 such as 1,2,4,8"),

@@ -84,7 +84,7 @@ def run(
     config: str, init: str | None, recipe: str | None, list_recipes: bool, data: list[str], layout: str | None,
     split: str | None, cached_crops: int | None, echo: int | None, balance: float | None, augment: str | None,
     shard_window: int | None, shard_cache: float | None, workers: int | None, readers: Any, output: Path | None,
-    size: int | None, slot: Any, autoencoder: str | None, student_only: bool, detail_blocks: int | None,
+    size: int | None, slot: Any, autoencoder: str | None, student_only: bool, presence_only: bool, detail_blocks: int | None,
     lora: int | None, changes: list[str], scale: float, seed: int | None, gradient_checkpointing: bool,
     tensorboard: bool, wandb: bool, validate_every: int | None, early_stop: int | None, resume: bool, override: bool,
     dry_run: bool, memory: float | None, step_seconds: float | None,
@@ -121,7 +121,8 @@ def run(
     else:
         shares: Any = data[0] if len(data) == 1 else data
         tuned = replace(settings_of(chosen, FinetuneConfig), **given)
-        tuned = replace(tuned, reference=None, one_step=None) if student_only else tuned
+        tuned = replace(tuned, reference=None, one_step=None) if student_only or presence_only else tuned
+        tuned = replace(tuned, student=None) if presence_only else tuned
         refuse_idle(changes, tuned)
         tuned = replace(tuned, folder=replace(tuned.folder, **folder))
         tuned = validated_where_held_out(tuned, shares)
@@ -166,7 +167,9 @@ def print_recipes() -> None:
 
 def refuse_idle(changes: list[str], settings: Any) -> None:
     """Raises UsageError for a change of a stage that the run leaves out."""
-    left_out = tuple(f"{name}." for name in ("reference", "one_step") if getattr(settings, name) is None)
+    left_out = tuple(
+        f"{name}." for name in ("reference", "one_step", "student", "presence") if getattr(settings, name) is None
+    )
     idle = [change for change in changes if left_out and change.startswith(left_out)]
     if idle:
         raise UsageError(f"--set {idle[0]} changes a stage that this run leaves out; choose a recipe that has it, such as "
@@ -307,6 +310,8 @@ COMMAND = Command(
                only_with=("--init",)),
         Option("--student-only", "leave out the recipe's stages of the reference", kind=bool, default=False,
                only_with=("--init",)),
+        Option("--presence-only", "train the presence readout alone, added where the model has none; masks stay as they are",
+               kind=bool, default=False, only_with=("--init",), not_with=("--student-only", "--detail-blocks", "--lora")),
         Option("--detail-blocks", "deepen the student's image stem to this many residual blocks", kind=int, at_least=0,
                only_with=("--init",)),
         replace(LORA, only_with=("--init",)),

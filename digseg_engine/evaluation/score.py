@@ -22,7 +22,8 @@ from digseg_engine.evaluation.predictors import Predict, choose_predictors
 from digseg_engine.evaluation.presets import FIGURES, Protocol
 from digseg_engine.evaluation.protocols import LabelledPictures, Samples, Trial, open_samples
 from digseg_engine.evaluation.report import write_report
-from digseg_engine.evaluation.tables import parts_of, print_scores
+from digseg_engine.evaluation.rewording import reworded, shares
+from digseg_engine.evaluation.tables import parts_of, print_scores, print_shares
 from digseg_engine.evaluation.views import WHOLE, Views
 from digseg_engine.images import SQUEEZED
 from digseg_engine.words import counted
@@ -96,9 +97,14 @@ class Request:
     seed: int = 0
     views: Views = WHOLE
     protocol: Protocol | None = None
+    wordings: bool = False
 
     def samples(self, size: int) -> list[Samples]:
-        """The test sets. Raises UsageError or InputError."""
+        """The test sets, with `wordings` each in other words too. Raises UsageError or InputError."""
+        plain = self._samples(size)
+        return reworded(plain) if self.wordings else plain
+
+    def _samples(self, size: int) -> list[Samples]:
         if self.protocol is None:
             return open_samples(self.data, self.count, size, self.layout, self.split, self.seed)
         split = self.split or self.protocol.split
@@ -147,6 +153,9 @@ def score_model(request: Request, report: Path | None = None) -> dict[str, Score
         note("digseg", f"note: {hint}")
     about["seconds"] = seconds
     about["figures"] = {key: value for each in asked for key, value in figures(each.name, scores[each.name]).items()}
+    if request.wordings:
+        about["wordings"] = {key: value for each in trials.values() for key, value in shares(each, scores).items()}
+        print_shares(about["wordings"])
     if protocol is not None:
         own = {steps: {trial.name: scores[trial.name] for trial in each} for steps, each in trials.items()}
         about["protocol"] = _by_protocol(protocol, own, sum(map(len, sets)), about["notes"])

@@ -65,6 +65,12 @@ def presence_line(outcome: Scores) -> str:
     return f"{said}; label map pmF1 {together.pm_f1():.3f}, cgF1 {together.cg_f1():.1f}; {one_by_one}"
 
 
+def print_shares(shares: Mapping[str, float]) -> None:
+    """What every wording reaches of the plain prompt's mean IoU."""
+    for name, share in shares.items():
+        print(f"{name}: {share:.3f} of the plain prompt's mIoU")
+
+
 def class_table(name: str, outcome: Scores, most: int) -> Table:
     """Figures of the classes that occur, the worst first; at most `most` of them."""
     rows = [(row, own) for row, own in zip(outcome.together.rows(), outcome.alone.rows()) if row["iou"] is not None]

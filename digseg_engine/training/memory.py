@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from digseg_engine.data.batch import Batch, Planes
+from digseg_engine.data.batch import Batch, Choose, Planes
 from digseg_engine.data.query import Query
 from digseg_engine.data.wordings import encode_text
 from digseg_engine.model.autoencoder import encode_image, encode_mask, latent_stride
@@ -114,6 +114,9 @@ class ShapedBatches:
                 return encode_image(self.checkpoint.vae, images)
         side = self.size // latent_stride(self.checkpoint.vae)
         return torch.zeros(len(images), 4, side, side, device=images.device)
+
+    def asked_by(self, choose: Choose) -> ShapedBatches:
+        return self
 
     def phrase(self, rng: Any, name: str) -> Query:
         return Query(PROMPT, PROMPT)

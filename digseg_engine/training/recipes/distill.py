@@ -30,6 +30,7 @@ from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.recipe_files import RecipeSettings, Start, distill_recipe, recipe_settings
 from digseg_engine.training.recipes.finetune import check_data, load_start, open_batches
 from digseg_engine.training.recipes.measuring import measure_checkpoint
+from digseg_engine.training.recipes.presence import teach_presence
 from digseg_engine.training.recipes.summary import print_schedule
 from digseg_engine.training.recipes.validating import reference_validator, student_validator
 from digseg_engine.training.run import Run, divided, freeze, move
@@ -53,6 +54,7 @@ class DistillConfig(RecipeSettings):
     folder: FolderOptions = FolderOptions()  # when distilled on a folder of labelled pictures
     few_step: StageConfig
     student: StageConfig
+    presence: StageConfig | None = None  # of a student with a presence readout
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +98,7 @@ def distill(
     imitate = DistillationLoss(batches, *parts, config.student, config.teacher_steps, config.imitate_every)
     watched = student_validator(checkpoint, data, config, config.student)
     run.stage("student", checkpoint.student, imitate, config.student, watched)
+    teach_presence(run, checkpoint, batches, config.presence)
     folder = run.finish(checkpoint, tokenizer_json, start)
     measure_checkpoint(checkpoint, folder, data, config, "digseg distill")
     if PartialState().is_main_process:

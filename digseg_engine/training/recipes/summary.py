@@ -41,6 +41,7 @@ def print_schedule(out: Path, config: RecipeSettings, checkpoint: Checkpoint, si
         "autoencoder": checkpoint.vae,
         "text": checkpoint.text_encoder,
         "backbone": checkpoint.student,
+        **({"presence": checkpoint.student.read_presence} if checkpoint.student.config.presence_width else {}),
     }
     recipe = f", recipe {config.recipe}" if config.recipe else ""
     print(f"training into {out} on {where}, pictures of {size} px{recipe}")
