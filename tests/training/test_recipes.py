@@ -98,7 +98,9 @@ def test_a_bundled_recipe_says_every_value_of_its_stages(name):
 
 def recorded(number):
     """The settings of one of the bundled model's runs: 0 is the last, -1 the first."""
-    folders = sorted((path.parent for path in (BUNDLED / "training").rglob("train.json")), key=lambda folder: len(folder.parts))
+    folders = sorted(
+        (path.parent for path in (BUNDLED / "training").rglob("train.json")), key=lambda folder: len(folder.parts)
+    )
     return json.loads((folders[number] / "train.json").read_text())
 
 
