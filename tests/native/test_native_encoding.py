@@ -14,7 +14,8 @@ from digseg_engine import Engine
 from digseg_engine.contract import ABSENT, ENCODING, PRESENCE
 from digseg_engine.worlds.scenes import scene
 
-PROMPTS = ["road", "building", "water", "trees", "a road", "something that is green", "field", "roof"]
+LONG = ("trees by the long grey road behind the building", "a small dark roof beside the red and white tall house wall")
+PROMPTS = ["road", "building", "water", "trees", "a road", "something that is green", "field", "roof", *LONG]
 
 
 def picture(side=150, rows=131):
@@ -129,6 +130,7 @@ def test_what_is_not_there_is_empty_and_the_others_are_as_ever(gated):
         gated.segment(rgb, PROMPTS, run=gated.run_options(flags=ALL_PROMPTS)),
     )
     assert 1 < found.there.sum() < len(PROMPTS) - 1 and everything.there.all()
+    assert not found.there[-1]  # the longest: what is decoded is padded to its tokens all the same
     assert (
         np.array_equal(found.presence, everything.presence) and found.presence.min() >= 0 and found.presence.max() <= 1
     )
@@ -189,7 +191,7 @@ def test_a_profile_splits_and_fills_up_questions_about_an_encoding(library, gate
     shutil.copytree(native_bundle, tmp_path / "b")
     add_readout(tmp_path / "b")
     side = json.loads(gated.info())["image_size"]
-    shapes = {axis: (size, size, size) for axis, size in (("B", 2), ("K", 3), ("L", 16), ("H", side), ("W", side))}
+    shapes = {axis: (size, size, size) for axis, size in (("B", 2), ("K", 3), ("L", 32), ("H", side), ("W", side))}
     write_shapes(tmp_path / "b", shapes)
     fit_golden(tmp_path / "b", shapes)
     rgb = np.ascontiguousarray(scene(4, "aerial", side, "demo").image)
