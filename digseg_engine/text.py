@@ -58,6 +58,11 @@ class PromptTokenizer:
                              "(start and end included); shorten it")  # fmt: skip
         return ids
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every piece that the tokenizer has, and its number."""
+        pieces: dict[str, int] = self._tokenizer.get_vocab()
+        return pieces
+
     def encode(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Prompts -> token_ids [K, L] int64 and token_mask [K, L] bool, L the bucket of the longest prompt."""
         rows = [self.ids(prompt) for prompt in check_prompts(prompts)]

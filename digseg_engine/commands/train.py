@@ -14,7 +14,7 @@ from digseg_engine.model.folder import find_start
 Settings = TypeVar("Settings")
 DATA = (
     Option("--data", "scenes, scenes:DOMAIN,... or labelled pictures, a folder or shards (docs/data.md), =WEIGHT behind it; "
-           "repeatable: a mixture", default=("scenes",), shown="scenes", metavar="DATA", many=True),
+           "repeatable: a mixture", shown="of --config: scenes", metavar="DATA", many=True),
     Option("--layout", "layout of the folder, if it is the only one", shown="recognised", metavar="NAME", only_with=("--data",)),
     Option("--split", "split of the folders to train on", shown="train", metavar="NAME", only_with=("--data",)),
     Option("--cached-crops", "of a folder: fixed crops per picture with kept latents", kind=int, at_least=0,
@@ -84,7 +84,7 @@ def run(
     config: str, init: str | None, recipe: str | None, list_recipes: bool, data: list[str], layout: str | None,
     split: str | None, cached_crops: int | None, echo: int | None, balance: float | None, augment: str | None,
     shard_window: int | None, shard_cache: float | None, workers: int | None, readers: Any, output: Path | None,
-    size: int | None, slot: Any, autoencoder: str | None, student_only: bool, detail_blocks: int | None,
+    size: int | None, slot: Any, autoencoder: str | None, student_only: bool, presence_only: bool, detail_blocks: int | None,
     lora: int | None, changes: list[str], scale: float, seed: int | None, gradient_checkpointing: bool,
     tensorboard: bool, wandb: bool, validate_every: int | None, early_stop: int | None, resume: bool, override: bool,
     dry_run: bool, memory: float | None, step_seconds: float | None,
@@ -94,6 +94,7 @@ def run(
 
     if list_recipes:
         return print_recipes()
+    data = data or (["scenes"] if init is None else need_data(init, f"train --init {init}"))
     strange = [share.data for share in parse_shares(data) if not is_scenes(share.data)]
     if init is None and strange:
         raise UsageError(f"training from nothing needs scenes, got --data {strange[0]}; for own pictures start from "
@@ -120,7 +121,8 @@ def run(
     else:
         shares: Any = data[0] if len(data) == 1 else data
         tuned = replace(settings_of(chosen, FinetuneConfig), **given)
-        tuned = replace(tuned, reference=None, one_step=None) if student_only else tuned
+        tuned = replace(tuned, reference=None, one_step=None) if student_only or presence_only else tuned
+        tuned = replace(tuned, student=None) if presence_only else tuned
         refuse_idle(changes, tuned)
         tuned = replace(tuned, folder=replace(tuned.folder, **folder))
         tuned = validated_where_held_out(tuned, shares)
@@ -129,6 +131,14 @@ def run(
             return show_plan(init, tuned, shares, memory, step_seconds, slot, autoencoder)
         written = finetune(init, output, tuned, resume, shares, slot, autoencoder, detail_blocks, override)
     print(f"checkpoint written to {written}; export it with: digseg-export {written}")
+
+
+def need_data(start: str, command: str) -> list[str]:
+    """Raises UsageError: what a trained model learns next is never guessed, it would be hours of work on the wrong thing.
+    CheckpointError where the start is no model at all."""
+    find_start(start)
+    raise UsageError(f"--data is missing; expected what to train on: digseg {command} --data FOLDER for labelled pictures, or "
+                     "--data scenes for the painted scenes that the bundled model was made with")  # fmt: skip
 
 
 def choose_recipe(asked: str | None, init: str | None, student_only: bool = False) -> Any:
@@ -157,7 +167,9 @@ def print_recipes() -> None:
 
 def refuse_idle(changes: list[str], settings: Any) -> None:
     """Raises UsageError for a change of a stage that the run leaves out."""
-    left_out = tuple(f"{name}." for name in ("reference", "one_step") if getattr(settings, name) is None)
+    left_out = tuple(
+        f"{name}." for name in ("reference", "one_step", "student", "presence") if getattr(settings, name) is None
+    )
     idle = [change for change in changes if left_out and change.startswith(left_out)]
     if idle:
         raise UsageError(f"--set {idle[0]} changes a stage that this run leaves out; choose a recipe that has it, such as "
@@ -207,7 +219,10 @@ def print_plan(
     Console().print(shown)
     for line in said(plans, limit) if limit is not None else []:
         print(line)
-    print("counted on tensors without contents; a GPU needs 1 to 2 GB more for its context, workspaces and fragments")
+    print(
+        "counted on tensors without contents; a GPU needs 1 to 2 GB more for its context, workspaces and fragments;\n"
+        "disk: what the stage's folder takes at the most"
+    )
 
 
 def watching(tensorboard: bool, wandb: bool, validate_every: int | None, early_stop: int | None) -> dict[str, Any]:
@@ -295,6 +310,8 @@ COMMAND = Command(
                only_with=("--init",)),
         Option("--student-only", "leave out the recipe's stages of the reference", kind=bool, default=False,
                only_with=("--init",)),
+        Option("--presence-only", "train the presence readout alone, added where the model has none; masks stay as they are",
+               kind=bool, default=False, only_with=("--init",), not_with=("--student-only", "--detail-blocks", "--lora")),
         Option("--detail-blocks", "deepen the student's image stem to this many residual blocks", kind=int, at_least=0,
                only_with=("--init",)),
         replace(LORA, only_with=("--init",)),

@@ -6,6 +6,7 @@ included.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -114,6 +115,9 @@ class Batch:
         return Batch(*moved, self.drawn)
 
 
+Choose = Callable[[np.random.Generator, list[str], tuple[str, ...], int], list[str]]
+
+
 class Batches(Protocol):
     """A source of training batches; batch number `step` is always the same."""
 
@@ -123,6 +127,9 @@ class Batches(Protocol):
     def batch(self, step: int, size: int, prompts: int) -> Batch: ...
 
     def phrase(self, rng: np.random.Generator, name: str) -> Query: ...
+
+    def asked_by(self, choose: Choose) -> Batches:
+        """The same pictures, asked what `choose` says in place of `choose_names`."""
 
     def pictures(self, step: int, size: int) -> list[str]:
         """The files, or scenes by their numbers, that batch number `step` of `size` pictures is made of."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from digseg_engine.cache import own_folder
 from digseg_engine.console import Pace
 from digseg_engine.data.augmentation import augment, check_installed, check_kinds
 from digseg_engine.data.balance import class_presence, repeat_factors
-from digseg_engine.data.batch import Batch, Numbers, carried, choose_names, to_tensor
+from digseg_engine.data.batch import Batch, Choose, Numbers, carried, choose_names, to_tensor
 from digseg_engine.data.checks import label_counts
 from digseg_engine.data.crops import Crops
 from digseg_engine.data.datasets import Dataset, open_dataset
@@ -80,6 +81,7 @@ class FolderBatches:
     ) -> None:  # fmt: skip
         self.dataset, self.load, self.encode, self.seed, self.kinds = dataset, load, encode, seed, kinds
         self.names = dataset.names + dataset.table.absent  # numbers past the classes occur in no picture
+        self.choose: Choose = choose_names
 
     def batch(self, step: int, size: int, prompts: int) -> Batch:
         """Batch number `step`, on the autoencoder's device: crops of `size` pictures and `prompts` prompts, a fifth of
@@ -88,7 +90,7 @@ class FolderBatches:
         rng = np.random.default_rng([self.seed, step, 2])
         counts = np.stack([label_counts(ids, len(self.names)) for ids in crops.ids])  # [B, C + 2]
         present = [self.names[k] for k in np.flatnonzero(counts[:, :-2].any(0))]
-        queries = [self.phrase(rng, name) for name in choose_names(rng, present, self.names, prompts)]
+        queries = [self.phrase(rng, name) for name in self.choose(rng, present, self.names, prompts)]
         chosen = np.array([self.names.index(query.name) for query in queries], crops.ids.dtype)
         device = self.encode.device
         ids, asked, shown = (carried(array, device) for array in (crops.ids, chosen, counts[:, chosen] > 0))
@@ -97,6 +99,11 @@ class FolderBatches:
         if self.kinds:
             images = augment(images, self.kinds, np.random.default_rng([self.seed, step, 5]))
         return Batch(images, self.encode(crops, images), queries, labels)
+
+    def asked_by(self, choose: Choose) -> FolderBatches:
+        other = copy.copy(self)
+        other.choose = choose
+        return other
 
     def phrase(self, rng: np.random.Generator, name: str) -> Query:
         return self.dataset.table.phrase(rng, name)

@@ -15,23 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from digseg_engine.data.query import Query
+from digseg_engine.data.query import TEMPLATES, Query, plural
 from digseg_engine.errors import InputError
 
 IGNORE = -1  # a pixel that counts neither in training nor in evaluation
 BACKGROUND = -2  # a pixel of none of the classes: every prompt is wrong there
 UNKNOWN = -3  # a value that the table does not explain; never leaves the reader
 MAX_ID = 65535
-TEMPLATES = (
-    "{}",
-    "a {}",
-    "the {}",
-    "some {}",
-    "a photo of a {}",
-    "a photo of the {}",
-    "a picture of {}",
-    "there is {} here",
-)
 TABLE_KEYS = ("classes", "ignore", "ignore_colour", "background", "background_colour", "absent", "templates", "masks",
               "orientation")  # fmt: skip
 CLASS_KEYS = ("name", "id", "colour", "prompt", "synonyms")
@@ -100,8 +90,10 @@ class ClassTable:
         return tuple(Query(label_class.wordings[0], label_class.name) for label_class in self.classes)
 
     def phrase(self, rng: np.random.Generator, name: str) -> Query:
-        """A random wording of a class or an absent thing: in two of five the plain prompt, else any synonym in any template."""
+        """A random wording of a class or an absent thing: in two of five the plain prompt, else any synonym or the plural in any
+        template."""
         wordings = self.by_name[name].wordings if name in self.by_name else (name,)
+        wordings += (plural(wordings[0]),)
         if rng.random() < 0.4:
             return Query(wordings[0], name)
         return Query(str(rng.choice(self.templates)).format(str(rng.choice(wordings))), name)

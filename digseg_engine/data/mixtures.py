@@ -7,12 +7,13 @@ prompt of another set is asked, and a set teaches nothing about what it does not
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from digseg_engine.data.batch import Batch, Batches
+from digseg_engine.data.batch import Batch, Batches, Choose
 from digseg_engine.data.batches import FolderBatches
 from digseg_engine.data.loader import APART
 from digseg_engine.data.query import Query
@@ -42,6 +43,11 @@ class MixedBatches:
             coming = [self.place(step + k * stride) for k in range(1, COMING)]
             part.load.expect([s for n, s in coming if n == number])
         return part.batch(own_step, size, prompts)
+
+    def asked_by(self, choose: Choose) -> MixedBatches:
+        other = copy.copy(self)
+        other.parts = tuple(part.asked_by(choose) for part in self.parts)
+        return other
 
     def phrase(self, rng: np.random.Generator, name: str) -> Query:
         return next(part for part in self.parts if name in part.names).phrase(rng, name)

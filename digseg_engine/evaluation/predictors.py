@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -62,25 +62,26 @@ def predictor(ask: Ask, size: int, stride: int, views: Views = WHOLE) -> Predict
     return predict
 
 
-def choose_predictor(
-    model: Path | None, reference_steps: int = 0, size: int | None = None, device: str | None = None, views: Views = WHOLE
-) -> tuple[Predict, str, int]:  # fmt: skip
-    """(predictor, its name, working size) for a checkpoint or bundle directory; None = the bundled checkpoint.
+def choose_predictors(
+    model: Path | None, reference_steps: Sequence[int] = (), size: int | None = None, device: str | None = None,
+    views: Views = WHOLE,
+) -> tuple[dict[int, Predict], str, int]:  # fmt: skip
+    """({steps: predictor}, what they are, working size) for a checkpoint or bundle directory; None = the bundled checkpoint.
 
-    device: "cpu", "cuda", "cuda:1"; None is the CPU for a checkpoint and the engine's choice for a bundle. Raises
-    UsageError for one that is not there.
+    reference_steps: of the reference, one predictor for each; none is the student, under the key 0. device: "cpu", "cuda",
+    "cuda:1"; None is the CPU for a checkpoint and the engine's choice for a bundle. Raises UsageError for one that is not there.
     """
     if model is not None and (model / MANIFEST).is_file():
         if reference_steps:
             raise UsageError("--reference-steps needs a checkpoint; a bundle holds the student only")
         size = size or int(read_manifest(model)["model"]["image_size"])
-        return bundle_predictor(model, size, device, views), f"bundle {model.name}", size
+        return {0: bundle_predictor(model, size, device, views)}, f"bundle {model.name}", size
     checkpoint = on_device(load_checkpoint(model), device or "cpu")
     name, size = (model or BUNDLED).name, size or checkpoint.config.image_size
     if reference_steps:
-        kind = f"{name}, reference, {reference_steps} step{'s' if reference_steps > 1 else ''}"
-        return reference_predictor(checkpoint, reference_steps, size, views=views), kind, size
-    return student_predictor(checkpoint, size, views), f"{name}, student, one step", size
+        several = {n: reference_predictor(checkpoint, n, size, views=views) for n in reference_steps}
+        return several, f"{name}, reference, {', '.join(map(str, several))} step{'s' if max(several) > 1 else ''}", size
+    return {0: student_predictor(checkpoint, size, views)}, f"{name}, student, one step", size
 
 
 def student_predictor(

@@ -20,6 +20,9 @@ Prediction = Literal["v_prediction", "epsilon"]
 BetaSchedule = Literal["scaled_linear", "linear"]
 
 
+PRESENCE_WIDTH = 32  # channels of the bundled model's readout, and of one that `digseg train --presence-only` adds
+
+
 @dataclass(frozen=True)
 class StudentConfig:
     """Sizes of the one-step student (see `student.py`).
@@ -101,7 +104,12 @@ class Preset:
 
 
 TINY = Preset(
-    digseg=DigsegConfig(name="tiny", image_size=128, pathway_heads=4, student=StudentConfig(detail_blocks=2)),
+    digseg=DigsegConfig(
+        name="tiny",
+        image_size=128,
+        pathway_heads=4,
+        student=StudentConfig(detail_blocks=2, presence_width=PRESENCE_WIDTH),
+    ),
     unet={
         "in_channels": 8,
         "out_channels": 4,

@@ -105,6 +105,16 @@ def deepen_stem(checkpoint: Checkpoint, blocks: int) -> None:
     checkpoint.student.load_state_dict(old.state_dict(), strict=False)
 
 
+def add_presence(checkpoint: Checkpoint, width: int) -> None:
+    """Give a student without a presence readout an untrained one of `width` channels; one that it has stays. Masks stay."""
+    config, old = checkpoint.config, checkpoint.student
+    if config.student.presence_width:
+        return
+    checkpoint.config = replace(config, student=replace(config.student, presence_width=width))
+    checkpoint.student = new_student(old.unet, checkpoint.config, checkpoint.vae).eval().requires_grad_(False)
+    checkpoint.student.load_state_dict(old.state_dict(), strict=False)
+
+
 def save_checkpoint(
     checkpoint: Checkpoint, tokenizer_json: str, folder: Path, add_files: Callable[[Path], object] | None = None
 ) -> None:  # fmt: skip

@@ -6,6 +6,7 @@ prompts included.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from digseg_engine.console import Pace
-from digseg_engine.data.batch import Batch, Planes, choose_names, to_tensor
-from digseg_engine.data.query import Query
+from digseg_engine.data.batch import Batch, Choose, Planes, choose_names, to_tensor
+from digseg_engine.data.query import TEMPLATES, Query, plural
 from digseg_engine.files import replacing
 from digseg_engine.worlds import domains, painting, scenes
 from digseg_engine.worlds.domains import COLOURS
@@ -35,6 +36,7 @@ for _colour, _shape in (pair.split(" ") for pair in UNSEEN_PAIRS):
     UNTOLD[INDEX[_colour], INDEX[_shape]] = UNTOLD[INDEX[_shape], INDEX[_colour]] = True
 MAX_REGIONS = 8
 PART = 250  # scenes that are painted together
+PLURAL, TEMPLATED = 0.05, 0.25  # shares of the prompts
 ALIKE = 0.5  # share of batches of `objects` that ask for pairs of few colours
 
 
@@ -136,6 +138,7 @@ class SceneBatches:
 
     def __init__(self, pools: dict[str, Pool], shares: dict[str, float], seed: int) -> None:
         self.pools, self.seed = pools, seed
+        self.choose: Choose = choose_names
         self.domains = list(pools)
         own = {name for domain in self.domains for name in CLASSES[domain]}
         self.names = tuple(name for name in TRAIN_NAMES if name in own)
@@ -161,12 +164,21 @@ class SceneBatches:
         """Batch number `step`: `size` pictures of one domain and `prompts` prompts."""
         rng, drawn = self.draw(step, size)
         present = [NAMES[i] for i in np.flatnonzero(drawn.pool.present(drawn.index).any(0))]
-        if drawn.pool.domain == "objects" and rng.random() < ALIKE:
+        if drawn.pool.domain == "objects" and self.choose is choose_names and rng.random() < ALIKE:
             present = look_alikes(rng, present, prompts)
-        queries = [phrase(rng, name) for name in choose_names(rng, present, self.names, prompts)]
+        queries = [phrase(rng, name) for name in self.choose(rng, present, self.names, prompts)]
         names = [query.name for query in queries]
         masks, known = drawn.pool.masks(drawn.index, names), drawn.pool.known(drawn.index, names)
         return Batch(drawn.images, drawn.latents, queries, Planes(masks, known), drawn)
 
+    def asked_by(self, choose: Choose) -> SceneBatches:
+        other = copy.copy(self)
+        other.choose = choose
+        return other
+
     def phrase(self, rng: np.random.Generator, name: str) -> Query:
-        return phrase(rng, name)
+        """The generator's own phrasing, a share of them the plural or in a template that people use for pictures."""
+        query, drawn = phrase(rng, name), rng.random()
+        if drawn < PLURAL:
+            return Query(plural(name), name)
+        return Query(str(rng.choice(TEMPLATES)).format(query.text), name) if drawn < PLURAL + TEMPLATED else query

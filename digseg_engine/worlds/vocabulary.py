@@ -1,7 +1,8 @@
-"""The bundled model's own tokenizer: a small byte-level BPE in CLIP's style, trained on the generator's phrases."""
+"""The bundled model's own tokenizer: a small byte-level BPE in CLIP's style, trained on the generator's phrases and on words."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -38,17 +39,22 @@ COMMON = [
     "colour",
     "object",
 ]
+MOST, HALVED = 20, 500  # how often the commonest word is in the corpus, and after how many it is half as often
 
 
-def corpus(seed: int = 0) -> list[str]:
-    """Phrases of every training name, and common words so that unseen phrasings stay short."""
+def corpus(seed: int = 0, words: Sequence[str] = ()) -> list[str]:
+    """Phrases of every training name, common words so that unseen phrasings stay short, and `words`, the first of them most
+    often."""
     rng = np.random.default_rng(seed)
     phrases = [phrase(rng, name).text for name, _ in product(TRAIN_NAMES, range(40))]
-    return phrases + COMMON * 20
+    ranked = [word for rank, word in enumerate(words) for _ in range(1 + MOST // (1 + rank // HALVED))]
+    return phrases + COMMON * 20 + ranked
 
 
-def train_tokenizer(vocab_size: int, max_length: int = 77) -> Tokenizer:
+def train_tokenizer(vocab_size: int, words: Sequence[str] = ()) -> Tokenizer:
     """A tokenizer whose JSON form any `tokenizers` runtime loads: lower-cased, start and end tokens added.
+
+    words: more of them beside the generator's, commonest first.
 
     Truncation is left to the caller: a prompt that does not fit is an error, never silently shortened.
     """
@@ -67,7 +73,7 @@ def train_tokenizer(vocab_size: int, max_length: int = 77) -> Tokenizer:
         end_of_word_suffix="</w>",
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus() + [f"{character} " for character in sorted(alphabet)], trainer)
+    tokenizer.train_from_iterator(corpus(words=words) + [f"{character} " for character in sorted(alphabet)], trainer)
     tokenizer.decoder = decoders.ByteLevel()
     ends = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ends)

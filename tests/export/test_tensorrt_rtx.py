@@ -61,7 +61,7 @@ def test_every_graph_becomes_a_plan_in_a_folder_of_its_own(tmp_path, precision):
         "text_encoder.onnx": {precision: 2}, "image_encoder.onnx": {precision: 1}, "presence.onnx": {precision: 4},
         "mask_decoder.onnx": {precision: 4}}  # fmt: skip
     for row in plans.rows:
-        assert row.plan == (tmp_path / "p" / row.graph.replace("onnx", "plan")).stat().st_size > 0 and row.layers >= 2
+        assert row.plan == (tmp_path / "p" / row.graph.replace("onnx", "plan")).stat().st_size > 0 and row.layers > 0
         assert row.unexplained == []
     assert any("build mask_decoder.onnx: Building engine" in text for text in said)
     assert len(small_bundle(tmp_path / "other", precision, presence=False).graphs) == 3 < len(plans.rows)

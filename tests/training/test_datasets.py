@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from dataset_trees import SIZE, TREES, grey, label_map, own, palette, picture, voc_colour
 
-from digseg_engine.data.classes import TEMPLATES
 from digseg_engine.data.datasets import BACKGROUND, IGNORE, dataset_splits, layout_names, open_dataset
 from digseg_engine.data.layouts import known_layout
+from digseg_engine.data.query import TEMPLATES
 from digseg_engine.errors import InputError, UsageError
 
 # layout -> (names of the train split, {raw mask value: class name, None = background}); every other value is ignored

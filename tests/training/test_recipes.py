@@ -53,7 +53,7 @@ NEUTRAL = {  # what may stand in Python: it is off, everything, or changes no we
 }  # fmt: skip
 OF_EVERY_RUN = {"recipe": "", "seed": 0, "quality_pictures": 0, "size": None, "imitate_every": 0, "noise": "gaussian",
                 "prompt_dropout": 0.0, "dense": False, "folder": FolderOptions(), "reference": None,
-                "one_step": None}  # fmt: skip
+                "one_step": None, "student": None, "presence": None}  # fmt: skip
 SAID = (
     "steps",
     "batch",
@@ -96,10 +96,18 @@ def test_a_bundled_recipe_says_every_value_of_its_stages(name):
             assert "#" in line, line
 
 
+def recorded(number):
+    """The settings of one of the bundled model's runs: 0 is the last, -1 the first."""
+    folders = sorted(
+        (path.parent for path in (BUNDLED / "training").rglob("train.json")), key=lambda folder: len(folder.parts)
+    )
+    return json.loads((folders[number] / "train.json").read_text())
+
+
 def test_the_tiny_recipe_has_the_values_of_the_bundled_models_first_run():
     """Of the record: all stages but the student, which was given more pictures and fewer prompts later."""
     now = asdict(recipe_settings("tiny", TrainConfig))
-    then = json.loads((BUNDLED / "training" / "start" / "train.json").read_text())
+    then = recorded(-1)
     without_effect = {"prompts", "precision"}  # of stages that ask no prompts; `auto` is `no` on that machine
     for stage in ("autoencoder", "backbone", "text", "reference"):
         told = {key: value for key, value in then[stage].items() if key not in without_effect}
@@ -120,7 +128,7 @@ def test_the_command_of_the_bundled_models_second_run_still_has_the_settings_of_
     changes = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     recipe = recipe_settings(default_recipe(BUNDLED, student_only="--student-only" in words), FinetuneConfig)
     now = asdict(with_settings(recipe, changes))
-    then = json.loads((BUNDLED / "training" / "train.json").read_text())
+    then = recorded(-2)
     told = {key: value for key, value in then["student"].items() if key != "save_every"}
     assert {key: now["student"][key] for key in told} == told
     assert all(now[key] == then[key] for key in ("seed", "scenes", "size", "dense")) and now["imitate_every"] == 16
@@ -141,7 +149,7 @@ def test_recipes_of_large_networks_move_them_little(name):
     assert {stage.optimizer for stage in stages_of(c).values()} == {"adamw"}
     assert c.reference.learning_rate == c.one_step.learning_rate == 3e-5 and c.student.learning_rate == 1e-4
     pictures = {key: stage.batch * stage.accumulate for key, stage in stages_of(c).items()}
-    assert pictures == {"reference": 32, "one_step": 32, "student": 16}
+    assert pictures == {"reference": 32, "one_step": 32, "student": 16, "presence": 16}
     assert all(stage.warmup == 100 for stage in stages_of(c).values()) and c.folder.echo == 4
     sd = name.startswith("sd")
     assert c.prompt_dropout == (0.1 if sd else 0.0) and c.imitate_every == 16
@@ -223,7 +231,7 @@ def test_files_that_are_none_are_refused(tmp_path):
         read_recipe(write(tmp_path, 'extends = "mine.toml"\n'))
     with pytest.raises(UsageError, match=r"start must be nothing or pretrained or reference, got ''"):
         read_recipe(write(tmp_path, "scenes = 5\n"))
-    with pytest.raises(UsageError, match=r"student lacks; say it, or extend"):
+    with pytest.raises(UsageError, match=r"neither a \[student\] nor a \[presence\] stage"):
         recipe_settings(write(tmp_path, 'start = "pretrained"\nscenes = 5\n'), FinetuneConfig)
     with pytest.raises(UsageError, match=r"student\.batch lacks"):
         recipe_settings(

@@ -15,10 +15,10 @@ from accelerate import PartialState
 
 from digseg_engine.console import Pace
 from digseg_engine.data.batches import FolderOptions
-from digseg_engine.data.shares import Data, parse_shares
+from digseg_engine.data.shares import Data, parse_shares, short_names
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import Predict, reference_predictor, student_predictor
-from digseg_engine.evaluation.protocols import Samples, TestScenes, open_samples
+from digseg_engine.evaluation.protocols import LabelledPictures, Samples, TestScenes
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.files import replacing, write_json
 from digseg_engine.model.folder import find_start
@@ -30,6 +30,7 @@ from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.recipe_files import RecipeSettings, Start, distill_recipe, recipe_settings
 from digseg_engine.training.recipes.finetune import check_data, load_start, open_batches
 from digseg_engine.training.recipes.measuring import measure_checkpoint
+from digseg_engine.training.recipes.presence import teach_presence
 from digseg_engine.training.recipes.summary import print_schedule
 from digseg_engine.training.recipes.validating import reference_validator, student_validator
 from digseg_engine.training.run import Run, divided, freeze, move
@@ -53,6 +54,7 @@ class DistillConfig(RecipeSettings):
     folder: FolderOptions = FolderOptions()  # when distilled on a folder of labelled pictures
     few_step: StageConfig
     student: StageConfig
+    presence: StageConfig | None = None  # of a student with a presence readout
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +75,7 @@ def distill(
     checkpoint, tokenizer_json, trained = load_start(start)
     if not trained:
         raise UsageError(
-            f"{source} holds no trained reference to distil; train one first: digseg train --init {source}"
+            f"{source} holds no trained reference to distil; train one first: digseg train --init {source} --data DATA"
         )
     check_data(checkpoint, data, config)
     run.describe(config, source=source, data=data if isinstance(data, str) else list(data))
@@ -96,6 +98,7 @@ def distill(
     imitate = DistillationLoss(batches, *parts, config.student, config.teacher_steps, config.imitate_every)
     watched = student_validator(checkpoint, data, config, config.student)
     run.stage("student", checkpoint.student, imitate, config.student, watched)
+    teach_presence(run, checkpoint, batches, config.presence)
     folder = run.finish(checkpoint, tokenizer_json, start)
     measure_checkpoint(checkpoint, folder, data, config, "digseg distill")
     if PartialState().is_main_process:
@@ -106,11 +109,14 @@ def distill(
 def report_samples(checkpoint: Checkpoint, config: DistillConfig, data: Data) -> list[Samples]:
     """What the report is made on: test scenes, and the held-out split of every folder that was trained on."""
     size, sets = checkpoint.config.image_size, list[Samples]()
-    for share in parse_shares(data):
+    shares = parse_shares(data)
+    for share, name in zip(shares, short_names(shares)):
         if is_scenes(share.data):
             sets += [TestScenes(domain, config.report_scenes, size) for domain in ("microscopy", "aerial", "crops")]
         else:
-            sets += open_samples(share.data, config.report_scenes, size, config.folder.layout)
+            samples = LabelledPictures(share.data, config.report_scenes, config.folder.layout)
+            samples.name = f"{name} {samples.dataset.split}"
+            sets.append(samples)
     return sets
 
 
@@ -131,9 +137,10 @@ def report(checkpoint: Checkpoint, teacher: object, config: DistillConfig, folde
         pace = Pace(
             f"scoring the {name} at {counted(steps, 'step')} on pictures", sum(len(samples) for samples in sets)
         )
-        scores = [evaluate(predict, samples, pace).together.miou() for samples in sets]
+        scores = {samples.name: evaluate(predict, samples, pace).together.miou() for samples in sets}
         seconds = time.perf_counter() - began
-        results.append({"model": name, "steps": steps, "miou": sum(scores) / len(scores), "seconds": round(seconds, 2)})
+        results.append({"model": name, "steps": steps, "miou": sum(scores.values()) / len(scores), "miou_by_set": scores,
+                        "seconds": round(seconds, 2)})  # fmt: skip
     body = {"pictures_per_set": len(sets[0]), "sets": [samples.name for samples in sets], "rows": results}
     write_json(folder / "distill.json", body)
     print_table(results)

@@ -24,8 +24,9 @@ from digseg_engine.data.shards import is_data
 from digseg_engine.data.shares import Data, parse_shares
 from digseg_engine.data.wordings import typical_tokens
 from digseg_engine.errors import UsageError
+from digseg_engine.model.config import PRESENCE_WIDTH
 from digseg_engine.model.folder import CONFIG, find_start
-from digseg_engine.model.pretrained import Checkpoint, deepen_stem, load_checkpoint, outline_checkpoint
+from digseg_engine.model.pretrained import Checkpoint, add_presence, deepen_stem, load_checkpoint, outline_checkpoint
 from digseg_engine.model.reference import Slot
 from digseg_engine.model.stable_diffusion import load_stable_diffusion, outline_stable_diffusion
 from digseg_engine.training.loop import Loss, StageConfig
@@ -38,6 +39,7 @@ from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.planner import StagePlan, plan
 from digseg_engine.training.recipe_files import RecipeSettings, Start, default_recipe, recipe_settings
 from digseg_engine.training.recipes.measuring import measure_checkpoint
+from digseg_engine.training.recipes.presence import teach_presence
 from digseg_engine.training.recipes.summary import print_schedule, print_score, student_score
 from digseg_engine.training.recipes.validating import reference_validator, student_validator
 from digseg_engine.training.run import Run, divided, freeze, move, stages_of
@@ -61,13 +63,17 @@ class FinetuneConfig(RecipeSettings):
     folder: FolderOptions = FolderOptions()  # when trained on a folder of labelled pictures
     reference: StageConfig | None = None  # None: the stage is left out
     one_step: StageConfig | None = None
-    student: StageConfig
+    student: StageConfig | None = None
+    presence: StageConfig | None = None  # of a student with a presence readout
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.noise not in get_args(NoiseKind):
             raise UsageError(f"noise must be one of {', '.join(get_args(NoiseKind))}, got {self.noise!r}")
         check_dropout(self.prompt_dropout)
+        if self.student is None and self.presence is None:
+            raise UsageError("this run has neither a [student] nor a [presence] stage, so there is nothing to train; add one to "
+                             "the recipe")  # fmt: skip
 
     @property
     def student_alone(self) -> bool:
@@ -126,9 +132,13 @@ def finetune(
         "slot": slot,
         "autoencoder": autoencoder,
     }
+    if config.student is None:
+        add_presence(checkpoint, PRESENCE_WIDTH)
+    elif not checkpoint.config.student.presence_width:
+        config = replace(config, presence=None)
     run.describe(config, **asked, student_only=config.student_alone, detail_blocks=detail_blocks)
     move(checkpoint)
-    before = None if not trained else student_score(checkpoint, data, config)
+    before = student_score(checkpoint, data, config) if trained and config.student is not None else None
     print_schedule(out, config, checkpoint, checkpoint.config.image_size)
     freeze(checkpoint.vae, checkpoint.text_encoder)
     batches = open_batches(checkpoint, data, config, out)
@@ -140,22 +150,31 @@ def finetune(
             typical_tokens(checkpoint.text_encoder, checkpoint.tokenizer, batches.names, batches.phrase)
         )
     freeze(checkpoint.reference)
+    if config.student is not None:
+        _train_student(run, checkpoint, batches, config, config.student, data)
+    teach_presence(run, checkpoint, batches, config.presence)
+    folder = run.finish(checkpoint, tokenizer_json, start if trained else None)
+    measure_checkpoint(checkpoint, folder, data, config, "digseg train")
+    if config.student is not None:
+        print_score(before, student_score(checkpoint, data, config))
+    return folder
+
+
+def _train_student(
+    run: Run, checkpoint: Checkpoint, batches: Batches, config: FinetuneConfig, stage: StageConfig, data: Data
+) -> None:  # fmt: skip
     checkpoint.student.requires_grad_(True)
     used = ("vae", "text_encoder", "student", *(("reference",) if config.imitate_every else ()))
     keep_on_device(checkpoint, used)
     parts = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer, checkpoint.reference, checkpoint.schedule)
     learner = Tutored(checkpoint.student) if config.dense else checkpoint.student
-    loss = DistillationLoss(batches, *parts, config.student, every=config.imitate_every)
+    loss = DistillationLoss(batches, *parts, stage, every=config.imitate_every)
 
     def held_out(pictures: Batches) -> Loss:
-        return DistillationLoss(pictures, *parts, config.student, every=0)
+        return DistillationLoss(pictures, *parts, stage, every=0)
 
-    validator = student_validator(checkpoint, data, config, config.student, held_out)
-    run.stage("student", learner, loss, config.student, validator)
-    folder = run.finish(checkpoint, tokenizer_json, start if trained else None)
-    measure_checkpoint(checkpoint, folder, data, config, "digseg train")
-    print_score(before, student_score(checkpoint, data, config))
-    return folder
+    validator = student_validator(checkpoint, data, config, stage, held_out)
+    run.stage("student", learner, loss, stage, validator)
 
 
 def outline(source: str, slot: Slot = "zero", autoencoder: str | None = None) -> Checkpoint:

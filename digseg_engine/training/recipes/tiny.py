@@ -1,4 +1,4 @@
-"""`digseg train` from nothing: autoencoder -> backbone -> text encoder -> reference -> student, to a checkpoint directory.
+"""`digseg train` from nothing: autoencoder -> backbone -> text encoder -> reference -> student -> presence, to a checkpoint.
 
 Each stage leaves its weights in `OUT/<stage>/weights.safetensors`; a stage that is complete is not trained again, and
 `--resume` continues an interrupted one. The finished checkpoint is `OUT/checkpoint`.
@@ -27,6 +27,7 @@ from digseg_engine.training.objectives.pairs import PairSource, check_dropout
 from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.recipe_files import RecipeSettings, Start, default_recipe, recipe_settings
 from digseg_engine.training.recipes.measuring import measure_checkpoint
+from digseg_engine.training.recipes.presence import teach_presence
 from digseg_engine.training.recipes.summary import print_schedule
 from digseg_engine.training.recipes.validating import student_validator
 from digseg_engine.training.run import Run, divided, freeze, move
@@ -50,6 +51,7 @@ class TrainConfig(RecipeSettings):
     text: StageConfig
     reference: StageConfig
     student: StageConfig
+    presence: StageConfig | None = None  # None: the readout stays as it was drawn
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,6 +109,8 @@ def train(
     imitate = DistillationLoss(batches, *parts, config.student, every=config.imitate_every)
     validator = student_validator(checkpoint, data, config, config.student)
     run.stage("student", learner, imitate, config.student, validator)
+    # 6. Presence readout.
+    teach_presence(run, checkpoint, batches, config.presence)
     folder = run.finish(checkpoint, raw.to_str(pretty=True))
     measure_checkpoint(checkpoint, folder, data, config, "digseg train")
     return folder

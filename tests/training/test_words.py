@@ -1,0 +1,133 @@
+"""A text encoder that learns words: near where the teacher says, the same in any wording, and as before in what it knew."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from nano_models import build_nano
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from digseg_engine.data.query import TEMPLATES, plural
+from digseg_engine.data.wordings import encode_text
+from digseg_engine.errors import InputError
+from digseg_engine.model.pretrained import load_checkpoint
+from digseg_engine.text import PromptTokenizer
+from digseg_engine.training.loop import StageConfig
+from digseg_engine.training.objectives.words import Lexicon, WordAlignment, WordsLoss
+from digseg_engine.training.recipes.words import WordsConfig, inherit, kept_phrases, learn_words, read_lexicon
+from digseg_engine.worlds.vocabulary import train_tokenizer
+
+MEANINGS = {"car": ("car", "automobile", "vehicle", "taxi"), "tree": ("tree", "oak", "birch", "forest"),
+            "water": ("water", "lake", "sea", "river")}  # fmt: skip
+WORDS = [word for words in MEANINGS.values() for word in words]
+STAGE = StageConfig(80, 12, 5e-3, warmup=5, clip=1.0, ema=0.8)
+
+
+@pytest.fixture
+def lexicon(tmp_path):
+    """Twelve words in three groups."""
+    random = torch.Generator().manual_seed(0)
+    groups = F.normalize(torch.randn(3, 16, generator=random), dim=-1)
+    vectors = F.normalize(groups.repeat_interleave(4, 0) + 0.1 * torch.randn(12, 16, generator=random), dim=-1)
+    path = tmp_path / "lexicon.safetensors"
+    save_file({"vectors": vectors}, path, metadata={"texts": str(WORDS).replace("'", '"'), "known": "4"})
+    return path
+
+
+def ends(checkpoint, texts):
+    """Whitened features of the end tokens, without what all share."""
+    text, mask = encode_text(checkpoint.text_encoder, checkpoint.tokenizer, texts)
+    found = (
+        text[torch.arange(len(texts)), mask.sum(1) - 1] - checkpoint.student.text_centre
+    ) @ checkpoint.student.text_whiten
+    return found.detach()
+
+
+def test_words_come_near_where_the_teacher_says_in_any_wording(nano_folder, lexicon, tmp_path):
+    made = load_checkpoint(learn_words(str(nano_folder), lexicon, tmp_path / "out", WordsConfig(STAGE, 900)))
+    before = load_checkpoint(nano_folder)
+
+    def alike(checkpoint, say=str):
+        found = ends(checkpoint, [say(word) for word in WORDS])
+        angles = F.normalize(found - found.mean(0), dim=-1) @ F.normalize(found - found.mean(0), dim=-1).T
+        same = torch.block_diag(*[torch.ones(4, 4)] * 3).bool()
+        return float(angles[same & ~torch.eye(12).bool()].mean() - angles[~same].mean())
+
+    assert alike(made) > 0.8 > 0.3 > alike(before)
+    assert alike(made, TEMPLATES[4].format) > 0.8
+    assert all(
+        torch.equal(a, b) for a, b in zip(made.student.state_dict().values(), before.student.state_dict().values())
+    )
+    assert len(made.tokenizer.vocabulary()) > len(before.tokenizer.vocabulary())
+
+
+def test_phrases_that_the_student_knows_stay_where_they_were(nano_folder, lexicon, tmp_path, monkeypatch):
+    before, known = load_checkpoint(nano_folder), kept_phrases()[::50]
+
+    def moved(folder):
+        made = load_checkpoint(
+            learn_words(str(nano_folder), lexicon, folder, WordsConfig(replace(STAGE, steps=40), 900))
+        )
+        return float((ends(made, known) - ends(before, known)).square().mean())
+
+    kept = moved(tmp_path / "kept")
+    monkeypatch.setattr("digseg_engine.training.objectives.words.KEPT_WEIGHT", 0.0)
+    assert kept < 0.5 * moved(tmp_path / "free")
+
+
+def test_pieces_that_both_vocabularies_have_begin_with_their_former_weights(nano_preset, nano, raw_tokenizer):
+    larger = PromptTokenizer(train_tokenizer(900, WORDS))
+    wide = build_nano(replace(nano_preset, text={**nano_preset.text, "vocab_size": 900}), raw_tokenizer)
+    inherit(wide.text_encoder, nano.text_encoder, larger, nano.tokenizer)
+    for text in ("red circle", "the ring"):
+        assert larger.ids(text) != nano.tokenizer.ids(text)  # other numbers, the same pieces
+        old, _ = encode_text(nano.text_encoder, nano.tokenizer, [text])
+        assert torch.allclose(encode_text(wide.text_encoder, larger, [text])[0], old, atol=1e-6)
+
+
+def test_words_are_pieces_of_their_own_the_commonest_first():
+    raw = train_tokenizer(2000, [*WORDS, *(f"word{chr(97 + i)}{chr(97 + k)}" for i in range(26) for k in range(26))])
+    assert all(len(raw.encode(word).ids) == 3 for word in WORDS)
+    assert len(raw.encode("red circle").ids) == 4
+
+
+def test_the_loss_is_the_same_for_the_same_step_and_names_what_it_is_made_of(nano, lexicon):
+    table = read_lexicon(lexicon)
+    loss = WordsLoss(table, ["red circle", "a star"], (nano.text_encoder, nano.tokenizer), nano.tokenizer, STAGE)
+    model = WordAlignment(nano.text_encoder, nano.student, 16)
+    (first, parts), (again, _), (other, _) = loss(model, 3), loss(model, 3), loss(model, 4)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert set(parts) == {"near", "similar", "kept", "worded"} and float(parts["kept"]) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_lexicon_that_is_none_is_refused(tmp_path):
+    (tmp_path / "text").write_text("car")
+    with pytest.raises(InputError, match=r"not a lexicon.*sentence_vectors"):
+        read_lexicon(tmp_path / "text")
+    with pytest.raises(InputError, match="a vector for each"):
+        Lexicon(("car",), torch.zeros(2, 4))
+
+
+def test_a_plural():
+    many = {
+        "road": "roads",
+        "cell nucleus": "cell nuclei",
+        "box": "boxes",
+        "city": "cities",
+        "grass": "grass",
+        "trees": "trees",
+    }
+    assert {name: plural(name) for name in many} == many
+
+
+def test_people_ask_for_scenes_in_the_same_templates_as_for_photographs(nano, tmp_path):
+    from small_stage import short_run
+
+    from digseg_engine.training.recipes.finetune import open_batches
+
+    batches = open_batches(nano, "scenes:crops", short_run(size=32, scenes=32), tmp_path)
+    rng = np.random.default_rng(0)
+    said = {batches.phrase(rng, "weed").text for _ in range(400)}
+    assert {"weed", "weeds", "segment the weed", "a photo of a weed", '"weed"'} <= said
