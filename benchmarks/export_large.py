@@ -3,7 +3,7 @@
 1. A random checkpoint of the `sd21` preset is written tensor by tensor (float16; the reference's U-Net is left out,
    export does not read it).
 2. `digseg-export CHECKPOINT --precision fp16` runs as a user types it. The peak is that of the whole process: tracing,
-   writing, the PyTorch reference in float32 and both graphs verified at 256 px in ONNX Runtime.
+   writing, the PyTorch reference in float32 and all graphs verified at 256 px in ONNX Runtime.
 3. Another process loads the bundle with the engine's own runtime and answers its golden sample.
 """
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 from digseg_engine.evaluation.panel import panel
 from digseg_engine.evaluation.predictors import student_predictor
-from digseg_engine.evaluation.protocols import TestScenes
+from digseg_engine.evaluation.protocols import TestScenes, Trial
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.model.config import preset
 from digseg_engine.model.pretrained import build, load_checkpoint, save_checkpoint
@@ -50,7 +50,9 @@ def score(folder: Path, domain: str, scenes: int) -> tuple[dict[str, float], Ima
         "mIoU": found.together.miou(), "mIoU, each prompt alone": found.alone.miou(),
         "false area, each prompt alone": found.alone.false_area(), **found.together.iou(),
     }  # fmt: skip
-    return {name: round(value, 4) for name, value in figures.items()}, panel([samples], {domain: found}, predict)
+    return {name: round(value, 4) for name, value in figures.items()}, panel(
+        [Trial(domain, samples, predict)], {domain: found}
+    )
 
 
 def settings_without(scale: float, compiled: bool) -> TrainConfig:

@@ -17,9 +17,9 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import date
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from compare_bundles_cpu import compare
 from export_large import processor
 from safetensors.numpy import load_file
 
+from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, TEXT_ENCODER, GraphSpec
 from digseg_engine.evaluation.predictors import Predict, bundle_predictor, student_predictor
 from digseg_engine.evaluation.protocols import open_samples
 from digseg_engine.evaluation.score import evaluate
@@ -48,18 +49,19 @@ PROFILED_RUNS = 5
 
 def rounded_predictor(graphs: Graphs, checkpoint: Checkpoint) -> Predict:
     """The rounded graphs as `digseg eval` wants a model: picture and prompts in, full-size logits out."""
-    size, held = checkpoint.config.image_size, {}
+    size = checkpoint.config.image_size
+
+    @lru_cache(maxsize=4)
+    def folded(prompts: tuple[str, ...]) -> dict[str, Any]:
+        ids, mask = checkpoint.tokenizer.encode(prompts)
+        keys, values = graphs.run(TEXT_ENCODER, {"token_ids": ids, "token_mask": mask})
+        return {"text_keys": keys, "text_values": values, "token_mask": mask}
 
     def predict(image: Any, prompts: list[str]) -> Any:
-        asked = tuple(prompts)
-        if asked not in held:
-            ids, mask = checkpoint.tokenizer.encode(asked)
-            text = SimpleNamespace(token_ids=ids, token_mask=mask)
-            held[asked] = (text, *graphs.encode(text))
-        text, keys, values = held[asked]
         canvas = fit(image, size, checkpoint.stride)
-        question = SimpleNamespace(image=canvas.pixels, token_mask=text.token_mask)
-        return unfit(graphs.segment(question, keys, values)[0].astype(np.float32), canvas)
+        (encoding,) = graphs.run(IMAGE_ENCODER, {"image": canvas.pixels})
+        (logits,) = graphs.run(MASK_DECODER, {"encoding": encoding, **folded(tuple(prompts))})
+        return unfit(logits[0].astype(np.float32), canvas)
 
     return predict
 
@@ -75,22 +77,32 @@ def score(predict: Predict, count: int, size: int) -> dict[str, float]:
     return found
 
 
+def golden_feeds(bundle: Path) -> dict[str, Any]:
+    """The golden sample for every input of every graph, those that another graph answers included."""
+    feeds: dict[str, Any] = dict(load_file(bundle / "golden.safetensors"))
+    for spec in (TEXT_ENCODER, IMAGE_ENCODER):
+        run = onnxruntime.InferenceSession(str(bundle / spec.file), providers=["CPUExecutionProvider"])
+        feeds |= zip([tensor.name for tensor in spec.outputs], run.run(None, of(feeds, spec)))
+    return feeds
+
+
+def of(feeds: dict[str, Any], spec: GraphSpec) -> dict[str, Any]:
+    return {tensor.name: feeds[tensor.name] for tensor in spec.inputs}
+
+
 def profile(bundle: Path, folder: Path) -> dict[str, float]:
-    """Milliseconds per run of the segmenter by operator, the largest ten."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.enable_profiling, options.log_severity_level = 1, True, 4
-    options.profile_file_prefix = str(folder / bundle.name)
-    run = onnxruntime.InferenceSession(str(bundle / "segmenter.onnx"), options, providers=["CPUExecutionProvider"])
-    golden = load_file(bundle / "golden.safetensors")
-    encoder = onnxruntime.InferenceSession(str(bundle / "text_encoder.onnx"), providers=["CPUExecutionProvider"])
-    keys, values = encoder.run(None, {name: golden[name] for name in ("token_ids", "token_mask")})
-    feeds = {"image": golden["image"], "text_keys": keys, "text_values": values, "token_mask": golden["token_mask"]}
-    for _ in range(PROFILED_RUNS):
-        run.run(None, feeds)
-    spent: Counter[str] = Counter()
-    for event in json.loads(Path(run.end_profiling()).read_text()):
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            spent[event["args"]["op_name"]] += event["dur"]
+    """Milliseconds per picture of image encoder and mask decoder by operator, the largest ten."""
+    feeds, spent = golden_feeds(bundle), Counter[str]()
+    for spec in (IMAGE_ENCODER, MASK_DECODER):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.enable_profiling, options.log_severity_level = 1, True, 4
+        options.profile_file_prefix = str(folder / f"{bundle.name}-{spec.file}")
+        run = onnxruntime.InferenceSession(str(bundle / spec.file), options, providers=["CPUExecutionProvider"])
+        for _ in range(PROFILED_RUNS):
+            run.run(None, of(feeds, spec))
+        for event in json.loads(Path(run.end_profiling()).read_text()):
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                spent[event["args"]["op_name"]] += event["dur"]
     return {name: round(us / 1000 / PROFILED_RUNS, 2) for name, us in spent.most_common(10)}
 
 
@@ -98,21 +110,22 @@ def dynamic_ratio(bundle: Path, folder: Path) -> dict[str, float]:
     """What was tried beside Q/DQ: onnxruntime's dynamic quantisation of the products alone, timed against float32."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(bundle / "segmenter.onnx", folder / "dynamic.onnx", op_types_to_quantize=["MatMul", "Gemm"],
-                     weight_type=QuantType.QInt8, extra_options={"DefaultTensorType": 1})  # fmt: skip
-    golden = load_file(bundle / "golden.safetensors")
-    encoder = onnxruntime.InferenceSession(str(bundle / "text_encoder.onnx"), providers=["CPUExecutionProvider"])
-    keys, values = encoder.run(None, {name: golden[name] for name in ("token_ids", "token_mask")})
-    feeds = {"image": golden["image"], "text_keys": keys, "text_values": values, "token_mask": golden["token_mask"]}
-    options = onnxruntime.SessionOptions()
+    feeds, options = golden_feeds(bundle), onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    paths = (bundle / "segmenter.onnx", folder / "dynamic.onnx")
-    runs = [onnxruntime.InferenceSession(str(p), options, providers=["CPUExecutionProvider"]) for p in paths]
+    runs: tuple[list[Any], list[Any]] = ([], [])
+    for spec in (IMAGE_ENCODER, MASK_DECODER):
+        path = folder / f"dynamic.{spec.file}"
+        quantize_dynamic(bundle / spec.file, path, op_types_to_quantize=["MatMul", "Gemm"],
+                         weight_type=QuantType.QInt8, extra_options={"DefaultTensorType": 1})  # fmt: skip
+        for kept, file in zip(runs, (bundle / spec.file, path)):
+            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            kept.append(partial(session.run, None, of(feeds, spec)))
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(12):
-        for run, kept in zip(runs, times):
+        for graphs, kept in zip(runs, times):
             began = time.perf_counter()
-            run.run(None, feeds)
+            for run in graphs:
+                run()
             kept.append(1000 * (time.perf_counter() - began))
     a, b = (float(np.median(kept[2:])) for kept in times)
     return {"fp32_ms": round(a, 2), "dynamic_ms": round(b, 2), "speed_ratio": round(a / b, 3)}
@@ -122,8 +135,7 @@ def predictor(precision: str, bundle: Path, checkpoint: Checkpoint, traced: Trac
     """(predictor, what it runs) of one exported precision."""
     if precision in ("fp16", "bf16"):
         conversion = Conversion.measure(checkpoint, traced.models, precision, Options(), lambda text: None)
-        names = ("text_encoder.onnx rounded", "segmenter.onnx rounded")
-        return rounded_predictor(Graphs(*conversion.rounded(traced), names), checkpoint), "the rounded graphs"
+        return rounded_predictor(conversion.rounded(traced), checkpoint), "the rounded graphs"
     return bundle_predictor(bundle, checkpoint.config.image_size), "the bundle in the engine, onnxruntime on a CPU"
 
 

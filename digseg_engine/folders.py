@@ -7,6 +7,7 @@ is refused before work begins and once more before the swap. Torch-free.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from digseg_engine.errors import BundleError, OutputError, UsageError
 from digseg_engine.files import flush
 
 ASIDE = ".tmp-old-"  # in the name of a folder that makes way
+SEALED = "manifest.json"  # in a folder that holds nothing but what is listed there, with its hash
 TRIES = 50  # how often a writer without a lock makes way for another one
 
 
@@ -70,6 +72,7 @@ def check_target(target: Path, mark: Mark) -> bool:
     try:
         place = target.resolve()
         around = Path.cwd().is_relative_to(place)
+        check_outside(place.parent)
         parent = next((folder for folder in place.parents if folder.exists()), place)
         writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
         foreign = _foreign(place, mark)
@@ -103,6 +106,7 @@ def check_output(folder: Path) -> None:
     try:
         with suppress(FileNotFoundError, NotADirectoryError):
             folder.lstat()  # raises for a name that is too long, or a loop of links
+        check_outside(folder)
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"output {folder} is a file; expected a folder; choose another with -o")
         parent = folder.absolute()
@@ -114,6 +118,23 @@ def check_output(folder: Path) -> None:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise UsageError(f"cannot write to {folder}: {why}; choose another output with -o") from error
+
+
+def check_outside(folder: Path) -> None:
+    """Raises UsageError for a folder that is a bundle or a folder of plans, or lies inside one: with a file that its manifest
+    does not list it would be refused from then on."""
+    for place in (folder.resolve(), *folder.resolve().parents):
+        if _is_sealed(place):
+            raise UsageError(f"output {folder} is inside {place}, which holds what its manifest lists and nothing else; choose "
+                             "another output with -o")  # fmt: skip
+
+
+def _is_sealed(folder: Path) -> bool:
+    try:
+        body = json.loads((folder / SEALED).read_text(encoding="utf-8"))
+        return isinstance(body, dict) and str(body.get("format", "")).startswith("digseg.")
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def check_output_file(path: Path) -> None:

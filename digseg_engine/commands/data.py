@@ -10,7 +10,7 @@ from digseg_engine.errors import UsageError
 
 
 def run(
-    folder: str, layout: str | None, split: str, output: Path, pictures: int, pack: Path | None = None,
+    folder: str, layout: str | None, split: str, output: Path | None, pictures: int, pack: Path | None = None,
     shard_size: float = 500.0, shuffle: int | None = None,
 ) -> int:  # fmt: skip
     from rich.console import Console
@@ -23,6 +23,7 @@ def run(
     from digseg_engine.folders import check_output_file
     from digseg_engine.words import counted
 
+    output = output or Path("out") / f"{Path(folder).resolve().name or 'data'}.labels.png"
     if output.suffix.lower() != ".png":
         raise UsageError(f"output {output} must be a .png file; choose another with -o")
     check_output_file(output)
@@ -103,7 +104,11 @@ COMMAND = Command(
         Option("--layout", "layout of the folder", shown="recognised", metavar="NAME"),
         Option("--split", "split to check, or all", default="all", metavar="NAME"),
         Option(
-            "--output -o", "PNG with labels drawn over pictures", kind=Path, default=Path("data.png"), metavar="FILE"
+            "--output -o",
+            "PNG with labels drawn over pictures",
+            kind=Path,
+            shown="out/FOLDER.labels.png",
+            metavar="FILE",
         ),
         Option("--pictures", "pictures in the PNG, spread over the data set", kind=int, default=12, at_least=1),
         Option(

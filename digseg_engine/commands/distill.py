@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from digseg_engine.commands.declare import Command, Option
-from digseg_engine.commands.train import DATA, LORA, RUN, adjusted, check_data, folder_changes, watching
+from digseg_engine.commands.train import DATA, LORA, RUN, adjusted, check_data, folder_changes, need_data, watching
 from digseg_engine.errors import UsageError
 from digseg_engine.model.folder import find_start
 
@@ -21,6 +21,7 @@ def run(
 ) -> None:  # fmt: skip
     if steps is not None and not all(part.strip().isdigit() for part in steps.split(",")):
         raise UsageError(f"--steps must be whole numbers separated by commas, such as 1,2,4, got {steps!r}")
+    data = data or need_data(model, f"distill {model}")
     check_data(*data)
     from digseg_engine.training.recipe_files import check_kind, distill_recipe, read_recipe, settings_of
 
@@ -59,5 +60,5 @@ COMMAND = Command(
         LORA,
         *RUN,
     ),
-    examples=("digseg distill runs/mine/checkpoint -o runs/distilled",),
+    examples=("digseg distill runs/mine/checkpoint --data mydata -o runs/distilled",),
 )  # fmt: skip

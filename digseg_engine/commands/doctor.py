@@ -33,6 +33,7 @@ def run(
     if bundle is not None:
         bundle = find_model(bundle)
         described = describe_bundle(bundle)
+    checkpoint = None if checkpoint is None else find_model(checkpoint)
     console = Console()
     for part in _machine(inspect_machine()):
         console.print(part, soft_wrap=isinstance(part, Text))  # lines to be copied are not broken
@@ -54,7 +55,7 @@ COMMAND = Command(
     summary="Show what is usable on this machine, how to install the rest, and which backend is right and fastest.",
     run=run,
     options=(
-        Option("--bundle -b", "also check this bundle (or checkpoint), time every backend, choose one", kind=Path,
+        Option("--bundle -b --model", "also check this bundle (or checkpoint), time every backend, choose one", kind=Path,
                metavar="FOLDER"),
         Option("--checkpoint", "checkpoint the bundle came from: adds torch backends", kind=Path, metavar="FOLDER",
                only_with=("--bundle",)),

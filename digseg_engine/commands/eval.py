@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from digseg_engine.commands.declare import Command, Option
 from digseg_engine.commands.train import check_data
-from digseg_engine.errors import UsageError
+from digseg_engine.console import note
+from digseg_engine.errors import DigsegError, UsageError
 from digseg_engine.evaluation.presets import protocol_names
 from digseg_engine.evaluation.views import Views
 from digseg_engine.folders import check_output_file
@@ -17,8 +19,8 @@ PROTOCOLS = protocol_names()
 
 def run(
     model: Path | None, data: str, layout: str | None, split: str | None, count: int | None, seed: int, size: int | None,
-    reference_steps: int, slide: bool, short_side: int | None, scales: tuple[float, ...], flip: bool, protocol: str | None,
-    wordings: bool, report: Path | None, device: str | None,
+    reference_steps: tuple[int, ...], slide: bool, short_side: int | None, scales: tuple[float, ...], flip: bool,
+    protocol: str | None, wordings: bool, report: Path | None, device: str | None,
 ) -> None:  # fmt: skip
     check_data(data)
     if protocol is not None and not Path(data).is_dir():
@@ -28,6 +30,9 @@ def run(
         raise UsageError(f"--model {model} is not a folder; expected a checkpoint or a bundle")
     if report is not None:
         check_output_file(report)
+    if data.startswith("scenes") and model is not None and (taught := taught_by(model)):
+        note("digseg", f"note: {model} was trained on {', '.join(taught)}, and painted scenes say little about it; add --data "
+                       f"{taught[0]}")  # fmt: skip
     views = Views(scales, flip, slide, short_side=short_side)
     from digseg_engine.evaluation.presets import read_protocol
     from digseg_engine.evaluation.protocols import EVERY
@@ -40,12 +45,32 @@ def run(
     score_model(asked, report)
 
 
+def taught_by(model: Path) -> list[str]:
+    """The data other than scenes that a checkpoint's record says it was trained on."""
+    from digseg_engine.data.shares import parse_shares
+    from digseg_engine.worlds.scenes import is_scenes
+
+    try:
+        shares = parse_shares(json.loads((model / "training" / "train.json").read_text(encoding="utf-8"))["data"])
+    except (DigsegError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+    return [share.data for share in shares if not is_scenes(share.data)]
+
+
 def counted(text: str) -> int:
     """A number of pictures, or "all"."""
     number = 0 if text == "all" else int(text)
     if number < (text != "all"):
         raise ValueError(text)
     return number
+
+
+def steps_listed(text: str) -> tuple[int, ...]:
+    """Whole numbers of at least 1 with commas between them, each once."""
+    found = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    if min(found) < 1:
+        raise ValueError(text)
+    return found
 
 
 def scaled(text: str) -> tuple[float, ...]:
@@ -59,7 +84,8 @@ COMMAND = Command(
     run=run,
     extras=("train",),
     options=(
-        Option("--model", "checkpoint or bundle", kind=Path, shown="the bundled checkpoint, digseg-tiny", metavar="FOLDER"),
+        Option("--model --bundle -b", "checkpoint or bundle", kind=Path, metavar="FOLDER",
+               shown="the bundled checkpoint, digseg-tiny"),
         Option("--data", "scenes, scenes:DOMAIN,... or labelled pictures, a folder or shards", default="scenes", metavar="DATA"),
         Option("--layout", "layout of the folder", shown="recognised", metavar="NAME"),
         Option("--split", "split of the folder", shown="its validation split", metavar="NAME"),
@@ -78,11 +104,13 @@ COMMAND = Command(
         Option("--flip", "average with the mirrored picture", kind=bool, default=False),
         Option("--wordings", "ask again as people write: a photo of a X, segment the X, \"X\", plural", kind=bool,
                default=False, not_with=("--protocol",)),
-        Option("--reference-steps", "score the reference with this many steps instead of the student", kind=int,
-               default=0, at_least=0),
+        Option("--reference-steps", "score the reference with so many steps instead of the student; several, as 1,2,4,8, in "
+               "one table and report", kind=steps_listed, default=(), shown="the student", metavar="N,...",
+               expects="whole numbers of at least 1 such as 1,2,4,8"),
         Option("--device", "cpu, cuda or cuda:1", shown="cpu; of a bundle, its backend's", metavar="NAME"),
         Option("--report", "write all figures to this .json, with .csv and .png", kind=Path, metavar="FILE"),
     ),
     examples=("digseg eval --count 20", "digseg eval --model runs/mine/checkpoint --data mydata --report scores.json",
+              "digseg eval --model runs/mine/checkpoint --data mydata --reference-steps 1,2,4,8 --report steps.json",
               "digseg eval --model runs/ade/checkpoint --data ADEChallengeData2016 --protocol ade20k --device cuda"),
 )  # fmt: skip

@@ -102,7 +102,8 @@ def _examples(command: Command) -> str | None:
 MEANT = {  # words that are no command of `digseg`, and what does what they say
     "export": "digseg-export", "convert": "digseg-export", "onnx": "digseg-export", "version": "digseg --version",
     "predict": "digseg segment", "run": "digseg segment", "infer": "digseg segment", "test": "digseg eval",
-    "evaluate": "digseg eval", "val": "digseg eval", "validate": "digseg eval", "finetune": "digseg train --init MODEL",
+    "evaluate": "digseg eval", "val": "digseg eval", "validate": "digseg eval",
+    "finetune": "digseg train --init MODEL --data DATA",
     "check": "digseg data FOLDER, for labelled pictures, or digseg doctor, for the machine",
     "info": "digseg doctor", "benchmark": "digseg doctor --bundle FOLDER", "bench": "digseg doctor --bundle FOLDER",
 }  # fmt: skip

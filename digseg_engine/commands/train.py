@@ -14,7 +14,7 @@ from digseg_engine.model.folder import find_start
 Settings = TypeVar("Settings")
 DATA = (
     Option("--data", "scenes, scenes:DOMAIN,... or labelled pictures, a folder or shards (docs/data.md), =WEIGHT behind it; "
-           "repeatable: a mixture", default=("scenes",), shown="scenes", metavar="DATA", many=True),
+           "repeatable: a mixture", shown="of --config: scenes", metavar="DATA", many=True),
     Option("--layout", "layout of the folder, if it is the only one", shown="recognised", metavar="NAME", only_with=("--data",)),
     Option("--split", "split of the folders to train on", shown="train", metavar="NAME", only_with=("--data",)),
     Option("--cached-crops", "of a folder: fixed crops per picture with kept latents", kind=int, at_least=0,
@@ -94,6 +94,7 @@ def run(
 
     if list_recipes:
         return print_recipes()
+    data = data or (["scenes"] if init is None else need_data(init, f"train --init {init}"))
     strange = [share.data for share in parse_shares(data) if not is_scenes(share.data)]
     if init is None and strange:
         raise UsageError(f"training from nothing needs scenes, got --data {strange[0]}; for own pictures start from "
@@ -130,6 +131,14 @@ def run(
             return show_plan(init, tuned, shares, memory, step_seconds, slot, autoencoder)
         written = finetune(init, output, tuned, resume, shares, slot, autoencoder, detail_blocks, override)
     print(f"checkpoint written to {written}; export it with: digseg-export {written}")
+
+
+def need_data(start: str, command: str) -> list[str]:
+    """Raises UsageError: what a trained model learns next is never guessed, it would be hours of work on the wrong thing.
+    CheckpointError where the start is no model at all."""
+    find_start(start)
+    raise UsageError(f"--data is missing; expected what to train on: digseg {command} --data FOLDER for labelled pictures, or "
+                     "--data scenes for the painted scenes that the bundled model was made with")  # fmt: skip
 
 
 def choose_recipe(asked: str | None, init: str | None, student_only: bool = False) -> Any:
@@ -210,7 +219,10 @@ def print_plan(
     Console().print(shown)
     for line in said(plans, limit) if limit is not None else []:
         print(line)
-    print("counted on tensors without contents; a GPU needs 1 to 2 GB more for its context, workspaces and fragments")
+    print(
+        "counted on tensors without contents; a GPU needs 1 to 2 GB more for its context, workspaces and fragments;\n"
+        "disk: what the stage's folder takes at the most"
+    )
 
 
 def watching(tensorboard: bool, wandb: bool, validate_every: int | None, early_stop: int | None) -> dict[str, Any]:

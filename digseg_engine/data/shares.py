@@ -33,6 +33,12 @@ def parse_shares(data: Data) -> tuple[Share, ...]:
     return shares
 
 
+def short_names(shares: Sequence[Share]) -> list[str]:
+    """What the parts are called in figures: the last part of a path, or all of it where two end alike."""
+    ends = [Path(share.data).resolve().name for share in shares]
+    return [end if ends.count(end) == 1 else share.data for share, end in zip(shares, ends)]
+
+
 def _share(text: str) -> Share:
     data, equals, weight = text.rpartition("=")
     if not equals or Path(text).exists():  # a folder may have an = in its name

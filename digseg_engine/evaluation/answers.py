@@ -77,10 +77,12 @@ class View:
 
 @dataclass(frozen=True)
 class Answer:
-    """Logits of K prompts about a picture of `shape` (height, width); 0 is the border of a mask."""
+    """Logits of K prompts about a picture of `shape` (height, width); 0 is the border of a mask. present: which prompts the
+    model's presence readout holds to be there [K], None for a model without one."""
 
     shape: tuple[int, int]
     views: tuple[View, ...]
+    present: NDArray[np.bool_] | None = None
 
     @classmethod
     def of(cls, logits: object) -> Answer:

@@ -1,4 +1,5 @@
-"""Counts over a data set and the figures made of them: IoU in both conventions, cIoU, Dice, boundary IoU, false alarms.
+"""Counts over a data set and the figures made of them: IoU in both conventions, cIoU, Dice, boundary IoU, false alarms,
+presence, and presence and masks in one figure (cgF1).
 
 Everything is counted at the pictures' own resolution, pixels marked as ignored left out.
 """
@@ -15,6 +16,7 @@ from digseg_engine.evaluation.calibration import Calibration
 from digseg_engine.evaluation.outlines import band_counts, label_band_counts
 
 FALSE_PIXELS = 20  # a false alarm is one connected piece of more pixels, for a prompt that is not there
+MATCHES = np.arange(0.5, 1.0, 0.05).round(2)  # from these IoUs on a mask is the right one (COCO, SAM 3)
 COUNTS = ("intersection", "predicted", "truth", "edge_intersection", "edge_union", "pictures", "asked")
 
 
@@ -43,6 +45,9 @@ class Score:
     presence: NDArray[np.int64] = field(
         init=False
     )  # [2, 2] (picture, prompt) pairs, truth x prediction: absent, present
+    matched: NDArray[np.int64] = field(init=False)  # present pairs whose mask reaches each IoU of MATCHES
+    marked: int = 0  # present pairs with any mask
+    readout: bool = False  # whether a presence readout said what is there; else a mask that is not empty does
     false_area_sum: float = 0.0
     absent_pairs: int = 0
     false_pairs: int = 0  # absent prompts answered with a piece of more than FALSE_PIXELS
@@ -56,20 +61,23 @@ class Score:
         self.dice_sum = np.zeros(k)
         self.confusion = np.zeros((k + 1, k + 1) if self.exclusive else (0, 0), np.int64)
         self.presence = np.zeros((2, 2), np.int64)
+        self.matched = np.zeros(len(MATCHES), np.int64)
 
     def add(
-        self, predicted: NDArray[np.bool_], truth: NDArray[np.bool_], valid: NDArray[np.bool_] | None = None
-    ) -> None:
-        """One picture: predicted, truth [K, H, W]; valid [H, W] is False where pixels do not count."""
+        self, predicted: NDArray[np.bool_], truth: NDArray[np.bool_], valid: NDArray[np.bool_] | None = None,
+        said: NDArray[np.bool_] | None = None,
+    ) -> None:  # fmt: skip
+        """One picture: predicted, truth [K, H, W]; valid [H, W] is False where pixels do not count; said [K]: what the model's
+        presence readout holds to be there."""
         if self.exclusive:
-            return self.add_labels(labels_of(predicted), labels_of(truth), valid)
+            return self.add_labels(labels_of(predicted), labels_of(truth), valid, said)
         known = np.ones(truth.shape[1:], bool) if valid is None else valid
         inside, p, t = np.zeros((3, len(self.names)), np.int64)
         for k, (mask, right) in enumerate(zip(predicted, truth)):
             mask, right = mask & known, right & known
             p[k], t[k] = np.count_nonzero(mask), np.count_nonzero(right)
             inside[k] = np.count_nonzero(mask & right) if p[k] and t[k] else 0
-        self._tally(inside, p, t, int(known.sum()))
+        self._tally(inside, p, t, int(known.sum()), said)
         alarms = Alarms(t == 0, known.shape, FALSE_PIXELS)
         alarms.look(0, predicted & known)
         self._count_alarms(alarms.result())
@@ -80,8 +88,9 @@ class Score:
                 self.counts["edge_union"][k] += either
 
     def add_labels(
-        self, predicted: NDArray[np.integer], truth: NDArray[np.integer], valid: NDArray[np.bool_] | None = None
-    ) -> None:
+        self, predicted: NDArray[np.integer], truth: NDArray[np.integer], valid: NDArray[np.bool_] | None = None,
+        said: NDArray[np.bool_] | None = None,
+    ) -> None:  # fmt: skip
         """One picture of exclusive labels [H, W]: numbers of the names, negative where none of them is."""
         n = len(self.names) + 1
         rows, columns = (np.where(ids < 0, n - 1, ids).astype(np.int64) for ids in (truth, predicted))
@@ -89,7 +98,7 @@ class Score:
         table = np.bincount(pairs.ravel(), minlength=n * n).reshape(n, n)
         self.confusion += table
         p, t = table.sum(0)[:-1], table.sum(1)[:-1]
-        self._tally(table.diagonal()[:-1], p, t, int(pairs.size))
+        self._tally(table.diagonal()[:-1], p, t, int(pairs.size), said)
         shown = predicted if valid is None else np.where(valid, predicted, -1)
         self._count_alarms(label_alarms(shown, t == 0, FALSE_PIXELS))
         if self.outlines:
@@ -97,13 +106,16 @@ class Score:
             self.counts["edge_intersection"] += both
             self.counts["edge_union"] += either
 
-    def add_counts(self, counted: Counted) -> None:
+    def add_counts(self, counted: Counted, said: NDArray[np.bool_] | None = None) -> None:
         """One picture that was counted elsewhere."""
-        self._tally(counted.inside, counted.predicted, counted.truth, counted.pixels)
+        self._tally(counted.inside, counted.predicted, counted.truth, counted.pixels, said)
         self._count_alarms(counted.alarms)
 
-    def _tally(self, inside: NDArray[np.int64], p: NDArray[np.int64], t: NDArray[np.int64], size: int) -> None:
-        """Pixels of one picture [K]: of both, predicted, true; size: of all that count."""
+    def _tally(
+        self, inside: NDArray[np.int64], p: NDArray[np.int64], t: NDArray[np.int64], size: int,
+        said: NDArray[np.bool_] | None,
+    ) -> None:  # fmt: skip
+        """Pixels of one picture [K]: of both, predicted, true; size: of all that count; said: what the readout says is there."""
         present = t > 0
         asked = np.ones(len(t), np.int64)
         added = {
@@ -115,11 +127,15 @@ class Score:
         }
         for name, values in added.items():
             self.counts[name] += values
-        self.presence += np.bincount(2 * present + (p > 0), minlength=4).reshape(2, 2)
+        self.readout = self.readout or said is not None
+        self.presence += np.bincount(2 * present + (p > 0 if said is None else said), minlength=4).reshape(2, 2)
+        ious = (inside / (p + t - inside).clip(1))[present]
+        self.matched += (ious[:, None] >= MATCHES).sum(0)
+        self.marked += int(np.count_nonzero(p[present]))
         self.dice_sum[present] += 2 * inside[present] / (p + t)[present]
         self.false_area_sum += float((p[~present] / max(1, size)).sum())
         self.absent_pairs += int((~present).sum())
-        self.per_picture.append(float((inside / (p + t - inside).clip(1))[present].mean()) if present.any() else np.nan)
+        self.per_picture.append(float(ious.mean()) if present.any() else np.nan)
 
     def _count_alarms(self, alarms: NDArray[np.bool_]) -> None:
         """One picture: which prompts that are not there were answered with a false alarm."""
@@ -185,6 +201,23 @@ class Score:
         """Matthews correlation coefficient of presence, see `matthews`."""
         return matthews(self.presence)
 
+    def presence_precision(self) -> float:
+        """Share of what was held to be there that is; NaN where nothing was."""
+        return _share(self.presence[1, 1], self.presence[:, 1].sum())
+
+    def presence_recall(self) -> float:
+        """Share of what is there that was held to be; NaN where nothing is."""
+        return _share(self.presence[1, 1], self.presence[1].sum())
+
+    def pm_f1(self) -> float:
+        """Positive micro F1 of SAM 3 (Meta 2025): over the (picture, prompt) pairs whose prompt is there, a mask is right from
+        an IoU on; the F1 of all together, mean over the IoUs of MATCHES. A prompt has one mask here, of everything it names."""
+        return float(np.mean([_share(2 * right, self.marked + self.presence[1].sum()) for right in self.matched]))
+
+    def cg_f1(self) -> float:
+        """Classification-gated F1 of SAM 3: 100 x pmF1 x presence MCC."""
+        return 100 * self.pm_f1() * self.presence_mcc()
+
     def rows(self) -> list[dict[str, object]]:
         """One line per name: counts and figures, None where a name never occurs."""
         counts, lines = self.counts, []
@@ -227,10 +260,14 @@ def labels_of(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
 def matthews(table: NDArray[np.int64]) -> float:
     """Matthews correlation coefficient (-1..1) of a table [2, 2] of truth x prediction, false first (Matthews 1975); NaN
     where truth or prediction know one answer only. Presence: a prompt is in a picture if it has a pixel that counts, and is
-    predicted if its mask has one."""
+    predicted if the model's readout says so, or where there is none its mask has one."""
     (tn, fp), (fn, tp) = table.astype(float).tolist()
     margins = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
     return float((tp * tn - fp * fn) / np.sqrt(margins)) if margins else float("nan")
+
+
+def _share(part: np.integer, whole: np.integer) -> float:
+    return float(part / whole) if whole else float("nan")
 
 
 def _mean(values: list[float]) -> float:

@@ -1,4 +1,4 @@
-"""The picture of an evaluation: one row per test set; its best, median and worst sample as picture, truth, prediction."""
+"""The picture of an evaluation: one row per trial; its best, median and worst sample as picture, truth, prediction."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from digseg_engine.evaluation.answers import Answer
 from digseg_engine.evaluation.metrics import Scores
-from digseg_engine.evaluation.predictors import Predict, decide
-from digseg_engine.evaluation.protocols import Samples
+from digseg_engine.evaluation.predictors import decide
+from digseg_engine.evaluation.protocols import Trial
 from digseg_engine.runtime.saving import PALETTE
 
 CELL, GAP, LINE = 128, 6, 15  # pixels: a view, the space between, a line of text
@@ -21,22 +21,22 @@ COLOURS = 256  # of the picture: a quarter of the file, and nothing to see of it
 FONT = ImageFont.load_default(11)
 
 
-def panel(sets: Sequence[Samples], scores: Mapping[str, Scores], predict: Predict) -> Image.Image:
-    """The grid of all sets (see `sheet`), reduced to a palette so that the file stays small."""
-    return sheet(sets, scores, predict).quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+def panel(trials: Sequence[Trial], scores: Mapping[str, Scores]) -> Image.Image:
+    """The grid of all trials (see `sheet`), reduced to a palette so that the file stays small."""
+    return sheet(trials, scores).quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
 
 
-def sheet(sets: Sequence[Samples], scores: Mapping[str, Scores], predict: Predict) -> Image.Image:
-    """The grid of all sets in full colour: a row per set with its best, median and worst sample."""
+def sheet(trials: Sequence[Trial], scores: Mapping[str, Scores]) -> Image.Image:
+    """The grid of all trials in full colour: a row for each with its best, median and worst sample."""
     height = 2 * LINE + CELL + LEGEND * LINE + GAP
-    grid = Image.new("RGB", (3 * (GROUP + 2 * GAP), GAP + len(sets) * height), "white")
+    grid = Image.new("RGB", (3 * (GROUP + 2 * GAP), GAP + len(trials) * height), "white")
     draw = ImageDraw.Draw(grid)
-    for row, samples in enumerate(sets):
-        score, top = scores[samples.name].together, GAP + row * height
-        draw.text((GAP, top), f"{samples.name}: picture, truth, prediction", "black", FONT)
+    for row, trial in enumerate(trials):
+        samples, score, top = trial.samples, scores[trial.name].together, GAP + row * height
+        draw.text((GAP, top), f"{trial.name}: picture, truth, prediction", "black", FONT)
         for column, (label, i) in enumerate(score.best_median_worst().items()):
             sample = samples[i]
-            answer = Answer.of(predict(sample.image, [query.text for query in samples.queries]))
+            answer = Answer.of(trial.predict(sample.image, [query.text for query in samples.queries]))
             predicted = decide(answer, samples.rule)
             visible = np.flatnonzero(sample.truth.any((1, 2)) | predicted.any((1, 2)))
             views = [sample.image, *(tinted(sample.image, masks, visible) for masks in (sample.truth, predicted))]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from digseg_engine.bundle import MANIFEST, read_manifest
+from digseg_engine.contract import ABSENT
 from digseg_engine.data.wordings import encode_text
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.answers import Answer, View
@@ -25,11 +27,21 @@ from digseg_engine.model.student import FoldedText
 
 Rgb = NDArray[np.uint8]
 Predict = Callable[[Rgb, list[str]], Answer]  # [H, W, 3], K prompts -> logits of K prompts
-Ask = Callable[
-    [Rgb, list[str], int], tuple[Tensor, Frame]
-]  # the same and pixels of the longer side -> [K, h, w], its frame
 Rule = Literal["each", "strongest", "strongest or none"]
 CHUNK = 16  # (picture, prompt) pairs that the reference denoises together
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model says about a view: logits [K, h, w], how the view lies in them, and which prompts its presence readout holds
+    to be there [K] (None without one)."""
+
+    planes: Tensor
+    frame: Frame
+    present: NDArray[np.bool_] | None = None
+
+
+Ask = Callable[[Rgb, list[str], int], Said]  # [H, W, 3], K prompts, pixels of the longer side
 
 
 def predictor(ask: Ask, size: int, stride: int, views: Views = WHOLE) -> Predict:
@@ -37,49 +49,65 @@ def predictor(ask: Ask, size: int, stride: int, views: Views = WHOLE) -> Predict
 
     def predict(image: Rgb, prompts: list[str]) -> Answer:
         shape = int(image.shape[0]), int(image.shape[1])
-        found = []
+        found, present = list[View](), None
         for (left, top, right, bottom), longer in views.boxes(shape, size, stride):
             part = image[top:bottom, left:right]
             for mirrored in (False, True) if views.flip else (False,):
-                planes, frame = ask(np.ascontiguousarray(part[:, ::-1]) if mirrored else part, prompts, longer)
-                found.append(View.of_frame(planes.float(), frame, left, top, mirrored))
-        return Answer(shape, tuple(found))
+                said = ask(np.ascontiguousarray(part[:, ::-1]) if mirrored else part, prompts, longer)
+                found.append(View.of_frame(said.planes.float(), said.frame, left, top, mirrored))
+                if said.present is not None:  # what is in one view is in the picture
+                    present = said.present if present is None else present | said.present
+        return Answer(shape, tuple(found), present)
 
     return predict
 
 
-def choose_predictor(
-    model: Path | None, reference_steps: int = 0, size: int | None = None, device: str | None = None, views: Views = WHOLE
-) -> tuple[Predict, str, int]:  # fmt: skip
-    """(predictor, its name, working size) for a checkpoint or bundle directory; None = the bundled checkpoint.
+def choose_predictors(
+    model: Path | None, reference_steps: Sequence[int] = (), size: int | None = None, device: str | None = None,
+    views: Views = WHOLE,
+) -> tuple[dict[int, Predict], str, int]:  # fmt: skip
+    """({steps: predictor}, what they are, working size) for a checkpoint or bundle directory; None = the bundled checkpoint.
 
-    device: "cpu", "cuda", "cuda:1"; None is the CPU for a checkpoint and the engine's choice for a bundle. Raises
-    UsageError for one that is not there.
+    reference_steps: of the reference, one predictor for each; none is the student, under the key 0. device: "cpu", "cuda",
+    "cuda:1"; None is the CPU for a checkpoint and the engine's choice for a bundle. Raises UsageError for one that is not there.
     """
     if model is not None and (model / MANIFEST).is_file():
         if reference_steps:
             raise UsageError("--reference-steps needs a checkpoint; a bundle holds the student only")
         size = size or int(read_manifest(model)["model"]["image_size"])
-        return bundle_predictor(model, size, device, views), f"bundle {model.name}", size
+        return {0: bundle_predictor(model, size, device, views)}, f"bundle {model.name}", size
     checkpoint = on_device(load_checkpoint(model), device or "cpu")
     name, size = (model or BUNDLED).name, size or checkpoint.config.image_size
     if reference_steps:
-        kind = f"{name}, reference, {reference_steps} step{'s' if reference_steps > 1 else ''}"
-        return reference_predictor(checkpoint, reference_steps, size, views=views), kind, size
-    return student_predictor(checkpoint, size, views), f"{name}, student, one step", size
+        several = {n: reference_predictor(checkpoint, n, size, views=views) for n in reference_steps}
+        return several, f"{name}, reference, {', '.join(map(str, several))} step{'s' if max(several) > 1 else ''}", size
+    return {0: student_predictor(checkpoint, size, views)}, f"{name}, student, one step", size
 
 
-def student_predictor(checkpoint: Checkpoint, size: int | None = None, views: Views = WHOLE) -> Predict:
-    """One pass of the student for all prompts, at `size` pixels of the longer side."""
-    student = checkpoint.student
+def student_predictor(
+    checkpoint: Checkpoint, size: int | None = None, views: Views = WHOLE, readout: bool = True
+) -> Predict:  # fmt: skip
+    """One pass of the student for all prompts, at `size` pixels of the longer side, as the engine runs it: what its presence
+    readout says is not there gets no mask. readout: False leaves the readout out, where masks alone are judged."""
+    student, threshold = checkpoint.student, checkpoint.config.presence_threshold
+    reads = readout and bool(student.config.presence_width)
 
     @lru_cache(maxsize=4)
     def fold(prompts: tuple[str, ...]) -> FoldedText:
         return student.fold_text(*encode_text(checkpoint.text_encoder, checkpoint.tokenizer, list(prompts)))
 
-    def ask(image: Rgb, prompts: list[str], longer: int) -> tuple[Tensor, Frame]:
-        canvas = fit(image, longer, checkpoint.stride)
-        return student_logits(checkpoint, torch.from_numpy(canvas.pixels), fold(tuple(prompts)))[0], canvas.frame
+    @torch.no_grad()
+    def ask(image: Rgb, prompts: list[str], longer: int) -> Said:
+        canvas, text = fit(image, longer, checkpoint.stride), fold(tuple(prompts))
+        pixels = torch.from_numpy(canvas.pixels).to(device_of(student))
+        encoding = student.encode(*student.describe(pixels, encode_image(checkpoint.vae, pixels)))
+        planes = student.answer(encoding, text)[0]
+        if not reads:
+            return Said(planes, canvas.frame)
+        presence = student.presence(encoding, text)[0]
+        if threshold is not None:
+            planes[presence < threshold] = ABSENT
+        return Said(planes, canvas.frame, (presence >= (threshold or 0.0)).cpu().numpy())
 
     return predictor(ask, size or checkpoint.config.image_size, checkpoint.stride, views)
 
@@ -127,9 +155,10 @@ def reference_predictor(
     otherwise) from the zero slot."""
     from_noise = steps > 1 if noise is None else noise
 
-    def ask(image: Rgb, prompts: list[str], longer: int) -> tuple[Tensor, Frame]:
+    def ask(image: Rgb, prompts: list[str], longer: int) -> Said:
         canvas = fit(image, longer, checkpoint.stride)
-        return reference_logits(checkpoint, torch.from_numpy(canvas.pixels), prompts, steps, from_noise), canvas.frame
+        planes = reference_logits(checkpoint, torch.from_numpy(canvas.pixels), prompts, steps, from_noise)
+        return Said(planes, canvas.frame)
 
     return predictor(ask, size or checkpoint.config.image_size, checkpoint.stride, views)
 
@@ -141,9 +170,12 @@ def bundle_predictor(folder: Path, size: int, device: str | None = None, views: 
 
     engine = Engine.load(folder, device=device)
 
-    def ask(image: Rgb, prompts: list[str], longer: int) -> tuple[Tensor, Frame]:
+    def ask(image: Rgb, prompts: list[str], longer: int) -> Said:
         found, frame = picture_logits(engine, image, prompts, longer)
-        return torch.from_numpy(np.array(found.logits, np.float32)), frame
+        planes = torch.from_numpy(np.array(found.logits, np.float32))
+        if found.presence is None:
+            return Said(planes, frame)
+        return Said(planes, frame, found.presence >= 0.5 if engine.gate.threshold is None else found.there)
 
     return predictor(ask, size, engine.stride, views)
 

@@ -15,7 +15,7 @@ from digseg_engine.data.datasets import IGNORE, dataset_splits, open_dataset
 from digseg_engine.data.query import Query
 from digseg_engine.data.shards import is_data
 from digseg_engine.errors import UsageError
-from digseg_engine.evaluation.predictors import Rule
+from digseg_engine.evaluation.predictors import Predict, Rule
 from digseg_engine.worlds.scenes import ALL_PAIRS, CLASSES, is_scenes, scene
 
 TEST_SEED, VALIDATION_SEED = 1_000_000, 2_000_000  # numbers of the first scenes; training's begin at 0
@@ -63,6 +63,15 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A test set asked of one predictor; `name` is that of the set, and says which predictor where there are several."""
+
+    name: str
+    samples: Samples
+    predict: Predict
 
 
 class TestScenes:

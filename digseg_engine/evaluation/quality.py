@@ -44,6 +44,7 @@ class Case:
     truth: NDArray[np.bool_]  # [K, H, W], none of them empty
     valid: NDArray[np.bool_] | None = None  # [H, W], False where pixels do not count
     seed: int = 0  # of the noise that refinement begins with
+    source: str = ""  # name of the test set
 
 
 def cases_of(sets: Sequence[Samples], count: int, prompts: int = PROMPTS) -> Iterator[Case]:
@@ -67,7 +68,7 @@ def _case(samples: Samples, n: int, most: int) -> Case | None:
     chosen = np.sort(np.random.default_rng(n).permutation(numbers)[:most])
     truth = sample.truth[chosen] if sample.labels is None else sample.labels == chosen[:, None, None]
     texts = [samples.queries[int(k)].text for k in chosen]
-    return Case(sample.image, texts, np.asarray(truth), sample.valid, n)
+    return Case(sample.image, texts, np.asarray(truth), sample.valid, n, samples.name)
 
 
 def measure(checkpoint: Checkpoint, cases: Iterable[Case], tick: Callable[[int], object] = lambda done: None) -> Rows:

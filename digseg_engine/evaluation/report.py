@@ -12,14 +12,11 @@ import numpy as np
 from digseg_engine.evaluation.charts import draw_calibration, draw_confusion
 from digseg_engine.evaluation.metrics import Scores
 from digseg_engine.evaluation.panel import panel
-from digseg_engine.evaluation.predictors import Predict
-from digseg_engine.evaluation.protocols import Samples
+from digseg_engine.evaluation.protocols import Trial
 from digseg_engine.files import replacing, write_json
 
 
-def write_report(
-    path: Path, sets: list[Samples], scores: Mapping[str, Scores], predict: Predict, about: dict[str, Any]
-) -> list[Path]:
+def write_report(path: Path, trials: list[Trial], scores: Mapping[str, Scores], about: dict[str, Any]) -> list[Path]:
     """Write `path` (.json), the same name with .csv and .png, and where they apply -confusion.png and -calibration.png;
     returns the paths."""
     path = path.with_suffix(".json")
@@ -39,14 +36,14 @@ def write_report(
     with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         _write_table(file, scores)
     with replacing(picture) as temporary:
-        panel(sets, scores, predict).save(temporary, format="PNG", optimize=True)
+        panel(trials, scores).save(temporary, format="PNG", optimize=True)
     charts = {"confusion": draw_confusion, "calibration": draw_calibration}
     drawn = [path.with_name(f"{path.stem}-{name}.png") for name in charts]
     return [path, table, picture, *(at for at, draw in zip(drawn, charts.values()) if draw(scores, at))]
 
 
 def _write_table(file: TextIO, scores: Mapping[str, Scores]) -> None:
-    """One line per test set and name."""
+    """One line per trial and name."""
     rows = [
         {"set": name, **row, "iou_alone": alone["iou"]}
         for name, outcome in scores.items()

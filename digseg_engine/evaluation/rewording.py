@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from digseg_engine.data.query import Query, plural
 from digseg_engine.evaluation.metrics import Scores
 from digseg_engine.evaluation.predictors import Rule
-from digseg_engine.evaluation.protocols import Sample, Samples
+from digseg_engine.evaluation.protocols import Sample, Samples, Trial
 
 PLURAL = "{}s"  # stands for the plural, which is not always made with an s
 WORDINGS = ("a photo of a {}", "segment the {}", '"{}"', PLURAL)
@@ -54,11 +54,13 @@ def reworded(sets: Sequence[Samples]) -> list[Samples]:
     return [each for samples in sets for each in (samples, *(Reworded(samples, wording) for wording in WORDINGS))]
 
 
-def shares(sets: Sequence[Samples], scores: Mapping[str, Scores]) -> dict[str, float]:
-    """Mean IoU of every set in another wording over that of its plain prompts, by the name of the set; NaN over nothing."""
+def shares(trials: Sequence[Trial], scores: Mapping[str, Scores]) -> dict[str, float]:
+    """Mean IoU of every set in another wording over that of its plain prompts, asked of one predictor; by the name of the
+    trial; NaN over nothing."""
+    plain = {id(trial.samples): scores[trial.name].together.miou() for trial in trials}
     found = {}
-    for each in sets:
-        if isinstance(each, Reworded):
-            plain = scores[each.samples.name].together.miou()
-            found[each.name] = scores[each.name].together.miou() / plain if plain else float("nan")
+    for trial in trials:
+        if isinstance(trial.samples, Reworded):
+            whole = plain[id(trial.samples.samples)]
+            found[trial.name] = scores[trial.name].together.miou() / whole if whole else float("nan")
     return found

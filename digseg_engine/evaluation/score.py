@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import Progress, TaskID
 
 from digseg_engine.console import Pace, note, telling
 from digseg_engine.evaluation.answers import Answer
 from digseg_engine.evaluation.counting import count_labels
 from digseg_engine.evaluation.metrics import FALSE_PIXELS, Score, Scores, labels_of
-from digseg_engine.evaluation.predictors import Predict, choose_predictor
+from digseg_engine.evaluation.predictors import Predict, choose_predictors
 from digseg_engine.evaluation.presets import FIGURES, Protocol
-from digseg_engine.evaluation.protocols import LabelledPictures, Samples, open_samples
+from digseg_engine.evaluation.protocols import LabelledPictures, Samples, Trial, open_samples
 from digseg_engine.evaluation.report import write_report
 from digseg_engine.evaluation.rewording import reworded, shares
 from digseg_engine.evaluation.tables import parts_of, print_scores, print_shares
 from digseg_engine.evaluation.views import WHOLE, Views
+from digseg_engine.images import SQUEEZED
+from digseg_engine.words import counted
 
 
 def evaluate(
@@ -37,13 +41,13 @@ def evaluate(
         answer = Answer.of(predict(sample.image, prompts))
         if samples.rule == "each":
             masks = answer.masks()
-            scores.together.add(masks, sample.truth, sample.valid)
-            scores.alone.add(masks, sample.truth, sample.valid)
+            scores.together.add(masks, sample.truth, sample.valid, answer.present)
+            scores.alone.add(masks, sample.truth, sample.valid, answer.present)
         else:
             truth = labels_of(sample.truth) if sample.labels is None else sample.labels
             chosen, alone = count_labels(answer, truth, sample.valid, samples.rule, scores.together.calibration)
-            scores.together.add_labels(chosen, truth, sample.valid)
-            scores.alone.add_counts(alone)
+            scores.together.add_labels(chosen, truth, sample.valid, answer.present)
+            scores.alone.add_counts(alone, answer.present)
         tick(1)
     return scores
 
@@ -60,25 +64,33 @@ def figures(name: str, scores: Scores) -> dict[str, float]:
         "false alarms, each prompt alone": scores.alone.false_rate(),
         "pictures with a false alarm, each prompt alone": scores.alone.false_picture_rate(),
         "mean IoU of a picture": s.picture_iou(), "thresholded Jaccard": s.thresholded_jaccard(),
-        "presence MCC": s.presence_mcc(), "presence MCC, each prompt alone": scores.alone.presence_mcc(),
     }  # fmt: skip
+    for suffix, score in (("", s), (", each prompt alone", scores.alone)):
+        extra |= {f"{key}{suffix}": value for key, value in presence_figures(score).items()}
     if s.exclusive:
         extra["calibration error"] = s.calibration.error()
     return {**found, **{f"{name}, {key}": value for key, value in extra.items()}}
+
+
+def presence_figures(score: Score) -> dict[str, float]:
+    """How well it is told what is in a picture, and that together with the masks."""
+    return {"presence MCC": score.presence_mcc(), "presence precision": score.presence_precision(),
+            "presence recall": score.presence_recall(), "pmF1": score.pm_f1(), "cgF1": score.cg_f1()}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Request:
     """What `digseg eval` is asked: a model, data, how many pictures of them and how they are shown.
 
-    size: pixels of the longer side, None for the model's own; count: `protocols.EVERY` for all pictures of a folder.
+    size: pixels of the longer side, None for the model's own; count: `protocols.EVERY` for all pictures of a folder;
+    reference_steps: of the reference, each of which is scored; none for the student.
     """
 
     model: Path | None = None
     data: str = "scenes"
     count: int = 100
     size: int | None = None
-    reference_steps: int = 0
+    reference_steps: tuple[int, ...] = ()
     layout: str | None = None
     split: str | None = None
     device: str | None = None
@@ -108,7 +120,7 @@ class Request:
         """What a report says of how it was made."""
         return {
             "model": name, "data": self.data, "pictures": {s.name: len(s) for s in sets}, "size": size,
-            "views": asdict(self.views), "seed": self.seed, "reference_steps": self.reference_steps,
+            "views": asdict(self.views), "seed": self.seed, "reference_steps": list(self.reference_steps),
             "device": self.device or "cpu", "torch": torch.__version__,
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
             "notes": [said for s in sets for said in s.notes], "false_alarm_pixels": FALSE_PIXELS,
@@ -116,59 +128,102 @@ class Request:
 
 
 def score_model(request: Request, report: Path | None = None) -> dict[str, Scores]:
-    """Score, print, optionally write `report` (.json) with its table and pictures beside it; returns the scores per set."""
+    """Score, print, optionally write `report` (.json) with its table and pictures beside it; returns the scores per trial."""
     protocol = request.protocol
     views = request.views if protocol is None else protocol.views(request.views)
     request = replace(request, views=views)
     with telling():
-        predict, name, working = choose_predictor(
+        predictors, name, working = choose_predictors(
             request.model, request.reference_steps, request.size, request.device, views
         )
     sets = request.samples(working)
     for samples in sets:
         for said in samples.notes:
             note("digseg", f"note: {said}")
-    began = time.perf_counter()
-    scores = _score_all(predict, sets)
-    seconds = time.perf_counter() - began
-    print_scores(scores, f"{name}: {len(sets[0])} pictures per set at {working} px", seconds)
+    squeezed = Squeezed(views, working)
+    trials = {steps: [_trial(samples, squeezed.watching(predict), steps, len(predictors)) for samples in sets]
+              for steps, predict in predictors.items()}  # fmt: skip
+    asked = [trial for each in zip(*trials.values()) for trial in each]  # the steps of a set one after the other
+    scores, seconds = _score_all(asked)
+    title = f"{name}: {len(sets[0])} pictures per set at {working} px"
+    print_scores(scores, title, seconds, classes=len(predictors) == 1)
     about = request.about(name, working, sets)
-    about["figures"] = {key: value for each in sets for key, value in figures(each.name, scores[each.name]).items()}
+    if protocol is None and (hint := squeezed.hint):
+        about["notes"].append(hint)
+        note("digseg", f"note: {hint}")
+    about["seconds"] = seconds
+    about["figures"] = {key: value for each in asked for key, value in figures(each.name, scores[each.name]).items()}
     if request.wordings:
-        about["wordings"] = shares(sets, scores)
+        about["wordings"] = {key: value for each in trials.values() for key, value in shares(each, scores).items()}
         print_shares(about["wordings"])
     if protocol is not None:
-        value = protocol.result(scores)
-        about["protocol"] = {
-            "name": protocol.name,
-            "about": str(protocol),
-            "figure": FIGURES[protocol.figure],
-            "value": value,
-        }
-        scored = sum(map(len, sets))
-        print(
-            f"protocol {protocol.name}: {FIGURES[protocol.figure]} {value:.4f} over {scored} pictures ({protocol.note})"
-        )
-        if said := protocol.shortfall(scored):
-            about["notes"].append(said)
-            note("digseg", f"note: {said}")
+        own = {steps: {trial.name: scores[trial.name] for trial in each} for steps, each in trials.items()}
+        about["protocol"] = _by_protocol(protocol, own, sum(map(len, sets)), about["notes"])
     if report is not None:
-        for path in write_report(report, sets, scores, predict, about):
+        for path in write_report(report, asked, scores, about):
             print(f"wrote {path}")
     return scores
 
 
-def _score_all(predict: Predict, sets: list[Samples]) -> dict[str, Scores]:
-    """Every set, with progress."""
-    scores = {}
+class Squeezed:
+    """Counts the pictures that are shown to a predictor much smaller than they are."""
+
+    def __init__(self, views: Views, size: int) -> None:
+        self.views, self.size, self.asked, self.found = views, size, 0, 0
+
+    def watching(self, predict: Predict) -> Predict:
+        def watched(image: NDArray[np.uint8], prompts: list[str]) -> Answer:
+            self.asked += 1
+            shape = int(image.shape[0]), int(image.shape[1])
+            self.found += self.views.reduction(shape, self.size, 1) >= SQUEEZED
+            return predict(image, prompts)
+
+        return watched
+
+    @property
+    def hint(self) -> str:
+        """What to try where half of the pictures or more are reduced so far that small things in them are lost."""
+        if not self.found or 2 * self.found < self.asked:
+            return ""
+        share = f"{100 * self.found / self.asked:.0f} % of the pictures"
+        return (f"{share} are worked at a third of their size or less ({self.size} px), where small things are lost; try "
+                "windows at their own size (--slide), or a larger --size")  # fmt: skip
+
+
+def _trial(samples: Samples, predict: Predict, steps: int, several: int) -> Trial:
+    return Trial(f"{samples.name}, {counted(steps, 'step')}" if several > 1 else samples.name, samples, predict)
+
+
+def _by_protocol(
+    protocol: Protocol, scores: Mapping[int, Mapping[str, Scores]], scored: int, notes: list[str]
+) -> dict[str, Any]:
+    """Print the protocol's figure, for each number of steps where there are several, and return what a report says of it;
+    scored: pictures; notes: what must be said beside it is added."""
+    values = {steps: protocol.result(own) for steps, own in scores.items()}
+    figure, several = FIGURES[protocol.figure], len(values) > 1
+    for steps, value in values.items():
+        at = f" in {counted(steps, 'step')}" if several else ""
+        print(f"protocol {protocol.name}: {figure} {value:.4f}{at} over {scored} pictures ({protocol.note})")
+    if said := protocol.shortfall(scored):
+        notes.append(said)
+        note("digseg", f"note: {said}")
+    reached: Any = {str(steps): value for steps, value in values.items()} if several else next(iter(values.values()))
+    return {"name": protocol.name, "about": str(protocol), "figure": figure, "value": reached}
+
+
+def _score_all(trials: Sequence[Trial]) -> tuple[dict[str, Scores], dict[str, float]]:
+    """Every trial, with progress: its scores and the seconds it took."""
+    scores, seconds = {}, {}
     with Progress(transient=True) as bar:
-        for samples in sets:
-            task = bar.add_task(samples.name, total=len(samples))
-            pace = Pace(f"scoring {samples.name}", len(samples), speaks=not bar.console.is_terminal)
+        for trial in trials:
+            task = bar.add_task(trial.name, total=len(trial.samples))
+            pace = Pace(f"scoring {trial.name}", len(trial.samples), speaks=not bar.console.is_terminal)
 
             def tick(done: int, task: TaskID = task, pace: Pace = pace) -> None:
                 bar.advance(task, done)
                 pace(done)
 
-            scores[samples.name] = evaluate(predict, samples, tick)
-    return scores
+            began = time.perf_counter()
+            scores[trial.name] = evaluate(trial.predict, trial.samples, tick)
+            seconds[trial.name] = round(time.perf_counter() - began, 2)
+    return scores, seconds

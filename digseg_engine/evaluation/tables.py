@@ -26,16 +26,16 @@ def parts_of(name: str) -> dict[str, tuple[str, ...] | None]:
     )
 
 
-def print_scores(scores: Mapping[str, Scores], title: str, seconds: float) -> None:
-    """Print the figures of every set and of its classes."""
+def print_scores(scores: Mapping[str, Scores], title: str, seconds: Mapping[str, float], classes: bool = True) -> None:
+    """Print the figures of every trial, the seconds it took, and the figures of its classes."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     table = Table(title=title, title_justify="left")
-    for column in ("test set", "mIoU", "alone", "cIoU", "Dice", "edge", "false", "alarms"):
+    for column in ("test set", "mIoU", "alone", "cIoU", "Dice", "edge", "false", "alarms", "seconds"):
         table.add_column(column, justify="left" if column == "test set" else "right", no_wrap=column != "test set")
     for name, outcome in scores.items():
         s, alone = outcome.together, outcome.alone
         shared = [f"{value:.3f}" for value in (s.ciou(), s.dice(), s.boundary_iou())]
-        shared += [f"{100 * alone.false_area():.2f} %", f"{100 * alone.false_rate():.1f} %"]
+        shared += [f"{100 * alone.false_area():.2f} %", f"{100 * alone.false_rate():.1f} %", f"{seconds[name]:.1f}"]
         for i, (part, names) in enumerate(parts_of(name).items()):
             line = [f"{s.miou(names):.3f}", f"{alone.miou(names):.3f}", *(shared if i == 0 else [])]
             table.add_row(Text(part.removesuffix(" pairs")), *line)
@@ -47,8 +47,22 @@ def print_scores(scores: Mapping[str, Scores], title: str, seconds: float) -> No
         share = f"{100 * outcome.alone.false_picture_rate():.0f} % of its pictures"
         console.print(f"{name}: {share} have a false alarm of some prompt", highlight=False)
     for name, outcome in scores.items():
+        console.print(f"{name}: {presence_line(outcome)}", highlight=False)
+    for name, outcome in scores.items() if classes else ():
         console.print(class_table(name, outcome, ALL_SHOWN if len(scores) == 1 else WORST_SHOWN))
-    console.print(f"{seconds:.1f} s", highlight=False)
+    if not classes:
+        console.print("figures of every class are in the report (--report)", highlight=False)
+    console.print(f"{sum(seconds.values()):.1f} s", highlight=False)
+
+
+def presence_line(outcome: Scores) -> str:
+    """Presence in words: of every prompt's own mask, and of the label map where that says otherwise."""
+    alone, together = outcome.alone, outcome.together
+    by = "the readout" if alone.readout else "masks"
+    said = (f"presence by {by}: MCC {alone.presence_mcc():.3f}, precision {alone.presence_precision():.3f}, recall "
+            f"{alone.presence_recall():.3f}")  # fmt: skip
+    one_by_one = f"each prompt alone pmF1 {alone.pm_f1():.3f}, cgF1 {alone.cg_f1():.1f}"
+    return f"{said}; label map pmF1 {together.pm_f1():.3f}, cgF1 {together.cg_f1():.1f}; {one_by_one}"
 
 
 def print_shares(shares: Mapping[str, float]) -> None:

@@ -35,6 +35,11 @@ class Views:
         if self.short_side is not None and self.short_side < 16:
             raise UsageError(f"the shorter side must be at least 16 pixels, got {self.short_side}")
 
+    def reduction(self, shape: tuple[int, int], size: int, stride: int) -> float:
+        """How many times larger a picture (height, width) is than it is worked at, in the view that reduces it least."""
+        return min(max(right - left, bottom - top) / pixels
+                   for (left, top, right, bottom), pixels in self.boxes(shape, size, stride))  # fmt: skip
+
     def boxes(self, shape: tuple[int, int], size: int, stride: int) -> list[tuple[Box, int]]:
         """(box in the picture, pixels of the longer side it is worked at) of every view of a picture (height, width)."""
         height, width = shape

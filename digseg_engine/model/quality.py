@@ -45,7 +45,7 @@ class Figures:
         if reached <= self.student:
             raise UsageError(
                 f"refine does not help this checkpoint: mean IoU {reached:.3f} with it, {self.student:.3f} without "
-                f"({FILE}, {self.measured.get('masks', 'some')} masks); leave it out, or force it (force=True)"
+                f"({FILE}, {self.measured.get('masks', 'some')} masks); leave it out (in Python force=True has it all the same)"
             )
 
 

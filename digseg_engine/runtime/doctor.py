@@ -24,22 +24,30 @@ COMMANDS = {"train": "digseg train, distill and eval", "export": "digseg-export"
 def inspect_machine() -> list[Usable]:
     """Rows of the doctor's table: machine, GPU, backends (created for real), what the other commands need (found or not)."""
     rows = [Usable("machine", True, f"Python {platform.python_version()}, {platform.machine()}, {platform.system()}")]
-    rows.append(_gpu())
+    rows.append(gpu := _gpu())
     rows += [kind.probe() for kind in kinds().values()]
     commands = [_command(extra, name) for extra, name in COMMANDS.items()]
-    return [*rows, *commands, can_build(), _triton()]
+    return [*rows, *(_torch_for(gpu) if gpu.usable else ()), *commands, can_build(), _triton()]
 
 
 def _gpu() -> Usable:
     command = shutil.which("nvidia-smi")
     if command is None:
         return Usable("NVIDIA GPU", False, "", "nvidia-smi not found", "an NVIDIA driver, if this machine has a GPU")
-    query = [command, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    query = [command, "--query-gpu=name,driver_version,memory.total,memory.free", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError) as error:
         return Usable("NVIDIA GPU", False, "", f"nvidia-smi failed: {error}", "a working NVIDIA driver")
     return Usable("NVIDIA GPU", bool(answer), answer.replace("\n", "; "), "nvidia-smi lists none", "")
+
+
+def _torch_for(gpu: Usable) -> list[Usable]:
+    """A row where there is a GPU and the PyTorch at hand is a build for the CPU, which leaves it idle without a word."""
+    if importlib.util.find_spec("torch") is None or "+cpu" not in _version("torch"):
+        return []
+    return [Usable("PyTorch on the GPU", False, "", f"torch {_version('torch')} is a build for the CPU",
+                   "PyTorch's build for CUDA: the command for this machine is on https://pytorch.org/get-started")]  # fmt: skip
 
 
 def _command(extra: str, name: str) -> Usable:

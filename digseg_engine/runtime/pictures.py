@@ -13,17 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from digseg_engine.bundle import MANIFEST
 from digseg_engine.console import complain, note, telling
 from digseg_engine.errors import BundleError, CheckpointError, UsageError
 from digseg_engine.faults import described
-from digseg_engine.named import default_bundle
+from digseg_engine.named import DEFAULT_BUNDLE, default_bundle, find_model
 from digseg_engine.names import stems
 from digseg_engine.runtime.engine import Engine
 from digseg_engine.runtime.inputs import check_output, find_pictures, read_prompts, several_in_one
 from digseg_engine.runtime.pipeline import contrasts
 from digseg_engine.runtime.record import percent
 from digseg_engine.runtime.result import SAVED, Segmentation
-from digseg_engine.runtime.saving import is_ours
+from digseg_engine.runtime.saving import is_ours, name_files
 from digseg_engine.runtime.strips import NAMES, TILED
 from digseg_engine.runtime.tiles import TiledSegmentation, check_rule
 from digseg_engine.text import check_prompts
@@ -80,6 +81,7 @@ def segment_pictures(work: Work) -> int:
     contrasts(prompts, work.against)
     found = find_pictures(work.photos, work.recursive)
     check_output(work.output)
+    check_refine(work)
     if work.tile is not None:
         check_rule(work.rule)
     todo = list(zip(found.paths, stems(found.paths)))
@@ -94,6 +96,17 @@ def segment_pictures(work: Work) -> int:
     for text in [] if work.quiet else notes:
         note("digseg", text)
     return _all(work, prompts, todo) if todo else 0
+
+
+def check_refine(work: Work) -> None:
+    """Raises UsageError where the reference is asked for and only a bundle, which has none, is named."""
+    model = work.bundle or default_bundle()[0]
+    if not work.refine or work.checkpoint is not None or not (model / MANIFEST).is_file():
+        return
+    what = "add --checkpoint FOLDER, or name it with -b instead of the bundle"
+    if model.name == DEFAULT_BUNDLE:
+        what = "for the bundled model leave --refine out: its reference makes masks worse (docs/evaluation.md)"
+    raise UsageError(f"--refine asks the reference, which is in the checkpoint that {model} was exported from; {what}")
 
 
 def _all(work: Work, prompts: list[str], todo: list[tuple[Path, str]]) -> int:
@@ -126,7 +139,8 @@ def _engine(work: Work, prompts: list[str], pictures: int) -> Engine:
     if work.verbose:
         note("digseg", f"bundle {model} ({why}); {counted(pictures, 'picture')}, {counted(len(prompts), 'prompt')}")
     with telling(work.quiet):
-        engine = Engine.load(model, work.backend, work.checkpoint, work.imgsz or work.tile, prompts=len(prompts),
+        trained = None if work.checkpoint is None else find_model(work.checkpoint)
+        engine = Engine.load(model, work.backend, trained, work.imgsz or work.tile, prompts=len(prompts),
                              pictures=None if work.tile else pictures, threads=work.threads, device=work.device,
                              engines=work.engines)  # fmt: skip
     if work.verbose:
@@ -142,20 +156,22 @@ def _one(engine: Engine, work: Work, prompts: list[str], path: Path, stem: str) 
         tiled = engine.segment_tiles(path, prompts, work.output, stem, work.tile, work.overlap, work.imgsz,
                                      threshold=work.threshold, labels=work.rule, only=work.only,
                                      against=work.against, all_prompts=work.all_prompts)  # fmt: skip
-        _report(work, path, tiled, list(tiled.files), engine.fallbacks)
+        _report(work, path, stem, tiled, list(tiled.files), engine.fallbacks)
         return ""
     result = engine.segment(path, prompts, work.imgsz, work.refine, work.steps, work.seed, work.threshold, work.rule,
                             against=work.against, all_prompts=work.all_prompts)  # fmt: skip
-    _report(work, path, result, result.save(work.output, stem, work.kinds), (*engine.fallbacks, result.hint))
+    _report(work, path, stem, result, result.save(work.output, stem, work.kinds), (*engine.fallbacks, result.hint))
     return result.hint
 
 
 def _report(
-    work: Work, path: Path, result: Segmentation | TiledSegmentation, files: list[Path], said: tuple[str, ...]
+    work: Work, path: Path, stem: str, result: Segmentation | TiledSegmentation, files: list[Path],
+    said: tuple[str, ...],
 ) -> None:  # fmt: skip
     """One line about a picture; `said`: remarks that are made once for all of them."""
     if work.as_json:
-        print(json.dumps({**result.as_dict(), "saved": [str(file) for file in files]}, ensure_ascii=False), flush=True)
+        body = {**_recorded(work, stem, result, files), "saved": [str(file) for file in files]}
+        print(json.dumps(body, ensure_ascii=False), flush=True)
     elif not work.quiet:
         words = [f"{each.prompt} {percent(each.area)}" for each in result.answers if each.area > 0]
         empty = [each for each in result.answers if not each.area > 0]
@@ -171,6 +187,16 @@ def _listed(what: str, prompts: list[str]) -> str:
     if not prompts:
         return ""
     return f"; {what}: {', '.join(prompts[:NAMED])}{', ...' if len(prompts) > NAMED else ''}"
+
+
+def _recorded(
+    work: Work, stem: str, result: Segmentation | TiledSegmentation, files: list[Path]
+) -> dict[str, Any]:  # fmt: skip
+    """The record as it was written, or would have been: with the names of the files."""
+    record = work.output / f"{stem}.json"
+    if record in files or isinstance(result, TiledSegmentation):
+        return dict(json.loads(record.read_text(encoding="utf-8")))
+    return name_files(result.as_dict(), *result.places(work.output, stem, work.kinds))
 
 
 def _done(work: Work, stem: str, prompts: list[str]) -> bool:

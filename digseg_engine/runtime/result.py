@@ -199,6 +199,11 @@ class Segmentation:
             })  # fmt: skip
         return notes
 
+    def places(self, folder: Path, stem: str, what: Collection[str]) -> tuple[dict[str, Path], list[Path]]:
+        """Where `save` puts overlay and labels, by kind, and the mask of every prompt, as far as they are asked for."""
+        files = {kind: folder / f"{stem}.{kind}.png" for kind in ("overlay", "labels") if kind in what}
+        return files, [folder / f"{stem}.mask.{name}.png" for name in mask_names(self.prompts) if "masks" in what]
+
     def save(self, folder: Path | str, stem: str, what: Collection[str] = SAVED) -> list[Path]:
         """Write what is asked for of overlay, masks (one PNG per prompt), labels (label map) and json under `folder`; returns
         the paths in that order. `timings["save"]` is then the seconds it took.
@@ -212,9 +217,7 @@ class Segmentation:
         began = time.perf_counter()
         folder = Path(folder)
         record_path = folder / f"{stem}.json"
-        files = {"overlay": folder / f"{stem}.overlay.png", "labels": folder / f"{stem}.labels.png"}
-        files = {kind: path for kind, path in files.items() if kind in what}
-        masks = [folder / f"{stem}.mask.{name}.png" for name in mask_names(self.prompts) if "masks" in what]
+        files, masks = self.places(folder, stem, what)
         make_folder(folder)
         check_targets([*files.values(), *masks, *([record_path] if "json" in what else [])], record_path)
         earlier = listed(record_path)

@@ -138,10 +138,15 @@ def remove_stale(folder: Path, stem: str, names: set[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_record(target: Path, body: dict[str, Any], files: dict[str, Path], masks: Sequence[Path | None]) -> None:
-    """The JSON, last: it names every file written beside it."""
+def name_files(body: dict[str, Any], files: dict[str, Path], masks: Sequence[Path | None]) -> dict[str, Any]:
+    """The record with the names of the files that are written beside it."""
     body["files"] = {kind: path.name for kind, path in files.items()}
     for entry, path in zip(body["masks"], masks):
         if path is not None:
             entry["file"] = path.name
-    write_json(target, body)
+    return body
+
+
+def write_record(target: Path, body: dict[str, Any], files: dict[str, Path], masks: Sequence[Path | None]) -> None:
+    """The JSON, last: it names every file written beside it."""
+    write_json(target, name_files(body, files, masks))

@@ -19,18 +19,19 @@ from digseg_engine.training.meter import FIGURES
 
 
 class Rows:
-    """A CSV of figures by step, to which rows are added; those of step `end` and later (a resumed run's) are dropped first."""
+    """A CSV of figures by steps done, to which rows are added; those after `done` steps (of an interrupted run) are dropped
+    first."""
 
-    def __init__(self, path: Path, end: int) -> None:
+    def __init__(self, path: Path, done: int) -> None:
         self.path = path
-        self.seconds = self._rewind(end)  # spent before the first new row
+        self.seconds = self._rewind(done)  # spent before the first new row
 
-    def _rewind(self, end: int) -> float:
+    def _rewind(self, done: int) -> float:
         if not self.path.is_file():
             return 0.0
         with self.path.open(newline="") as file:
             reader = csv.DictReader(file)
-            rows = [row for row in reader if _whole(row) and int(row["step"]) < end]
+            rows = [row for row in reader if _whole(row) and int(row["step"]) <= done]
         body = io.StringIO(newline="")
         writer = csv.DictWriter(body, fieldnames=reader.fieldnames or ["step"], lineterminator="\r\n")
         writer.writeheader()
@@ -56,11 +57,14 @@ class Rows:
 
 
 class Log:
-    """The stage's CSV log, its curve and its trackers; `start` is the first step of this run. Only one process `writes`."""
+    """The stage's CSV log, its curve and its trackers; `done` steps lie behind this run. Only one process `writes`.
 
-    def __init__(self, path: Path, start: int, writes: bool, trackers: Sequence[GeneralTracker] = ()) -> None:
+    Steps are counted from 1 everywhere: a row of step 10 is about the first ten.
+    """
+
+    def __init__(self, path: Path, done: int, writes: bool, trackers: Sequence[GeneralTracker] = ()) -> None:
         self.path, self.writes, self.trackers = path, writes, trackers
-        self.rows = Rows(path, start) if writes else None
+        self.rows = Rows(path, done) if writes else None
         self.sums: dict[str, Tensor] = {}  # on the losses' device: reading them each step would wait for it
         self.counts: Counter[str] = Counter()
         self.began = time.monotonic() - (self.rows.seconds if self.rows else 0.0)

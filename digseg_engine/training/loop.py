@@ -193,8 +193,8 @@ def _run_steps(work: Work, forward: Any, loss: Loss, config: StageConfig, start:
             done = step + 1
             meter.count(pictures)
             work.log.note(parts)
-            if step % 10 == 0 or done == last:
-                work.log.add(step, rate, meter.read())
+            if done % 10 == 0 or done in (1, last):
+                work.log.add(done, rate, meter.read())
             said = bar.tasks[task].fields["loss"]
             if accelerator.device.type == "cpu" or step % 10 == 0:  # reading a loss waits for the GPU
                 said = " ".join(f"{name} {float(value):.4f}" for name, value in parts.items())
@@ -278,7 +278,7 @@ def _accumulate(work: Work, forward: Any, loss: Loss, config: StageConfig, step:
     total = torch.stack(values)
     if not bool(total.isfinite().all()):  # the one point of a step that waits for a GPU
         value, number = next((value, n) for value, n in zip(total.tolist(), numbers) if not math.isfinite(value))
-        raise TrainingError(f"loss is {value}, expected a finite number, in {work.name}, step {step}, "
+        raise TrainingError(f"loss is {value}, expected a finite number, in {work.name}, step {step + 1}, "
                             f"{culprits(loss, work.module, number)}; go on from the last saved state with a lower learning rate: "
                             f"the same command with --resume --override --set {work.name}.learning_rate="
                             f"{config.learning_rate / 2:g}")  # fmt: skip

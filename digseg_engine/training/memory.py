@@ -30,7 +30,7 @@ from digseg_engine.training.objectives.few_step import FewStepLoss
 from digseg_engine.training.objectives.one_step import OneStepLoss
 from digseg_engine.training.objectives.pairs import Pairs
 from digseg_engine.training.objectives.student import DistillationLoss
-from digseg_engine.training.state import trained
+from digseg_engine.training.state import KEPT, trained
 from digseg_engine.training.thrift import NETWORKS, autocast, make_optimizer, recomputing
 
 PROMPT = "a thing with a name of some words"
@@ -48,6 +48,13 @@ class StageMemory:
     optimizer: int
     average: int
     peak: int  # the most at any time, all of it
+
+    @property
+    def disk(self) -> int:
+        """Bytes of the stage's folder at the most: the saved states that are kept and the one being written, the best weights
+        and the last."""
+        trained = self.gradients  # as large as what trains, wherever its average lies
+        return (KEPT + 1) * (2 * trained + self.optimizer) + trained + self.weights
 
     @property
     def activations(self) -> int:

@@ -87,7 +87,7 @@ def table(plans: list[StagePlan], pictures: int | None, step_seconds: float | No
     """A plan as rows of text, one column per stage; pictures: in the data set, None for an endless one."""
     asked = [each.config.batch * each.config.accumulate for each in plans]
     steps = [each.config.steps for each in plans]
-    sizes = ("weights", "frozen", "gradients", "optimizer", "average", "activations", "peak")
+    sizes = ("weights", "frozen", "gradients", "optimizer", "average", "activations", "peak", "disk")
     lines = [
         ["steps", *map(str, steps)],
         ["pictures a step", *map(str, asked)],

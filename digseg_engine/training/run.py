@@ -43,6 +43,10 @@ FREE_OF_RUN = (
 PATIENCE = timedelta(hours=6)  # of processes that wait for each other
 WORTH_COMPILING = 100  # steps; compiling takes minutes, which a shorter stage does not win back
 ELSEWHERE = {"lr": "learning_rate", "batch_size": "batch", "wd": "weight_decay", "epochs": "steps"}  # in other programs
+IDLE = {  # settings that only these stages heed
+    "prompts": ("text", "student"),
+    **dict.fromkeys(("validate_every", "validate_pictures", "early_stop"), ("one_step", "few_step", "student")),
+}
 Plain = (bool, int, float, str)  # settings that `with_settings` can change
 
 
@@ -106,6 +110,10 @@ def with_settings(config: Config, changes: Sequence[str]) -> Config:
             meant = did_you_mean(ELSEWHERE.get(name, name), kinds)
             raise UsageError(f"--set {change!r}: {path!r} is no setting of this run{meant}; expected one of "
                              f"{', '.join(kinds or staged)}")  # fmt: skip
+        if stage and stage not in IDLE.get(name, (stage,)):
+            heeding = [each for each in IDLE[name] if each in stages_of(config)]
+            raise UsageError(f"--set {change!r} has no effect on this stage; {name} is heeded by {', '.join(heeding)} alone; "
+                             "leave it out")  # fmt: skip
         value = _parse(text, kinds[name], change)
         part = replace(owner, **{name: value})
         config = part if not stage else replace(config, **{stage: part})  # type: ignore[type-var]

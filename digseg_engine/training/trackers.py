@@ -37,7 +37,7 @@ def check_trackers(settings: Mapping[str, Any]) -> None:
 
 
 def open_trackers(config: Any, folder: Path, start: int) -> list[GeneralTracker]:
-    """The trackers that a stage's settings ask for, begun; `start` is the first step that will be trained.
+    """The trackers that a stage's settings ask for, begun; `start` steps lie behind it.
 
     Raises UsageError for a missing package, or a tracker that cannot begin (Weights & Biases without a login).
     """
@@ -45,7 +45,7 @@ def open_trackers(config: Any, folder: Path, start: int) -> list[GeneralTracker]
     check_trackers(settings)
     trackers: list[GeneralTracker] = []
     if settings["tensorboard"]:
-        trackers.append(TensorBoardTracker("tensorboard", str(folder), purge_step=start))
+        trackers.append(TensorBoardTracker("tensorboard", str(folder), purge_step=start + 1))
     if settings["wandb"]:
         trackers.append(_wandb(settings, folder))
     for tracker in trackers:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from digseg_engine.evaluation.metrics import Score, Scores, matthews
 from digseg_engine.evaluation.panel import sheet
 from digseg_engine.evaluation.predictors import Predict
-from digseg_engine.evaluation.protocols import Samples
+from digseg_engine.evaluation.protocols import Samples, Trial
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.files import replacing
 from digseg_engine.training.averaging import Averaged
@@ -109,7 +109,7 @@ class Validation:
         if not self.accelerator.is_main_process:
             return
         if self.validator is not None:
-            self.rows = Rows(self.folder / TABLE, start + 1)
+            self.rows = Rows(self.folder / TABLE, start)
         if state is None or self.best is None:
             (self.folder / f"{BEST}.safetensors").unlink(missing_ok=True)
         else:
@@ -130,10 +130,10 @@ class Validation:
             self.said = f"mIoU {figures.miou:.3f}"
             if self.accelerator.is_main_process:
                 self._write(figures, module if better else None, log, done)
-                picture = sheet(self.validator.sets, figures.scores, predict)
+                picture = sheet([Trial(each.name, each, predict) for each in self.validator.sets], figures.scores)
                 with replacing(self.folder / PICTURE) as path:
                     picture.save(path, format="PNG")
-                log_picture(log.trackers, "validation", picture, done - 1)
+                log_picture(log.trackers, "validation", picture, done)
                 print(f"{name}: after step {done}: {self._sentence(figures)}", flush=True)
         return figures
 
@@ -146,10 +146,11 @@ class Validation:
             per_set = {f"miou {key}": scores.together.miou() for key, scores in figures.scores.items()}
             cells = {**dict.fromkeys(figures.named(), ""), **known, **(per_set if len(per_set) > 1 else {})}
             self.rows.add({"step": done, "seconds": log.seconds(), **cells})
-        log.track({f"validation/{key}": value for key, value in known.items()}, done - 1)
+        log.track({f"validation/{key}": value for key, value in known.items()}, done)
 
     def _sentence(self, figures: Figures) -> str:
-        parts = [f"mean IoU {figures.miou:.3f}"]
+        own = ", ".join(f"{name} {scores.together.miou():.3f}" for name, scores in figures.scores.items())
+        parts = [f"mean IoU {figures.miou:.3f}" + (f" ({own})" if len(figures.scores) > 1 else "")]
         parts += [] if math.isnan(figures.presence_mcc) else [f"presence MCC {figures.presence_mcc:.3f}"]
         parts += [] if figures.loss is None else [f"loss {figures.loss:.4f}"]
         best = "" if not self.best_step else f", best {self.best_miou:.3f} after step {self.best_step}"

@@ -55,15 +55,14 @@ def shown(quiet: bool) -> Iterator[Progress]:
 
 
 class _Lines:
-    """One line for every step, and one every STILL seconds of a long one; what happens inside a step ("verify: ...") gives
-    none of its own."""
+    """One line for every step, and one every STILL seconds of a long one, which says what happens inside it ("verify: ...")."""
 
     def __init__(self) -> None:
-        self._began, self._name = time.perf_counter(), ""
+        self._began, self._name, self._detail = time.perf_counter(), "", ""
         self._over, self._news = Event(), Event()
 
     def __call__(self, step: str) -> None:
-        name = step.split(": ", 1)[0]
+        name, _, self._detail = step.partition(": ")
         if name != self._name:
             self._name = name
             self._news.set()
@@ -73,7 +72,7 @@ class _Lines:
         """Until the export is over."""
         while not self._over.is_set():
             if not self._news.wait(STILL) and self._name and not self._over.is_set():
-                self._say(f"{self._name}, still at it")
+                self._say(f"{self._name}, still at it" + (f": {self._detail}" if self._detail else ""))
             self._news.clear()
 
     def end(self) -> None:

@@ -269,8 +269,8 @@ def verify(forms: Iterable[Form], data: list[Sample], limits: Limits, progress: 
     checks = []
     for form in forms:
         stages = Stages()
-        for s in data:
-            progress(f"{form.names[IMAGE_ENCODER.file]} on {s.domain}")
+        for number, s in enumerate(data, 1):
+            progress(f"{form.names[IMAGE_ENCODER.file]} on {s.domain} ({number} of {len(data)})")
             stages.ask(form, s)
         found = stages.checks(form.names)
         for check in found if form.held_to_limits else ():
@@ -325,8 +325,8 @@ def evidence(checks: list[Check]) -> str:
     if pairs >= ENOUGH:
         return words
     return (
-        f"too little evidence: {words}, at least {ENOUGH} expected; numbers were compared, masks hardly; give pictures of "
-        "your own with --verify-data FOLDER"
+        f"too little evidence: {words}, at least {ENOUGH} expected; numbers were compared, masks hardly; verify on more pictures "
+        "in which the model finds what is asked for (--verify-data FOLDER)"
     )
 
 

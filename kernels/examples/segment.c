@@ -24,7 +24,8 @@ static int save(const digseg_view *view, int k, const char *prefix, const char *
   failed = failed || write_png(path, grey, view->width, view->height) != 0;
   free(grey);
   if (failed) return fprintf(stderr, "segment: %s cannot be written\n", path), 1;
-  printf("%s: %.1f %% of the picture, score %.2f, %s\n", prompt, 100.0 * (double)set / (double)pixels, view->scores[k], path);
+  printf("%s: %.1f %% of the picture, score %.2f%s, %s\n", prompt, 100.0 * (double)set / (double)pixels, view->scores[k],
+         view->there[k] ? "" : ", not there", path);
   return 0;
 }
 

@@ -1,7 +1,8 @@
-// Ways to run the two graphs of a bundle. A backend is thread-safe.
+// Ways to run the graphs of a bundle. A backend is thread-safe.
 #pragma once
 #include <functional>
 #include <future>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,29 +15,36 @@ namespace digseg {
 struct FoldedText {
   Floats keys;    // [K, S, heads, d, L]
   Floats values;  // [K, S, heads, L, Co]
+  Flags mask;     // [K, L]
+};
+
+// What a backend made of pictures, [B, M, H/s, W/s]: it stays where the backend keeps it, and must not outlive it.
+class Encoded {
+ public:
+  virtual ~Encoded() = default;
+  virtual size_t bytes() const = 0;
 };
 
 class Backend {
  public:
   virtual ~Backend() = default;
-  virtual FoldedText encode_text(const Ints& token_ids, const Flags& token_mask) = 0;  // [K, L] both
-  // image [B, 3, H, W], folded text of K prompts, token_mask [K, L] -> logits [B, K, h', w']
-  virtual Floats segment(const Floats& image, const Floats& keys, const Floats& values, const Flags& token_mask) = 0;
-  virtual const std::string& detail() const = 0;  // what really runs, for people
+  virtual FoldedText encode_text(const Ints& token_ids, const Flags& token_mask) = 0;   // [K, L] both
+  virtual std::unique_ptr<Encoded> encode_image(const Floats& image) = 0;               // [B, 3, H, W]
+  virtual Floats presence(const Encoded& encoded, const FoldedText& text) = 0;          // logits [B, K]; only where the bundle has the graph
+  virtual Floats decode(const Encoded& encoded, const FoldedText& text) = 0;            // logits [B, K, h', w']
+  virtual const std::string& detail() const = 0;                                        // what really runs, for people
 };
 
 // A graph as ONNX Runtime wrote it after optimising it for this processor.
 struct OptimisedGraph {
   std::string path, sha256;
 };
-struct Optimised {
-  OptimisedGraph text_encoder, segmenter;
-};
+using Optimised = std::map<Graph, OptimisedGraph>;
 
 struct BackendSettings {
   std::string onnxruntime_library;
   int threads = 0, device = 0;
-  bool text_at_once = true;  // open the text encoder beside the segmenter, not with the first prompt
+  bool text_at_once = true;  // open the text encoder beside the other graphs, not with the first prompt
   Optimised optimised;       // on a CPU: opened instead of the bundle's graphs, or written where `optimise` is set
   bool optimise = false;
 };

@@ -23,24 +23,12 @@ bool plain_name(const std::string& name) {
   return true;
 }
 
-void expect_names(const GraphBorder& graph, const std::vector<const char*>& inputs, const std::vector<const char*>& outputs,
-                  const std::string& where) {
-  const auto same = [](const std::vector<TensorBorder>& have, const std::vector<const char*>& want) {
-    if (have.size() != want.size()) return false;
-    for (size_t i = 0; i < want.size(); ++i)
-      if (have[i].name != want[i]) return false;
-    return true;
-  };
-  if (!same(graph.inputs, inputs) || !same(graph.outputs, outputs))
-    fail(DIGSEG_INCOMPATIBLE, where + ": graph " + graph.file + " has other inputs or outputs than contract version " +
-                                  std::to_string(kContractVersion) + "; export the bundle again with this release");
-}
-
 }  // namespace
 
 Bundle::Bundle(const std::string& folder) : folder(folder), manifest_path_(folder + "/manifest.json") {
   if (!is_directory(folder))
-    fail(DIGSEG_NOT_FOUND, "bundle " + folder + " not found; expected a directory written by `digseg-export`");
+    fail(DIGSEG_NOT_FOUND, "bundle " + folder + " not found; expected the path of a directory written by `digseg-export`, for example " +
+                               contract::kShippedBundle + " of this project: names are not looked up");
   read_manifest();
 }
 
@@ -50,10 +38,21 @@ void Bundle::read_manifest() {
   const std::vector<char> body = read_file(manifest_path_, kManifestLimit);
   const Json manifest = parse_json(body.data(), body.size(), manifest_path_);
   const std::string& format = manifest.string_at("format", manifest_path_);
-  if (format != kBundleFormat)
-    fail(DIGSEG_INCOMPATIBLE, folder + " has format " + quoted(format) + ", this library reads '" + kBundleFormat +
-                                  "'; use the release that wrote it, or export it again");
-  read_contract(manifest.at("contract", Json::Object, manifest_path_));
+  if (format != contract::kFormat)
+    fail(DIGSEG_INCOMPATIBLE, folder + " has format " + quoted(format) + ", this library reads '" + contract::kFormat +
+                                  "'; make it again with `digseg-export`, or use the release that wrote it");
+  const long long version = manifest.at("contract", Json::Object, manifest_path_).integer_at("version", 0, 1 << 20, manifest_path_);
+  if (version != contract::kVersion)
+    fail(DIGSEG_INCOMPATIBLE, folder + " has contract version " + std::to_string(version) + ", this library reads " +
+                                  std::to_string(contract::kVersion) + "; make it again with `digseg-export`");
+  const Json& files = manifest.at("files", Json::Object, manifest_path_);
+  has_presence = files.find(file_of(contract::kPresence).file) != nullptr;
+  read_model(manifest);
+  for (size_t i = 0; i < files.keys.size(); ++i) check_file(files.keys[i], files.items[i]);
+  check_others();
+}
+
+void Bundle::read_model(const Json& manifest) {
   const Json& model = manifest.at("model", Json::Object, manifest_path_);
   model_name = model.string_at("name", manifest_path_);
   stride = static_cast<int>(model.integer_at("stride", 1, 1024, manifest_path_));
@@ -63,13 +62,20 @@ void Bundle::read_manifest() {
   const Json& limits = verified.at("limits", Json::Object, manifest_path_);
   limit_relative = limits.number_at("relative", manifest_path_);
   limit_iou = limits.number_at("iou", manifest_path_);
+  const Json *presence = manifest.find("presence"), *threshold = presence == nullptr ? nullptr : presence->find("threshold");
+  if (threshold != nullptr && !threshold->is(Json::Null))
+    presence_threshold = static_cast<float>(presence->number_at("threshold", manifest_path_));
   if (const Json* shapes = manifest.find("shapes")) {
     pictures = read_range(*shapes, "B"), prompts = read_range(*shapes, "K"), tokens = read_range(*shapes, "L");
     rows = read_range(*shapes, "H"), columns = read_range(*shapes, "W");
   }
-  const Json& files = manifest.at("files", Json::Object, manifest_path_);
-  for (size_t i = 0; i < files.keys.size(); ++i) check_file(files.keys[i], files.items[i]);
-  check_others();
+}
+
+std::vector<Graph> Bundle::graphs() const {
+  std::vector<Graph> out;
+  for (int graph = 0; graph < contract::kGraphs; ++graph)
+    if (graph != contract::kPresence || has_presence) out.push_back(static_cast<Graph>(graph));
+  return out;
 }
 
 // What the manifest does not list is refused. Hidden names are left alone: hub clients and Kubernetes put theirs everywhere.
@@ -77,29 +83,10 @@ void Bundle::check_others() const {
   std::error_code unreadable;
   for (const auto& entry : std::filesystem::directory_iterator(folder, unreadable)) {
     const std::string name = entry.path().filename().string();
-    if (name[0] != '.' && name != "manifest.json" && name != "engines" && !lists(name))
+    if (name[0] != '.' && name != "manifest.json" && !lists(name))
       fail(DIGSEG_CORRUPT, folder + " holds " + quoted(name) + ", which its manifest does not list; a bundle holds what was hashed and "
                            "nothing else; move it away");
   }
-}
-
-void Bundle::read_contract(const Json& contract) {
-  const long long version = contract.integer_at("version", 0, 1 << 20, manifest_path_);
-  if (version != kContractVersion)
-    fail(DIGSEG_INCOMPATIBLE, folder + " has contract version " + std::to_string(version) + ", this library reads " +
-                                  std::to_string(kContractVersion) + "; export the bundle again");
-  for (const Json& bucket : contract.at("token_buckets", Json::Array, manifest_path_).items) {
-    const size_t last = token_buckets.empty() ? 0 : token_buckets.back();
-    if (!bucket.is(Json::Number) || !(bucket.number > static_cast<double>(last) && bucket.number <= 4096))
-      fail(DIGSEG_CORRUPT, manifest_path_ + ": expected rising token_buckets up to 4096" + kAgain);
-    token_buckets.push_back(static_cast<size_t>(bucket.number));
-  }
-  if (token_buckets.empty()) fail(DIGSEG_CORRUPT, manifest_path_ + ": expected token_buckets" + kAgain);
-  const Json& graphs = contract.at("graphs", Json::Object, manifest_path_);
-  text_encoder = read_graph(graphs, "text_encoder");
-  segmenter = read_graph(graphs, "segmenter");
-  expect_names(text_encoder, {"token_ids", "token_mask"}, {"text_keys", "text_values"}, manifest_path_);
-  expect_names(segmenter, {"image", "text_keys", "text_values", "token_mask"}, {"logits"}, manifest_path_);
 }
 
 AxisRange Bundle::read_range(const Json& shapes, const char* axis) const {
@@ -109,17 +96,6 @@ AxisRange Bundle::read_range(const Json& shapes, const char* axis) const {
   const AxisRange out{end("min"), end("max"), end("opt")};
   if (!out.holds(out.opt)) fail(DIGSEG_CORRUPT, manifest_path_ + ": the shapes of " + axis + " are out of order" + kAgain);
   return out;
-}
-
-GraphBorder Bundle::read_graph(const Json& graphs, const std::string& name) const {
-  const Json& graph = graphs.at(name, Json::Object, manifest_path_);
-  const auto tensors = [&](const char* key) {
-    std::vector<TensorBorder> list;
-    for (const Json& item : graph.at(key, Json::Array, manifest_path_).items)
-      list.push_back({item.string_at("name", manifest_path_), item.string_at("dtype", manifest_path_)});
-    return list;
-  };
-  return {graph.string_at("file", manifest_path_), tensors("inputs"), tensors("outputs")};
 }
 
 void Bundle::check_file(const std::string& name, const Json& entry) {
@@ -159,10 +135,10 @@ int Bundle::usual_size(int width, int height) const {
   return static_cast<int>(std::min({std::max(rows.opt, columns.opt), longer * rows.max / height, longer * columns.max / width}));
 }
 
-size_t Bundle::token_bucket(size_t length) const {
-  for (const size_t bucket : token_buckets)
+size_t token_bucket(size_t length) {
+  for (const size_t bucket : contract::kTokenBuckets)
     if (length <= bucket) return bucket;
-  return token_buckets.back();
+  return kMostTokens;
 }
 
 }  // namespace digseg

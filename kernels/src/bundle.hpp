@@ -1,26 +1,23 @@
-// A bundle directory, `digseg.bundle/1`: accepted only when the manifest is known and every file has its hash.
-// The same rules as digseg_engine/bundle.py and contract.py.
+// A bundle directory: accepted only when the manifest is known and every file has its hash. The same rules as
+// digseg_engine/bundle.py; formats, files and tensors are those of contract.py, through contract.hpp.
 #pragma once
+#include <cmath>
 #include <cstdint>
+#include <iterator>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "contract.hpp"
 #include "json.hpp"
 
 namespace digseg {
 
-constexpr const char* kBundleFormat = "digseg.bundle/1";
-constexpr long long kContractVersion = 1;
+using contract::Graph;
+inline const contract::GraphFile& file_of(Graph graph) { return contract::kGraphFiles[graph]; }
 
-struct TensorBorder {
-  std::string name, dtype;
-};
-
-struct GraphBorder {
-  std::string file;
-  std::vector<TensorBorder> inputs, outputs;
-};
+constexpr size_t kMostTokens = *(std::end(contract::kTokenBuckets) - 1);
+size_t token_bucket(size_t length);  // smallest bucket that holds `length`, else the last
 
 // What a bundle was exported for: an axis without a profile is free, and its `opt` 0.
 struct AxisRange {
@@ -36,25 +33,24 @@ class Bundle {
   std::string folder, model_name, precision;
   int image_size = 0, stride = 0;
   double limit_relative = 0, limit_iou = 0;
-  GraphBorder text_encoder, segmenter;
-  std::vector<size_t> token_buckets;
+  bool has_presence = false;
+  float presence_threshold = -INFINITY;  // a logit; a prompt below it is not in the picture
   AxisRange pictures, prompts, tokens, rows, columns;  // the profile's B, K, L, H, W
 
+  std::vector<Graph> graphs() const;  // those it has, in the order they are asked
   bool lists(const std::string& name) const { return files_.count(name) != 0; }
   std::string path(const std::string& name) const;  // Error(DIGSEG_CORRUPT) when not listed
   std::string file_hash(const std::string& name) const { return files_.at(name); }
   int64_t bytes() const { return bytes_; }           // of all files together
   std::string digest() const;                        // one hash over all files, as in Python
-  size_t token_bucket(size_t length) const;          // smallest bucket that holds `length`, else the last
   // Pixels of the longer side that a picture is worked at where none are asked for: what the model was trained for, or what
   // the profile holds of its proportions, up to its usual size.
   int usual_size(int width, int height) const;
 
  private:
   void read_manifest();
-  void read_contract(const Json& contract);
+  void read_model(const Json& manifest);
   AxisRange read_range(const Json& shapes, const char* axis) const;
-  GraphBorder read_graph(const Json& graphs, const std::string& name) const;
   void check_file(const std::string& name, const Json& entry);
   void check_others() const;
 

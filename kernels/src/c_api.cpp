@@ -11,6 +11,9 @@
 struct digseg_engine {
   digseg::Engine engine;
 };
+struct digseg_encoding {
+  digseg::Encoding encoding;
+};
 struct digseg_result {
   digseg::Result result;
 };
@@ -91,16 +94,42 @@ T zero() {
   return value;
 }
 
+std::vector<std::string> texts(const char* const* list, size_t count, const char* name) {
+  if (count > 0) expect(list, name);
+  std::vector<std::string> out;
+  for (size_t i = 0; i < count; ++i) {
+    if (list[i] == nullptr) fail(DIGSEG_INVALID_ARGUMENT, std::string(name) + "[" + std::to_string(i) + "] is NULL; expected UTF-8 text");
+    out.emplace_back(list[i]);
+  }
+  return out;
+}
+
 std::vector<std::string> prompt_list(const char* const* prompts, size_t count) {
   if (count < 1 || count > kMostPrompts)
     fail(DIGSEG_INVALID_ARGUMENT, std::to_string(count) + " prompts given; expected 1 to 1024");
-  expect(prompts, "prompts");
-  std::vector<std::string> out;
-  for (size_t i = 0; i < count; ++i) {
-    if (prompts[i] == nullptr) fail(DIGSEG_INVALID_ARGUMENT, "prompt " + std::to_string(i) + " is NULL; expected UTF-8 text");
-    out.emplace_back(prompts[i]);
-  }
-  return out;
+  return texts(prompts, count, "prompts");
+}
+
+digseg_run_options run_options(const digseg_run_options* options) {
+  const digseg_run_options run = taken(options, zero<digseg_run_options>(), sizeof(size_t), "digseg_run_options");
+  if (run.flags & ~(DIGSEG_TRUNCATE_PROMPTS | DIGSEG_ALL_PROMPTS))
+    fail(DIGSEG_INVALID_ARGUMENT, "options.flags holds unknown bits; expected DIGSEG_TRUNCATE_PROMPTS, DIGSEG_ALL_PROMPTS, both or 0");
+  if (run.labels < DIGSEG_LABELS_PARTS || run.labels > DIGSEG_LABELS_SMALLEST)
+    fail(DIGSEG_INVALID_ARGUMENT, "options.labels is " + std::to_string(run.labels) + "; expected DIGSEG_LABELS_PARTS, STRONGEST or SMALLEST");
+  if (!std::isfinite(run.threshold)) fail(DIGSEG_INVALID_ARGUMENT, "options.threshold is not a finite number");
+  if (run.against_count > kMostPrompts)
+    fail(DIGSEG_INVALID_ARGUMENT, std::to_string(run.against_count) + " contrast prompts given in options.against; expected at most 1024");
+  return run;
+}
+
+digseg_image image_of(const digseg_image* image) {
+  expect(image, "image");
+  return taken(image, zero<digseg_image>(), offsetof(digseg_image, matrix), "digseg_image");
+}
+
+digseg::Question question(const char* const* prompts, size_t count, const digseg_run_options* options) {
+  const digseg_run_options run = run_options(options);
+  return {prompt_list(prompts, count), texts(run.against, run.against_count, "options.against"), run};
 }
 
 // Results are written as far as the caller's struct reaches.
@@ -209,16 +238,35 @@ digseg_status digseg_segment(digseg_engine* engine, const digseg_image* image, c
     expect(result, "result");
     *result = nullptr;
     expect(engine, "engine");
-    expect(image, "image");
-    const digseg_image picture = taken(image, zero<digseg_image>(), offsetof(digseg_image, matrix), "digseg_image");
-    const digseg_run_options run = taken(options, zero<digseg_run_options>(), sizeof(size_t), "digseg_run_options");
-    if (run.flags & ~DIGSEG_TRUNCATE_PROMPTS) fail(DIGSEG_INVALID_ARGUMENT, "options.flags holds unknown bits; expected 0 or DIGSEG_TRUNCATE_PROMPTS");
-    if (run.labels < DIGSEG_LABELS_PARTS || run.labels > DIGSEG_LABELS_SMALLEST)
-      fail(DIGSEG_INVALID_ARGUMENT, "options.labels is " + std::to_string(run.labels) + "; expected DIGSEG_LABELS_PARTS, STRONGEST or SMALLEST");
-    if (!std::isfinite(run.threshold)) fail(DIGSEG_INVALID_ARGUMENT, "options.threshold is not a finite number");
-    *result = new digseg_result{engine->engine.segment(picture, prompt_list(prompts, count), run)};
+    const digseg_image picture = image_of(image);
+    *result = new digseg_result{engine->engine.segment(picture, question(prompts, count, options))};
   });
 }
+
+digseg_status digseg_encode(digseg_engine* engine, const digseg_image* image, const digseg_run_options* options, digseg_encoding** encoding) {
+  return guard([&] {
+    expect(encoding, "encoding");
+    *encoding = nullptr;
+    expect(engine, "engine");
+    const digseg_image picture = image_of(image);
+    *encoding = new digseg_encoding{engine->engine.encode(picture, run_options(options))};
+  });
+}
+
+digseg_status digseg_segment_encoded(digseg_engine* engine, const digseg_encoding* encoding, const char* const* prompts, size_t count,
+                                     const digseg_run_options* options, digseg_result** result) {
+  return guard([&] {
+    expect(result, "result");
+    *result = nullptr;
+    expect(engine, "engine");
+    expect(encoding, "encoding");
+    *result = new digseg_result{engine->engine.segment(encoding->encoding, question(prompts, count, options))};
+  });
+}
+
+size_t digseg_encoding_bytes(const digseg_encoding* encoding) { return encoding == nullptr ? 0 : encoding->encoding.encoded->bytes(); }
+
+void digseg_encoding_free(digseg_encoding* encoding) { delete encoding; }
 
 digseg_status digseg_result_view(const digseg_result* result, digseg_view* view) {
   return guard([&] {
@@ -232,6 +280,7 @@ digseg_status digseg_result_view(const digseg_result* result, digseg_view* view)
     out.masks = r.masks.data(), out.label_map = r.label_map.data(), out.scores = r.scores.data();
     out.logits = r.logits.data.data(), out.backend = r.backend.c_str();
     out.seconds_fit = r.seconds_fit, out.seconds_text = r.seconds_text, out.seconds_model = r.seconds_model, out.seconds_masks = r.seconds_masks;
+    out.presence = r.presence.data(), out.there = r.there.data();
     give(out, view, "digseg_view");
   });
 }

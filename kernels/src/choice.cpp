@@ -14,14 +14,15 @@ namespace {
 constexpr int kTimedRuns = 5;
 
 struct Golden {
-  Floats image, logits;
+  Floats image, logits, presence;  // presence: of a bundle that has the graph
   Ints token_ids;
   Flags token_mask;
 
   explicit Golden(const Bundle& bundle) {
     const Safetensors file(bundle.path("golden.safetensors"));
-    image = file.floats("image"), logits = file.floats("logits");
-    token_ids = file.ints("token_ids"), token_mask = file.flags("token_mask");
+    image = file.floats(contract::kImage), logits = file.floats(contract::kLogits);
+    token_ids = file.ints(contract::kTokenIds), token_mask = file.flags(contract::kTokenMask);
+    if (bundle.has_presence) presence = file.floats(contract::kPresenceLogits);
     const bool fits = image.shape.size() == 4 && image.shape[1] == 3 && token_ids.shape.size() == 2 &&
                       token_mask.shape == token_ids.shape && logits.shape.size() == 4 && !logits.data.empty() && !token_ids.data.empty();
     if (!fits) fail(DIGSEG_CORRUPT, bundle.folder + "/golden.safetensors has tensors of other shapes; export the bundle again");
@@ -32,9 +33,15 @@ struct Golden {
   }
 };
 
-Floats run(Backend& backend, const Golden& golden) {
-  const FoldedText text = backend.encode_text(golden.token_ids, golden.token_mask);
-  return backend.segment(golden.image, text.keys, text.values, golden.token_mask);
+struct Answer {
+  Floats logits, presence;
+};
+
+Answer answer(Backend& backend, const Golden& golden, const FoldedText& text) {
+  const std::unique_ptr<Encoded> encoded = backend.encode_image(golden.image);
+  Answer out{backend.decode(*encoded, text), {}};
+  if (!golden.presence.data.empty()) out.presence = backend.presence(*encoded, text);
+  return out;
 }
 
 double median_seconds(Backend& backend, const Golden& golden) {
@@ -42,7 +49,7 @@ double median_seconds(Backend& backend, const Golden& golden) {
   std::vector<double> seconds;
   for (int i = 0; i < kTimedRuns + 1; ++i) {
     const auto began = std::chrono::steady_clock::now();
-    backend.segment(golden.image, text.keys, text.values, golden.token_mask);
+    answer(backend, golden, text);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
     if (i > 0) seconds.push_back(took.count());  // the first run warms up
   }
@@ -64,28 +71,53 @@ std::unique_ptr<Backend> create_backend(const std::string& name, const Bundle& b
   fail(DIGSEG_INVALID_ARGUMENT, "unknown backend " + quoted(name) + "; expected auto, onnxruntime, onnxruntime-cuda or tensorrt");
 }
 
-Check check_golden(Backend& backend, const Bundle& bundle) {
-  const Golden golden(bundle);
-  const Floats got = run(backend, golden);
-  if (got.shape != golden.logits.shape)
-    fail(DIGSEG_RUNTIME, "the golden sample gave logits of another shape than expected; export the bundle again");
-  double largest = 0, difference = 0, norm = 0, ious = 0;
-  size_t telling = 0;  // agreement on nothing says nothing
+namespace {
+
+struct Difference {
+  double largest = 0, relative = 0;  // of one number; L2 norm over that of the expected ones
+};
+
+// Infinite where an answer is not finite. least: a smaller norm of the expected numbers counts as this one.
+Difference difference(const Floats& got, const Floats& wanted, double least) {
+  Difference out;
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < wanted.data.size(); ++i) {
+    const double want = wanted.data[i], have = got.data[i];
+    const double error = std::isfinite(have) ? std::fabs(have - want) : INFINITY;
+    out.largest = std::max(out.largest, error);
+    difference += error * error;
+    norm += want * want;
+  }
+  out.relative = std::sqrt(difference) / std::max(std::sqrt(norm), least);
+  return out;
+}
+
+// Mean over the planes of which one shows something: agreement on nothing says nothing.
+double mask_iou(const Floats& got, const Floats& wanted) {
+  double ious = 0;
+  size_t telling = 0;
   const size_t plane = static_cast<size_t>(got.shape[2] * got.shape[3]), planes = got.data.size() / plane;
   for (size_t p = 0; p < planes; ++p) {
     size_t both = 0, either = 0;
     for (size_t i = p * plane; i < (p + 1) * plane; ++i) {
-      const double want = golden.logits.data[i], have = got.data[i];
-      const double error = std::isfinite(have) ? std::fabs(have - want) : INFINITY;
-      largest = std::max(largest, error);
-      difference += error * error;
-      norm += want * want;
-      both += want > 0 && have > 0;
-      either += want > 0 || have > 0;
+      both += wanted.data[i] > 0 && got.data[i] > 0;
+      either += wanted.data[i] > 0 || got.data[i] > 0;
     }
     if (either > 0) ious += static_cast<double>(both) / static_cast<double>(either), ++telling;
   }
-  Check check{largest, std::sqrt(difference / std::max(norm, 1e-24)), telling ? ious / static_cast<double>(telling) : 1.0, false};
+  return telling ? ious / static_cast<double>(telling) : 1.0;
+}
+
+}  // namespace
+
+Check check_golden(Backend& backend, const Bundle& bundle) {
+  const Golden golden(bundle);
+  const Answer got = answer(backend, golden, backend.encode_text(golden.token_ids, golden.token_mask));
+  if (got.logits.shape != golden.logits.shape || got.presence.shape != golden.presence.shape)
+    fail(DIGSEG_RUNTIME, "the golden sample gave logits of another shape than expected; export the bundle again");
+  const Difference masks = difference(got.logits, golden.logits, 1e-12);
+  const Difference presence = difference(got.presence, golden.presence, 1.0);  // a logit near 0 is not judged by its own size
+  Check check{masks.largest, std::max(masks.relative, presence.relative), mask_iou(got.logits, golden.logits), false};
   check.passed = check.relative <= bundle.limit_relative && check.iou >= bundle.limit_iou;
   return check;
 }
@@ -112,7 +144,7 @@ std::unique_ptr<Backend> create_right(const std::string& name, const Bundle& bun
 // On a CPU the optimised graphs are kept, and what is returned runs them: they too were checked.
 Right assess(const std::string& name, const Bundle& bundle, const BackendSettings& settings, const Verdicts& verdicts) {
   Right right{name, nullptr, 0, name == "onnxruntime" ? verdicts.draft(bundle) : Optimised{}};
-  if (right.graphs.segmenter.path.empty()) {
+  if (right.graphs.empty()) {
     right.backend = create_right(name, bundle, settings);
     return right;
   }
@@ -121,7 +153,7 @@ Right assess(const std::string& name, const Bundle& bundle, const BackendSetting
   try {
     right.backend = create_right(name, bundle, changed);
     changed.optimised = right.graphs = verdicts.keep(right.graphs), changed.optimise = false;
-    if (!right.graphs.segmenter.path.empty()) right.backend = create_right(name, bundle, changed);
+    if (!right.graphs.empty()) right.backend = create_right(name, bundle, changed);
   } catch (const Error&) {  // the graphs as they are decide
     Verdicts::drop(right.graphs);
     right.graphs = {};
@@ -168,7 +200,7 @@ std::unique_ptr<Backend> named_backend(const std::string& name, const Bundle& bu
 std::unique_ptr<Backend> choose_backend(const Bundle& bundle, const BackendSettings& settings, const char* cache, const Log& log) {
   const Verdicts verdicts(cache, bundle, settings, log);
   Known known;
-  if (verdicts.read(known)) {
+  if (verdicts.read(bundle, known)) {
     try {
       BackendSettings changed = settings;
       changed.optimised = known.graphs;

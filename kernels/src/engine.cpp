@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <functional>
+#include <iterator>
+#include <numeric>
 
 #include "error.hpp"
 #include "file.hpp"
 #include "labels.hpp"
-#include "picture.hpp"
 #include "safetensors.hpp"
 
 namespace digseg {
@@ -38,15 +40,10 @@ void to_length(const Floats& from, size_t axis, size_t length, float* to) {
   for (size_t o = 0; o < outer; ++o) std::copy_n(&from.data[o * have * inner], take * inner, to + o * length * inner);
 }
 
-struct Folded {
-  Floats keys, values;
-  Flags mask;
-};
-
-Folded stack(const std::vector<std::shared_ptr<const PromptText>>& parts, size_t length) {
+FoldedText stack(const std::vector<std::shared_ptr<const PromptText>>& parts, size_t length) {
   const int64_t K = static_cast<int64_t>(parts.size()), L = static_cast<int64_t>(length);
   const Shape &k = parts[0]->keys.shape, &v = parts[0]->values.shape;
-  Folded out{Floats({K, k[0], k[1], k[2], L}), Floats({K, v[0], v[1], L, v[3]}), Flags({K, L})};
+  FoldedText out{Floats({K, k[0], k[1], k[2], L}), Floats({K, v[0], v[1], L, v[3]}), Flags({K, L})};
   const size_t key_step = out.keys.data.size() / parts.size(), value_step = out.values.data.size() / parts.size();
   for (size_t i = 0; i < parts.size(); ++i) {
     to_length(parts[i]->keys, 3, length, &out.keys.data[i * key_step]);
@@ -67,24 +64,58 @@ Floats one_of(const Floats& stacked, size_t index) {
 // A sum over many pixels of 1 / (1 + e^-x).
 double probability(float logit) { return 1.0 / (1.0 + std::exp(-static_cast<double>(logit))); }
 
-// Masks, scores and label map from one full-size plane at a time.
-void add_plane(Result& out, size_t k, const float* plane, float threshold, const Precedence& precedence, std::vector<float>& best) {
+// Masks, scores and label map from one full-size plane at a time. floor: the logit that a pixel must pass; best: the logit of
+// its label, at first the floor.
+void add_plane(Result& out, size_t k, const float* plane, const std::vector<float>& floor, const Precedence& precedence, std::vector<float>& best) {
   const size_t pixels = best.size();
   uint8_t* mask = &out.masks[k * pixels];
   double sum = 0;
   size_t inside = 0;
   for (size_t i = 0; i < pixels; ++i) {
     const float value = plane[i];
-    if (!(value > threshold)) continue;
+    if (!(value > floor[i])) continue;
     mask[i] = 1;
     ++inside;
     sum += probability(value);
-    if (out.label_map[i] == 0 || value > best[i] || precedence.beats(k, out.label_map[i])) {
+    if (value > best[i] || precedence.beats(k, out.label_map[i])) {
       best[i] = value;
       out.label_map[i] = static_cast<int32_t>(k) + 1;
     }
   }
   out.scores[k] = inside ? static_cast<float>(sum / static_cast<double>(inside)) : 0.f;
+}
+
+// Logits [1, K, h', w'] of which the first `asked` prompts are answered, the others compete, and those that are not `there`
+// (numbers in order) do neither.
+void add_masks(Result& out, const Frame& frame, size_t asked, const std::vector<size_t>& there, const digseg_run_options& options,
+               const std::function<void()>& go_on) {
+  out.count = static_cast<int>(asked), out.width = frame.width, out.height = frame.height;
+  out.logits_height = static_cast<int>(out.logits.shape[2]), out.logits_width = static_cast<int>(out.logits.shape[3]);
+  out.content_width = frame.content_width, out.content_height = frame.content_height;
+  const size_t pixels = static_cast<size_t>(frame.width) * static_cast<size_t>(frame.height);
+  const auto enlarge = [&](const std::vector<size_t>& order, const PlaneSink& sink) {
+    unfit(out.logits.data.data(), order, out.logits_width, out.logits_height, frame, [&](size_t k, const float* plane) {
+      go_on();
+      sink(k, plane);
+    });
+  };
+  std::vector<float> floor(pixels, options.threshold);
+  const auto rivals = std::lower_bound(there.begin(), there.end(), asked);
+  enlarge({rivals, there.end()}, [&](size_t, const float* plane) {
+    for (size_t i = 0; i < pixels; ++i) floor[i] = std::max(floor[i], plane[i]);
+  });
+  out.logits.shape[1] = out.count;
+  out.logits.data.resize(count_of(out.logits.shape));
+  out.masks.assign(asked * pixels, 0);
+  out.label_map.assign(pixels, 0);
+  out.scores.assign(asked, 0.f);
+  out.there.assign(asked, 0);
+  for (auto k = there.begin(); k != rivals; ++k) out.there[*k] = 1;
+  const Precedence precedence(out.logits, options.threshold, options.labels);
+  std::vector<size_t> order;
+  std::copy_if(precedence.order().begin(), precedence.order().end(), std::back_inserter(order), [&](size_t k) { return out.there[k] != 0; });
+  std::vector<float> best = floor;
+  enlarge(order, [&](size_t k, const float* plane) { add_plane(out, k, plane, floor, precedence, best); });
 }
 
 BackendSettings settings_of(const digseg_options& options) {
@@ -119,7 +150,7 @@ Engine::Engine(const std::string& folder, const digseg_options& options)
   info_ = "{\"version\": \"" DIGSEG_VERSION "\", \"bundle\": " + json_quote(bundle_.folder) + ", \"sha256\": \"" + bundle_.digest() +
           "\", \"model\": " + json_quote(bundle_.model_name) + ", \"precision\": " + json_quote(bundle_.precision) +
           ", \"image_size\": " + std::to_string(bundle_.image_size) + ", \"stride\": " + std::to_string(bundle_.stride) +
-          ", \"vocabulary\": " + std::to_string(vocabulary_.size()) + ", \"backend\": " + json_quote(backend_->detail()) + "}";
+          ", \"presence\": " + (bundle_.has_presence ? "true" : "false") + ", \"vocabulary\": " + std::to_string(vocabulary_.size()) + ", \"backend\": " + json_quote(backend_->detail()) + "}";
 }
 
 void Engine::log(int level, const std::string& text) const {
@@ -154,12 +185,11 @@ Engine::Known Engine::prompt(const std::string& text, bool truncate) {
       return found->second->second;
     }
   }
-  const size_t most = bundle_.token_buckets.back();
-  const std::vector<int64_t> row = tokenizer().encode(check_prompt(text), truncate ? most : SIZE_MAX);
-  if (row.size() > most)
+  const std::vector<int64_t> row = tokenizer().encode(check_prompt(text), truncate ? kMostTokens : SIZE_MAX);
+  if (row.size() > kMostTokens)
     fail(DIGSEG_INVALID_ARGUMENT, "prompt " + quoted(text, 40) + " has " + std::to_string(row.size()) + " tokens, at most " +
-                                      std::to_string(most) + " fit (start and end included); shorten it");
-  const int64_t length = static_cast<int64_t>(bundle_.token_bucket(row.size()));
+                                      std::to_string(kMostTokens) + " fit (start and end included); shorten it");
+  const int64_t length = static_cast<int64_t>(token_bucket(row.size()));
   Ints ids({1, length});
   Flags mask({1, length});
   std::fill(ids.data.begin(), ids.data.end(), row.back());
@@ -192,74 +222,155 @@ void Engine::prepare(const std::vector<std::string>& prompts) {
   for (const std::string& text : prompts) prompt(text, false);
 }
 
-Result Engine::segment(const digseg_image& image, const std::vector<std::string>& prompts, const digseg_run_options& options) {
-  const Asked go_on = cancel_check(&options);
-  Result out;
-  Clock clock;
-  // 1 check the input
+// Checks a picture and fits it to the model's input.
+Canvas Engine::fit_picture(const digseg_image& image, const digseg_run_options& options) const {
   check_image(image);
   const int longer = options.size == 0 ? bundle_.usual_size(image.width, image.height) : options.size;
   if (longer < 2 * bundle_.stride || longer > 4096)
     fail(DIGSEG_INVALID_ARGUMENT, "working size must be " + std::to_string(2 * bundle_.stride) + " to 4096 pixels, got " + std::to_string(longer));
+  return fit(image, longer, bundle_);
+}
+
+Encoding Engine::encode_canvas(const Canvas& canvas) const {
+  return {backend_, backend_->encode_image(canvas.pixels), canvas.frame, std::max(canvas.frame.content_width, canvas.frame.content_height)};
+}
+
+Encoding Engine::encode(const digseg_image& image, const digseg_run_options& options) {
+  const Asked go_on = cancel_check(&options);
   go_on();
-  // 2 fit the picture
-  const Canvas canvas = fit(image, longer, bundle_);  // pixels [B, 3, H, W], the picture once or as often as the profile needs it
-  out.seconds_fit = clock.lap();
-  // 3 prompts, encoded once each
-  std::vector<Known> parts;
+  const Canvas canvas = fit_picture(image, options);
+  go_on();
+  return encode_canvas(canvas);
+}
+
+Result Engine::segment(const digseg_image& image, const Question& question) {
+  const Asked go_on = cancel_check(&question.options);
+  Clock clock;
+  go_on();
+  const Canvas canvas = fit_picture(image, question.options);  // pixels [B, 3, H, W], the picture once or as often as the profile needs it
+  const double seconds_fit = clock.lap();
+  const Text text = fold(question, go_on);
+  const double seconds_text = clock.lap();
+  const Encoding encoding = encode_canvas(canvas);  // [B, M, H/s, W/s]
+  const double seconds_encode = clock.lap();
+  Result out = answer(encoding, text, question.options, go_on);
+  out.seconds_fit = seconds_fit, out.seconds_text = seconds_text, out.seconds_model += seconds_encode;
+  return out;
+}
+
+Result Engine::segment(const Encoding& encoding, const Question& question) {
+  const Asked go_on = cancel_check(&question.options);
+  Clock clock;
+  if (encoding.backend != backend_)
+    fail(DIGSEG_INVALID_ARGUMENT, "the encoding was made by another engine; encode the picture with the one that is asked");
+  if (question.options.size != 0 && question.options.size != encoding.size)
+    fail(DIGSEG_INVALID_ARGUMENT, "options.size is " + std::to_string(question.options.size) + ", the picture was encoded at " + std::to_string(encoding.size) +
+                                      "; give the size to digseg_encode, and 0 here");
+  const Text text = fold(question, go_on);
+  const double seconds_text = clock.lap();
+  Result out = answer(encoding, text, question.options, go_on);
+  out.seconds_text = seconds_text;
+  return out;
+}
+
+// Prompts, encoded once each; a contrast prompt that is also asked about, or stands twice, counts once.
+Engine::Text Engine::fold(const Question& question, const Asked& go_on) {
+  std::vector<std::string> texts = question.prompts;
+  for (const std::string& rival : question.against)
+    if (std::find(texts.begin(), texts.end(), rival) == texts.end()) texts.push_back(rival);
+  Text out{{}, question.prompts.size(), 0};
   size_t longest = 0;
-  for (const std::string& text : prompts) {
+  for (const std::string& text : texts) {
     go_on();
-    parts.push_back(prompt(text, (options.flags & DIGSEG_TRUNCATE_PROMPTS) != 0));
-    longest = std::max(longest, parts.back()->tokens);
+    out.parts.push_back(prompt(text, (question.options.flags & DIGSEG_TRUNCATE_PROMPTS) != 0));
+    longest = std::max(longest, out.parts.back()->tokens);
   }
-  out.seconds_text = clock.lap();
-  // 4 the model: picture once, all prompts together
-  out.logits = run_model(canvas.pixels, parts, longest, go_on);  // [1, K, h', w']
-  const Shape& shape = out.logits.shape;
+  if (static_cast<int64_t>(longest) > bundle_.tokens.max)
+    fail(DIGSEG_INVALID_ARGUMENT, "a prompt has " + std::to_string(longest) + " tokens, this bundle was exported for at most " +
+                                      std::to_string(bundle_.tokens.max) + "; shorten it");
+  const size_t least = static_cast<size_t>(bundle_.tokens.min), most = static_cast<size_t>(bundle_.tokens.max);
+  out.length = std::min(std::max(token_bucket(longest), least), most);
+  return out;
+}
+
+Result Engine::answer(const Encoding& encoding, const Text& text, const digseg_run_options& options, const Asked& go_on) {
+  Result out;
+  Clock clock;
+  // 1 which prompts are there
+  const std::vector<float> presence = presence_of(encoding, text, go_on);  // logits [K], contrast prompts behind the others; or none
+  const bool all = presence.empty() || (options.flags & DIGSEG_ALL_PROMPTS) != 0;
+  std::vector<size_t> there;
+  for (size_t k = 0; k < text.parts.size(); ++k)
+    if (all || !(presence[k] < bundle_.presence_threshold)) there.push_back(k);
+  out.presence.assign(text.asked, -1.f);
+  for (size_t k = 0; k < text.asked && !presence.empty(); ++k) out.presence[k] = static_cast<float>(probability(presence[k]));
+  // 2 those, decoded
+  out.logits = decode(encoding, text, there, go_on);  // [1, K, h', w'], kAbsent where nothing was decoded
   out.seconds_model = clock.lap();
-  go_on();
-  // 5 back to the picture's own pixels, 6 masks, scores and label map
-  out.count = static_cast<int>(prompts.size()), out.width = image.width, out.height = image.height;
-  out.logits_height = static_cast<int>(shape[2]), out.logits_width = static_cast<int>(shape[3]);
-  out.content_width = canvas.content_width, out.content_height = canvas.content_height;
-  const size_t pixels = static_cast<size_t>(image.width) * static_cast<size_t>(image.height);
-  out.masks.assign(prompts.size() * pixels, 0);
-  out.label_map.assign(pixels, 0);
-  out.scores.assign(prompts.size(), 0.f);
-  std::vector<float> best(pixels);
-  const Precedence precedence(out.logits, options.threshold, options.labels);
-  unfit(out.logits.data.data(), precedence.order(), out.logits_width, out.logits_height, canvas, [&](size_t k, const float* plane) {
-    go_on();
-    add_plane(out, k, plane, options.threshold, precedence, best);
-  });
+  // 3 back to the picture's own pixels: masks [K, H, W], scores [K], label map [H, W]
+  add_masks(out, encoding.frame, text.asked, there, options, go_on);
   out.seconds_masks = clock.lap();
   out.backend = backend_->detail();
   return out;
 }
 
-// All prompts in one call, or in as many as the bundle's profile asks for; masks of different prompts are independent.
-Floats Engine::run_model(const Floats& pixels, const std::vector<Known>& parts, size_t longest, const Asked& go_on) {
-  const size_t length = std::max(bundle_.token_bucket(longest), static_cast<size_t>(bundle_.tokens.min));
-  if (static_cast<int64_t>(longest) > bundle_.tokens.max)
-    fail(DIGSEG_INVALID_ARGUMENT, "a prompt has " + std::to_string(longest) + " tokens, this bundle was exported for at most " +
-                                      std::to_string(bundle_.tokens.max) + "; shorten it");
+// Logits [K] of all prompts; none where the bundle has no readout.
+std::vector<float> Engine::presence_of(const Encoding& encoding, const Text& text, const Asked& go_on) {
+  if (!bundle_.has_presence) return {};
+  std::vector<size_t> all(text.parts.size());
+  std::iota(all.begin(), all.end(), size_t{0});
+  return ask(text, all, go_on, [&](const FoldedText& folded) {
+           Floats found = backend_->presence(*encoding.encoded, folded);
+           if (found.shape.size() != 2) fail(DIGSEG_RUNTIME, "the presence graph gave logits of another shape than the contract; export the bundle again");
+           found.shape.insert(found.shape.end(), {1, 1});
+           return found;
+         }).data;
+}
+
+// Logits [1, K, h', w'] of all prompts, of which those not wanted are kAbsent everywhere.
+Floats Engine::decode(const Encoding& encoding, const Text& text, const std::vector<size_t>& wanted, const Asked& go_on) {
+  const Floats some = ask(text, wanted, go_on, [&](const FoldedText& folded) { return backend_->decode(*encoding.encoded, folded); });
+  if (wanted.size() == text.parts.size()) return some;
+  const int64_t cell = wanted.empty() ? pixels_a_cell() : 0;
+  Floats out({1, static_cast<int64_t>(text.parts.size()), cell ? encoding.frame.input_height / cell : some.shape[2],
+              cell ? encoding.frame.input_width / cell : some.shape[3]});
+  std::fill(out.data.begin(), out.data.end(), contract::kAbsent);
+  const size_t plane = out.data.size() / text.parts.size();
+  for (size_t i = 0; i < wanted.size(); ++i) std::copy_n(&some.data[i * plane], plane, &out.data[wanted[i] * plane]);
+  return out;
+}
+
+// Some of the prompts about the first of the encoded pictures, in one call of a graph or in as many as the bundle's profile asks
+// for; fewer than its smallest K are filled up. Answers of different prompts are independent. -> [1, K, ?, ?]
+Floats Engine::ask(const Text& text, const std::vector<size_t>& wanted, const Asked& go_on, const std::function<Floats(const FoldedText&)>& graph) {
   const size_t most = static_cast<size_t>(bundle_.prompts.max), least = static_cast<size_t>(bundle_.prompts.min);
   Floats all;
-  for (size_t from = 0; from < parts.size(); from += most) {
+  for (size_t from = 0; from < wanted.size(); from += most) {
     go_on();
-    const size_t count = std::min(most, parts.size() - from);
-    std::vector<Known> now(parts.begin() + static_cast<std::ptrdiff_t>(from), parts.begin() + static_cast<std::ptrdiff_t>(from + count));
+    const size_t count = std::min(most, wanted.size() - from);
+    std::vector<Known> now;
+    for (size_t i = from; i < from + count; ++i) now.push_back(text.parts[wanted[i]]);
     now.resize(std::max(count, least), now.back());
-    const Folded text = stack(now, std::min(length, static_cast<size_t>(bundle_.tokens.max)));  // [K, S, H, d, L], [K, S, H, L, Co], [K, L]
-    const Floats some = backend_->segment(pixels, text.keys, text.values, text.mask);
-    if (some.shape.size() != 4 || some.shape[0] != pixels.shape[0] || some.shape[1] != static_cast<int64_t>(now.size()) || some.shape[2] < 1 || some.shape[3] < 1)
-      fail(DIGSEG_RUNTIME, "the segmenter gave logits of another shape than the contract; export the bundle again");
+    const Floats some = graph(stack(now, text.length));  // [B, K, ?, ?]
+    if (some.shape.size() != 4 || some.shape[0] != bundle_.pictures.min || some.shape[1] != static_cast<int64_t>(now.size()) || some.shape[2] < 1 || some.shape[3] < 1)
+      fail(DIGSEG_RUNTIME, "a graph gave logits of another shape than the contract; export the bundle again");
     const size_t plane = static_cast<size_t>(some.shape[2] * some.shape[3]);
-    all.shape = {1, static_cast<int64_t>(parts.size()), some.shape[2], some.shape[3]};
+    all.shape = {1, static_cast<int64_t>(wanted.size()), some.shape[2], some.shape[3]};
     all.data.insert(all.data.end(), some.data.begin(), some.data.begin() + static_cast<std::ptrdiff_t>(count * plane));
   }
   return all;
+}
+
+// Pixels of the model's input along one cell of its logits; the golden sample knows.
+int Engine::pixels_a_cell() {
+  std::call_once(cell_read_, [&] {
+    const Safetensors golden(bundle_.path("golden.safetensors"));
+    const Shape image = golden.floats(contract::kImage).shape, logits = golden.floats(contract::kLogits).shape;
+    if (image.size() != 4 || logits.size() != 4 || logits[3] < 1 || image[3] < logits[3])
+      fail(DIGSEG_CORRUPT, bundle_.folder + "/golden.safetensors has tensors of other shapes; export the bundle again");
+    cell_ = static_cast<int>(image[3] / logits[3]);
+  });
+  return cell_;
 }
 
 void Engine::save_vocabulary(const std::vector<std::string>& prompts, const std::string& path) {
@@ -273,10 +384,10 @@ void Engine::save_vocabulary(const std::vector<std::string>& prompts, const std:
     longest = std::max(longest, parts[i]->tokens);
     names += (i ? ", " : "") + json_quote(prompts[i]);
   }
-  const Folded text = stack(parts, bundle_.token_bucket(longest));
-  const std::string& encoder = bundle_.file_hash(bundle_.text_encoder.file);
-  write_file(path, safetensors_bytes({{"prompts", names + "]"}, {"text_encoder", encoder}},
-                                     {{"text_keys", &text.keys}, {"text_values", &text.values}}, {{"tokens", &tokens}}));
+  const FoldedText text = stack(parts, token_bucket(longest));
+  const std::string& encoder = bundle_.file_hash(file_of(contract::kTextEncoder).file);
+  write_file(path, safetensors_bytes({{"prompts", names + "]"}, {file_of(contract::kTextEncoder).name, encoder}},
+                                     {{contract::kTextKeys, &text.keys}, {contract::kTextValues, &text.values}}, {{"tokens", &tokens}}));
 }
 
 void Engine::load_vocabulary(const std::string& path) {
@@ -285,11 +396,11 @@ void Engine::load_vocabulary(const std::string& path) {
     const auto found = file.metadata().find(key);
     return found == file.metadata().end() ? std::string() : found->second;
   };
-  if (text("text_encoder") != bundle_.file_hash(bundle_.text_encoder.file))
+  if (text(file_of(contract::kTextEncoder).name) != bundle_.file_hash(file_of(contract::kTextEncoder).file))
     fail(DIGSEG_INCOMPATIBLE, path + " was made with another text encoder than this bundle's; save the vocabulary again");
   const std::string names = text("prompts");
   const Json prompts = parse_json(names.data(), names.size(), path);
-  const Floats keys = file.floats("text_keys"), values = file.floats("text_values");
+  const Floats keys = file.floats(contract::kTextKeys), values = file.floats(contract::kTextValues);
   const Ints tokens = file.ints("tokens");
   const size_t count = prompts.items.size();
   const bool fits = count > 0 && keys.shape.size() == 5 && values.shape.size() == 5 && tokens.data.size() == count &&

@@ -1,10 +1,11 @@
 // ONNX Runtime, loaded with dlopen: CPU, or its CUDA provider where the library has one.
 //
 // On the CPU a graph's float32 form (`*.fp32.onnx`) over the same stored weights runs where the bundle has one, as in Python.
-// The two graphs are opened side by side: optimising them is most of a start.
+// The graphs are opened side by side: optimising them is most of a start.
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -88,12 +89,34 @@ class Owned {
 using Value = Owned<OrtValue, &OrtApi::ReleaseValue>;
 using Session = Owned<OrtSession, &OrtApi::ReleaseSession>;
 
+// Numbers of ours, or, where `kept` is set, an array of the runtime's.
 struct Input {
   const char* name;
   const void* data;
   size_t bytes;
   const Shape* shape;
   ONNXTensorElementDataType type;
+  const OrtValue* kept = nullptr;
+};
+
+Input input_of(const char* name, const Floats& floats) {
+  return {name, floats.data.data(), floats.data.size() * 4, &floats.shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+}
+
+Input input_of(const char* name, const Flags& flags) {
+  return {name, flags.data.data(), flags.data.size(), &flags.shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL};
+}
+
+// In the graph's own element type, and on a GPU where the provider is there.
+class OrtEncoded : public Encoded {
+ public:
+  OrtEncoded(Value value, size_t bytes) : value_(std::move(value)), bytes_(bytes) {}
+  size_t bytes() const override { return bytes_; }
+  Input input() const { return {contract::kEncoding, nullptr, 0, nullptr, ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, value_.object}; }
+
+ private:
+  Value value_;
+  size_t bytes_;
 };
 
 // How many cores this process may use where it is bound to fewer than the machine has (taskset, a container's cpuset), else
@@ -107,56 +130,80 @@ int cores_if_bound() {
 class OrtBackend : public Backend {
  public:
   OrtBackend(const Bundle& bundle, const BackendSettings& settings, bool cuda)
-      : runtime_(settings.onnxruntime_library), settings_(settings), cuda_(cuda), env_(runtime_), memory_(runtime_), text_(runtime_), segmenter_(runtime_) {
+      : runtime_(settings.onnxruntime_library), settings_(settings), cuda_(cuda), env_(runtime_), memory_(runtime_), device_memory_(runtime_) {
     if (cuda) expect_cuda();
     if (cuda && bundle.precision == "bf16")
       fail(DIGSEG_UNAVAILABLE, "a bf16 bundle does not run on onnxruntime-cuda here; export fp16 or fp32");
-    const auto graph = [&](const std::string& file) { return !cuda && bundle.lists(cpu_graph(file)) ? cpu_graph(file) : file; };
     runtime_.check("start", runtime_.api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "digseg", &env_.object));
     runtime_.check("start", runtime_.api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory_.object));
-    const std::string text_path = bundle.path(graph(bundle.text_encoder.file));
-    // Its idle threads do not spin: they would take the cores from the segmenter, which runs next.
-    const auto open_text = [this, text_path] { open(text_path, settings_.optimised.text_encoder, false, text_); };
-    text_opened_ = std::async(std::launch::deferred, open_text).share();
-    try {
-      if (settings.text_at_once) text_opened_ = std::async(std::launch::async, open_text).share();
-    } catch (const std::system_error&) {  // no thread to be had: opened with the first prompt
+    if (cuda) runtime_.check("start", runtime_.api->CreateMemoryInfo("Cuda", OrtDeviceAllocator, settings.device, OrtMemTypeDefault, &device_memory_.object));
+    for (int graph = 0; graph < contract::kGraphs; ++graph) sessions_.emplace_back(runtime_);
+    bool wide = false;
+    for (const Graph graph : bundle.graphs()) {
+      const contract::GraphFile& file = file_of(graph);
+      const bool for_cpu = !cuda && bundle.lists(file.cpu_file);
+      wide = wide || (for_cpu && graph == contract::kTextEncoder);
+      start(graph, bundle.path(for_cpu ? file.cpu_file : file.file));
     }
-    open(bundle.path(graph(bundle.segmenter.file)), settings_.optimised.segmenter, true, segmenter_);
-    text_width_ = input_width(segmenter_.object, "text_keys");
-    const bool wide = graph(bundle.text_encoder.file) != bundle.text_encoder.file;
+    for (const Graph graph : bundle.graphs())
+      if (graph != contract::kTextEncoder) session(graph);  // what cannot be opened is said now
+    text_width_ = input_width(session(contract::kMaskDecoder), contract::kTextKeys);
     const std::string stored = wide ? bundle.precision + " weights widened to fp32" : bundle.precision;
     detail_ = "onnxruntime " + runtime_.version + (cuda ? ", CUDAExecutionProvider, " : ", CPUExecutionProvider, ") + stored;
   }
 
   FoldedText encode_text(const Ints& ids, const Flags& mask) override {
-    std::shared_future<void>(text_opened_).get();
-    const std::vector<Input> inputs{{"token_ids", ids.data.data(), ids.data.size() * 8, &ids.shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64},
-                                    {"token_mask", mask.data.data(), mask.data.size(), &mask.shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL}};
-    std::vector<Floats> out = run(text_.object, inputs, {"text_keys", "text_values"});
-    return {std::move(out[0]), std::move(out[1])};
+    const Input numbers{contract::kTokenIds, ids.data.data(), ids.data.size() * 8, &ids.shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64};
+    const std::vector<Value> out = run(contract::kTextEncoder, {numbers, input_of(contract::kTokenMask, mask)}, {contract::kTextKeys, contract::kTextValues});
+    return {read(out[0].object, contract::kTextKeys), read(out[1].object, contract::kTextValues), mask};
   }
 
-  Floats segment(const Floats& image, const Floats& keys, const Floats& values, const Flags& mask) override {
-    std::vector<uint16_t> narrow_keys, narrow_values;
-    const auto text = [&](const char* name, const Floats& wide, std::vector<uint16_t>& narrow) -> Input {
-      if (text_width_ == Width::Float) return {name, wide.data.data(), wide.data.size() * 4, &wide.shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
-      narrow = narrowed(text_width_, wide.data);
-      return {name, narrow.data(), narrow.size() * 2, &wide.shape, text_width_ == Width::Half ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 : ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16};
-    };
-    const std::vector<Input> inputs{{"image", image.data.data(), image.data.size() * 4, &image.shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT},
-                                    text("text_keys", keys, narrow_keys), text("text_values", values, narrow_values),
-                                    {"token_mask", mask.data.data(), mask.data.size(), &mask.shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL}};
-    return std::move(run(segmenter_.object, inputs, {"logits"})[0]);
+  std::unique_ptr<Encoded> encode_image(const Floats& image) override {
+    const Input input = input_of(contract::kImage, image);
+    Value value = cuda_ ? run_on_device(contract::kImageEncoder, input, contract::kEncoding)
+                        : std::move(run(contract::kImageEncoder, {input}, {contract::kEncoding})[0]);
+    const Info info = info_of(value.object, contract::kEncoding);
+    return std::make_unique<OrtEncoded>(std::move(value), count_of(info.shape) * bytes_of(info.width));
   }
+
+  Floats presence(const Encoded& encoded, const FoldedText& text) override { return ask(contract::kPresence, encoded, text, contract::kPresenceLogits); }
+  Floats decode(const Encoded& encoded, const FoldedText& text) override { return ask(contract::kMaskDecoder, encoded, text, contract::kLogits); }
 
   const std::string& detail() const override { return detail_; }
 
  private:
-  // File name of what a CPU runs instead of a graph.
-  static std::string cpu_graph(std::string name) {
-    const size_t dot = name.rfind(".onnx");
-    return dot == std::string::npos ? name : name.insert(dot, ".fp32");
+  struct Info {
+    Shape shape;
+    Width width;
+  };
+
+  // Opens a graph on a thread of its own; the text encoder, where it may not be needed, with the first prompt.
+  void start(Graph graph, const std::string& path) {
+    const auto open_it = [this, graph, path] { open(graph, path); };
+    opened_[graph] = std::async(std::launch::deferred, open_it).share();
+    if (graph == contract::kTextEncoder && !settings_.text_at_once) return;
+    try {
+      opened_[graph] = std::async(std::launch::async, open_it).share();
+    } catch (const std::system_error&) {  // no thread to be had: opened when it is needed
+    }
+  }
+
+  OrtSession* session(Graph graph) {
+    std::shared_future<void>(opened_[graph]).get();  // a copy of its own for each thread
+    return sessions_[graph].object;
+  }
+
+  // One of the graphs that answer K prompts about encoded pictures.
+  Floats ask(Graph graph, const Encoded& encoded, const FoldedText& text, const char* answer) {
+    std::vector<uint16_t> rooms[2];
+    const auto folded = [&](const char* name, const Floats& wide, std::vector<uint16_t>& narrow) -> Input {
+      if (text_width_ == Width::Float) return input_of(name, wide);
+      narrow = narrowed(text_width_, wide.data);
+      return {name, narrow.data(), narrow.size() * 2, &wide.shape, text_width_ == Width::Half ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 : ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16};
+    };
+    const std::vector<Input> inputs{static_cast<const OrtEncoded&>(encoded).input(), folded(contract::kTextKeys, text.keys, rooms[0]),
+                                    folded(contract::kTextValues, text.values, rooms[1]), input_of(contract::kTokenMask, text.mask)};
+    return read(run(graph, inputs, {answer})[0].object, answer);
   }
 
   void expect_cuda() const {
@@ -182,14 +229,18 @@ class OrtBackend : public Backend {
     }
   }
 
-  void open(const std::string& graph, const OptimisedGraph& optimised, bool spin, Session& session) const {
+  void open(Graph number, const std::string& graph) {
+    Session& session = sessions_[number];
+    const auto found = settings_.optimised.find(number);
+    const OptimisedGraph optimised = found == settings_.optimised.end() ? OptimisedGraph{} : found->second;
     Owned<OrtSessionOptions, &OrtApi::ReleaseSessionOptions> options(runtime_);
     runtime_.check("options", runtime_.api->CreateSessionOptions(&options.object));
     runtime_.check("options", runtime_.api->SetSessionLogSeverityLevel(options.object, ORT_LOGGING_LEVEL_ERROR));
     runtime_.check("options", runtime_.api->DisableMemPattern(options.object));  // steadier memory when shapes vary
     const int threads = settings_.threads > 0 ? settings_.threads : cores_if_bound();
     if (threads > 0) runtime_.check("options", runtime_.api->SetIntraOpNumThreads(options.object, threads));
-    if (!spin) runtime_.check("options", runtime_.api->AddSessionConfigEntry(options.object, "session.intra_op.allow_spinning", "0"));
+    // Every graph has threads of its own; idle ones that spin would take the cores from the graph that runs next.
+    runtime_.check("options", runtime_.api->AddSessionConfigEntry(options.object, "session.intra_op.allow_spinning", "0"));
     if (cuda_) add_cuda(options.object);
     const bool kept = !cuda_ && !optimised.path.empty();
     if (kept && settings_.optimise)
@@ -213,30 +264,57 @@ class OrtBackend : public Backend {
     return true;
   }
 
-  std::vector<Floats> run(OrtSession* session, const std::vector<Input>& inputs, const std::vector<const char*>& outputs) {
+  Value value_of(const Input& input) const {
+    Value value(runtime_);
+    // The runtime only reads inputs; its interface lacks the const.
+    runtime_.check(input.name, runtime_.api->CreateTensorWithDataAsOrtValue(memory_.object, const_cast<void*>(input.data), input.bytes,
+                                                                            input.shape->data(), input.shape->size(), input.type, &value.object));
+    return value;
+  }
+
+  void check_run(OrtStatus* status) const {
+    if (status != nullptr)
+      fail(DIGSEG_RUNTIME, "onnxruntime " + runtime_.version + " failed while running: " + runtime_.text_of(status) + "; check the bundle with digseg_engine_verify");
+  }
+
+  std::vector<Value> run(Graph graph, const std::vector<Input>& inputs, const std::vector<const char*>& outputs) {
+    OrtSession* opened = session(graph);
     std::vector<Value> values, results;
     std::vector<const char*> names;
     std::vector<const OrtValue*> feeds;
     for (const Input& input : inputs) {
-      values.emplace_back(runtime_);
-      // The runtime only reads inputs; its interface lacks the const.
-      runtime_.check(input.name, runtime_.api->CreateTensorWithDataAsOrtValue(memory_.object, const_cast<void*>(input.data), input.bytes,
-                                                          input.shape->data(), input.shape->size(), input.type, &values.back().object));
+      if (input.kept == nullptr) values.push_back(value_of(input));
       names.push_back(input.name);
-      feeds.push_back(values.back().object);
+      feeds.push_back(input.kept == nullptr ? values.back().object : input.kept);
     }
     std::vector<OrtValue*> raw(outputs.size());
-    OrtStatus* status = runtime_.api->Run(session, nullptr, names.data(), feeds.data(), feeds.size(), outputs.data(), outputs.size(), raw.data());
+    OrtStatus* status = runtime_.api->Run(opened, nullptr, names.data(), feeds.data(), feeds.size(), outputs.data(), outputs.size(), raw.data());
     for (OrtValue* value : raw) {
       results.emplace_back(runtime_);
       results.back().object = value;
     }
-    if (status != nullptr) {
-      fail(DIGSEG_RUNTIME, "onnxruntime " + runtime_.version + " failed while running: " + runtime_.text_of(status) + "; check the bundle with digseg_engine_verify");
-    }
-    std::vector<Floats> out;
-    for (size_t i = 0; i < results.size(); ++i) out.push_back(read(results[i].object, outputs[i]));
-    return out;
+    check_run(status);
+    return results;
+  }
+
+  // The one output of a graph, left on the GPU. Not run by us yet.
+  Value run_on_device(Graph graph, const Input& input, const char* output) {
+    OrtSession* opened = session(graph);
+    Owned<OrtIoBinding, &OrtApi::ReleaseIoBinding> binding(runtime_);
+    const Value fed = value_of(input);
+    OrtAllocator* allocator = nullptr;
+    OrtValue** found = nullptr;
+    size_t count = 0;
+    runtime_.check(output, runtime_.api->CreateIoBinding(opened, &binding.object));
+    runtime_.check(output, runtime_.api->BindInput(binding.object, input.name, fed.object));
+    runtime_.check(output, runtime_.api->BindOutputToDevice(binding.object, output, device_memory_.object));
+    check_run(runtime_.api->RunWithBinding(opened, nullptr, binding.object));
+    runtime_.check(output, runtime_.api->GetAllocatorWithDefaultOptions(&allocator));
+    runtime_.check(output, runtime_.api->GetBoundOutputValues(binding.object, allocator, &found, &count));
+    Value value(runtime_);
+    value.object = found[0];  // one output is bound, so there is one
+    runtime_.check(output, runtime_.api->AllocatorFree(allocator, found));
+    return value;
   }
 
   static Width width_of(ONNXTensorElementDataType type, const std::string& name) {
@@ -267,23 +345,27 @@ class OrtBackend : public Backend {
       runtime_.check("inputs", runtime_.api->GetTensorElementType(tensor, &type));
       return width_of(type, name);
     }
-    fail(DIGSEG_INCOMPATIBLE, "the segmenter has no input " + wanted + "; export the bundle again");
+    fail(DIGSEG_INCOMPATIBLE, "the mask decoder has no input " + wanted + "; export the bundle again");
   }
 
-  Floats read(OrtValue* value, const std::string& name) const {
+  Info info_of(const OrtValue* value, const char* name) const {
     Owned<OrtTensorTypeAndShapeInfo, &OrtApi::ReleaseTensorTypeAndShapeInfo> info(runtime_);
     runtime_.check(name, runtime_.api->GetTensorTypeAndShape(value, &info.object));
-    const OrtTensorTypeAndShapeInfo* shape_info = info.object;
     ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
     size_t sides = 0;
-    void* data = nullptr;
-    runtime_.check(name, runtime_.api->GetTensorElementType(shape_info, &type));
-    runtime_.check(name, runtime_.api->GetDimensionsCount(shape_info, &sides));
+    runtime_.check(name, runtime_.api->GetTensorElementType(info.object, &type));
+    runtime_.check(name, runtime_.api->GetDimensionsCount(info.object, &sides));
     Shape shape(sides);
-    runtime_.check(name, runtime_.api->GetDimensions(shape_info, shape.data(), sides));
+    runtime_.check(name, runtime_.api->GetDimensions(info.object, shape.data(), sides));
+    return {shape, width_of(type, name)};
+  }
+
+  Floats read(OrtValue* value, const char* name) const {
+    const Info info = info_of(value, name);
+    void* data = nullptr;
     runtime_.check(name, runtime_.api->GetTensorMutableData(value, &data));
-    Floats out(shape);
-    widen(width_of(type, name), data, out.data.size(), out.data.data());
+    Floats out(info.shape);
+    widen(info.width, data, out.data.size(), out.data.data());
     return out;
   }
 
@@ -292,10 +374,10 @@ class OrtBackend : public Backend {
   bool cuda_;
   Width text_width_ = Width::Float;
   Owned<OrtEnv, &OrtApi::ReleaseEnv> env_;
-  Owned<OrtMemoryInfo, &OrtApi::ReleaseMemoryInfo> memory_;
-  Session text_, segmenter_;
+  Owned<OrtMemoryInfo, &OrtApi::ReleaseMemoryInfo> memory_, device_memory_;
+  std::vector<Session> sessions_;  // by number of the graph
   std::string detail_;
-  std::shared_future<void> text_opened_;  // last: its thread uses what stands above
+  std::array<std::shared_future<void>, contract::kGraphs> opened_;  // last: their threads use what stands above
 };
 
 }  // namespace

@@ -140,12 +140,9 @@ void check_image(const digseg_image& image) {
 }
 
 Canvas fit(const digseg_image& image, int longer, const Bundle& bundle) {
-  Canvas canvas;
-  canvas.width = image.width, canvas.height = image.height;
   const double scale = static_cast<double>(longer) / std::max(image.width, image.height);
-  canvas.content_height = std::max(1, static_cast<int>(std::nearbyint(image.height * scale)));
-  canvas.content_width = std::max(1, static_cast<int>(std::nearbyint(image.width * scale)));
-  const int width = canvas.content_width, height = canvas.content_height;
+  const int height = std::max(1, static_cast<int>(std::nearbyint(image.height * scale)));
+  const int width = std::max(1, static_cast<int>(std::nearbyint(image.width * scale)));
   const auto whole = [&](int side, const AxisRange& range) {
     const int64_t padded = std::max<int64_t>((side + bundle.stride - 1) / bundle.stride * bundle.stride, range.min);
     if (padded > range.max)
@@ -153,7 +150,9 @@ Canvas fit(const digseg_image& image, int longer, const Bundle& bundle) {
              std::to_string(range.max) + "; use a smaller working size");
     return padded;
   };
-  canvas.pixels = Floats({bundle.pictures.min, 3, whole(height, bundle.rows), whole(width, bundle.columns)});
+  const int64_t rows = whole(height, bundle.rows), columns = whole(width, bundle.columns);
+  Canvas canvas{Floats({bundle.pictures.min, 3, rows, columns}),
+                {image.width, image.height, width, height, static_cast<int>(columns), static_cast<int>(rows)}};
   const bool same = width == image.width && height == image.height;
   if (image.format == DIGSEG_F32) {
     std::vector<float> rgb = float_rows(image);
@@ -167,13 +166,13 @@ Canvas fit(const digseg_image& image, int longer, const Bundle& bundle) {
   return canvas;
 }
 
-void unfit(const float* logits, const std::vector<size_t>& order, int logits_width, int logits_height, const Canvas& canvas, const PlaneSink& sink) {
-  const double ratio = static_cast<double>(canvas.pixels.shape[3]) / logits_width;
-  const Box box{0, 0, static_cast<float>(canvas.content_width / ratio), static_cast<float>(canvas.content_height / ratio)};
+void unfit(const float* logits, const std::vector<size_t>& order, int logits_width, int logits_height, const Frame& frame, const PlaneSink& sink) {
+  const double ratio = static_cast<double>(frame.input_width) / logits_width;
+  const Box box{0, 0, static_cast<float>(frame.content_width / ratio), static_cast<float>(frame.content_height / ratio)};
   std::vector<float> room, plane;
   for (const size_t k : order) {
-    resize_plane(logits + k * static_cast<size_t>(logits_width) * logits_height, logits_width, logits_height, box, canvas.width,
-                 canvas.height, room, plane);
+    resize_plane(logits + k * static_cast<size_t>(logits_width) * logits_height, logits_width, logits_height, box, frame.width,
+                 frame.height, room, plane);
     sink(k, plane.data());
   }
 }

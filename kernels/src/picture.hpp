@@ -9,11 +9,16 @@
 
 namespace digseg {
 
-// The model's input and where the picture lies in it.
+// Where a picture lies in the model's input.
+struct Frame {
+  int width = 0, height = 0;                  // of the picture as given
+  int content_width = 0, content_height = 0;  // of the picture in the input
+  int input_width = 0, input_height = 0;      // with padding
+};
+
 struct Canvas {
   Floats pixels;  // [B, 3, H, W] in -1..1: the picture, B times where the profile knows no single one
-  int content_width = 0, content_height = 0;
-  int width = 0, height = 0;  // of the picture as given
+  Frame frame;
 };
 
 // Error(DIGSEG_INVALID_ARGUMENT) for anything that cannot be read safely.
@@ -25,6 +30,6 @@ Canvas fit(const digseg_image& image, int longer, const Bundle& bundle);
 
 // Logits [K, h', w'] of a canvas, one plane after another, in the order given, at the picture's own size.
 using PlaneSink = std::function<void(size_t k, const float* plane)>;
-void unfit(const float* logits, const std::vector<size_t>& order, int logits_width, int logits_height, const Canvas& canvas, const PlaneSink& sink);
+void unfit(const float* logits, const std::vector<size_t>& order, int logits_width, int logits_height, const Frame& frame, const PlaneSink& sink);
 
 }  // namespace digseg

@@ -132,6 +132,7 @@ class Room {
     }
     return data_;
   }
+  void* data() const { return data_; }
 
  private:
   const Cuda* cuda_;
@@ -144,6 +145,24 @@ struct Fed {
   const Shape* shape;
   const void* data;
   size_t bytes;
+  void* kept = nullptr;  // where it lies on the device already
+};
+
+// An encoding on the device, in the plan's own element type.
+class TensorRtEncoded : public Encoded {
+ public:
+  explicit TensorRtEncoded(const Cuda& cuda) : room_(cuda) {}
+  size_t bytes() const override { return bytes_; }
+  void* of(const Shape& shape, size_t bytes) {
+    shape_ = shape, bytes_ = bytes;
+    return room_.of(bytes);
+  }
+  Fed fed() const { return {contract::kEncoding, &shape_, nullptr, bytes_, room_.data()}; }
+
+ private:
+  Room room_;
+  Shape shape_;
+  size_t bytes_ = 0;
 };
 
 // One plan with one execution context; calls take turns, because a context serves one stream at a time.
@@ -173,25 +192,14 @@ class Plan {
 
   std::vector<Floats> run(const std::vector<Fed>& inputs, const std::vector<const char*>& outputs) {
     const std::lock_guard<std::mutex> guard(lock_);
-    size_t room = 0;
-    for (const Fed& input : inputs) {
-      nvinfer1::Dims dims{};
-      dims.nbDims = static_cast<int32_t>(input.shape->size());
-      std::copy(input.shape->begin(), input.shape->end(), dims.d);
-      void* device = rooms_.at(room++)->of(std::max<size_t>(input.bytes, 1));
-      cuda_.check(cuda_.copy(device, input.data, input.bytes, 1, stream_), "copy in");
-      if (!context_->setInputShape(input.name, dims) || !context_->setTensorAddress(input.name, device))
-        fail(DIGSEG_RUNTIME, std::string("TensorRT refuses the shape of ") + input.name + ": " + logger_.last() + "; build the plan with a wider shape profile");
-    }
+    size_t room = feed(inputs);
     std::vector<Floats> out;
     std::vector<std::vector<char>> narrow(outputs.size());
     std::vector<void*> devices;
     for (const char* name : outputs) {
-      const nvinfer1::Dims dims = context_->getTensorShape(name);
-      if (dims.nbDims < 1) fail(DIGSEG_RUNTIME, std::string("TensorRT does not know the shape of ") + name + "; build the plan again");
-      out.emplace_back(Shape(dims.d, dims.d + dims.nbDims));
+      out.emplace_back(shape_of(name));
       devices.push_back(rooms_.at(room++)->of(out.back().data.size() * bytes_of(width_of(name))));
-      if (!context_->setTensorAddress(name, devices.back())) fail(DIGSEG_RUNTIME, "TensorRT refuses an output: " + logger_.last());
+      bind(name, devices.back());
     }
     if (!context_->enqueueV3(stream_)) fail(DIGSEG_RUNTIME, "TensorRT failed while running: " + logger_.last());
     for (size_t i = 0; i < outputs.size(); ++i) {
@@ -204,7 +212,45 @@ class Plan {
     return out;
   }
 
+  // The one output of the plan, written to memory of its own and left there.
+  void run_into(const Fed& input, const char* output, TensorRtEncoded& encoded) {
+    const std::lock_guard<std::mutex> guard(lock_);
+    feed({input});
+    const Shape shape = shape_of(output);
+    bind(output, encoded.of(shape, count_of(shape) * bytes_of(width_of(output))));
+    if (!context_->enqueueV3(stream_)) fail(DIGSEG_RUNTIME, "TensorRT failed while running: " + logger_.last());
+    cuda_.check(cuda_.stream_wait(stream_), "wait");
+  }
+
  private:
+  // Inputs to the device; how many rooms they took.
+  size_t feed(const std::vector<Fed>& inputs) {
+    size_t room = 0;
+    for (const Fed& input : inputs) {
+      nvinfer1::Dims dims{};
+      dims.nbDims = static_cast<int32_t>(input.shape->size());
+      std::copy(input.shape->begin(), input.shape->end(), dims.d);
+      void* device = input.kept;
+      if (device == nullptr) {
+        device = rooms_.at(room++)->of(std::max<size_t>(input.bytes, 1));
+        cuda_.check(cuda_.copy(device, input.data, input.bytes, 1, stream_), "copy in");
+      }
+      if (!context_->setInputShape(input.name, dims) || !context_->setTensorAddress(input.name, device))
+        fail(DIGSEG_RUNTIME, std::string("TensorRT refuses the shape of ") + input.name + ": " + logger_.last() + "; build the plan with a wider shape profile");
+    }
+    return room;
+  }
+
+  Shape shape_of(const char* output) const {
+    const nvinfer1::Dims dims = context_->getTensorShape(output);
+    if (dims.nbDims < 1) fail(DIGSEG_RUNTIME, std::string("TensorRT does not know the shape of ") + output + "; build the plan again");
+    return Shape(dims.d, dims.d + dims.nbDims);
+  }
+
+  void bind(const char* output, void* device) {
+    if (!context_->setTensorAddress(output, device)) fail(DIGSEG_RUNTIME, "TensorRT refuses an output: " + logger_.last());
+  }
+
   const Cuda& cuda_;
   Logger& logger_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
@@ -222,7 +268,8 @@ void* tensorrt_library() { return first_library({"libnvinfer.so." + std::to_stri
 
 class TensorRtBackend : public Backend {
  public:
-  TensorRtBackend(const Bundle& bundle, const BackendSettings& settings) : device_(cuda_.describe(settings.device)), number_(settings.device) {
+  TensorRtBackend(const Bundle& bundle, const BackendSettings& settings)
+      : device_(cuda_.describe(settings.device)), number_(settings.device), prompts_(bundle.prompts), tokens_(bundle.tokens) {
     void* library = tensorrt_library();
     const int32_t version = symbol<int32_t (*)()>(library, "getInferLibVersion")();
     if (version / 10000 != NV_TENSORRT_MAJOR)
@@ -231,39 +278,70 @@ class TensorRtBackend : public Backend {
     const auto create = symbol<void* (*)(void*, int32_t)>(library, "createInferRuntime_INTERNAL");
     runtime_.reset(static_cast<nvinfer1::IRuntime*>(create(&logger_, NV_TENSORRT_VERSION)));
     if (!runtime_) fail(DIGSEG_UNAVAILABLE, "TensorRT " + version_ + " does not start: " + logger_.last());
-    segmenter_ = open(bundle, bundle.segmenter.file);
-    text_ = open(bundle, bundle.text_encoder.file);
-    if (segmenter_->width_of("image") != Width::Float) fail(DIGSEG_INCOMPATIBLE, "the plan's picture is not float; build the plan again");
+    for (const Graph graph : bundle.graphs()) plans_[graph] = open(bundle, file_of(graph));
+    if (plans_[contract::kImageEncoder]->width_of(contract::kImage) != Width::Float)
+      fail(DIGSEG_INCOMPATIBLE, "the plan's picture is not float; build the plan again");
+    for (const Graph graph : bundle.graphs())
+      if (graph != contract::kTextEncoder && plans_[graph]->width_of(contract::kEncoding) != plans_[contract::kImageEncoder]->width_of(contract::kEncoding))
+        fail(DIGSEG_INCOMPATIBLE, "the plans' encodings are of two element types; build the plans again");
     detail_ = "tensorrt " + version_ + " on " + device_.name + ", " + bundle.precision;
   }
 
-  FoldedText encode_text(const Ints& ids, const Flags& mask) override {
+  FoldedText encode_text(const Ints& token_ids, const Flags& token_mask) override {
     cuda_.check(cuda_.set_device(number_), "choose the device");  // a thread starts on device 0
-    std::vector<Floats> out = text_->run({{"token_ids", &ids.shape, ids.data.data(), ids.data.size() * 8}, {"token_mask", &mask.shape, mask.data.data(), mask.data.size()}},
-                                         {"text_keys", "text_values"});
-    return {std::move(out[0]), std::move(out[1])};
+    const Ints ids = fitted(token_ids, false);
+    const Flags mask = fitted(token_mask, true);
+    const Fed numbers{contract::kTokenIds, &ids.shape, ids.data.data(), ids.data.size() * 8};
+    std::vector<Floats> out = plans_[contract::kTextEncoder]->run({numbers, fed(mask)}, {contract::kTextKeys, contract::kTextValues});
+    return {std::move(out[0]), std::move(out[1]), mask};
   }
 
-  Floats segment(const Floats& image, const Floats& keys, const Floats& values, const Flags& mask) override {
+  std::unique_ptr<Encoded> encode_image(const Floats& image) override {
     cuda_.check(cuda_.set_device(number_), "choose the device");
-    std::vector<uint16_t> rooms[2];
-    const auto text = [&](const char* name, const Floats& wide, std::vector<uint16_t>& narrow) -> Fed {
-      const Width width = segmenter_->width_of(name);
-      if (width == Width::Float) return {name, &wide.shape, wide.data.data(), wide.data.size() * 4};
-      narrow = narrowed(width, wide.data);
-      return {name, &wide.shape, narrow.data(), narrow.size() * 2};
-    };
-    const Fed fed_keys = text("text_keys", keys, rooms[0]), fed_values = text("text_values", values, rooms[1]);
-    const Fed fed_image{"image", &image.shape, image.data.data(), image.data.size() * 4};
-    return std::move(segmenter_->run({fed_image, fed_keys, fed_values, {"token_mask", &mask.shape, mask.data.data(), mask.data.size()}}, {"logits"})[0]);
+    auto encoded = std::make_unique<TensorRtEncoded>(cuda_);
+    plans_[contract::kImageEncoder]->run_into({contract::kImage, &image.shape, image.data.data(), image.data.size() * 4}, contract::kEncoding, *encoded);
+    return encoded;
   }
+
+  Floats presence(const Encoded& encoded, const FoldedText& text) override { return ask(contract::kPresence, encoded, text, contract::kPresenceLogits); }
+  Floats decode(const Encoded& encoded, const FoldedText& text) override { return ask(contract::kMaskDecoder, encoded, text, contract::kLogits); }
 
   const std::string& detail() const override { return detail_; }
 
  private:
+  // Token rows [K, L], or their mask, brought into the profile: the last row repeated up to the smallest K, rows cut or filled
+  // up with padding to a known L. A text plan takes no other shapes.
+  template <typename T>
+  Tensor<T> fitted(const Tensor<T>& rows, bool mask) const {
+    const int64_t have = rows.shape[1], length = std::min(std::max(have, tokens_.min), tokens_.max);
+    Tensor<T> out({std::max(rows.shape[0], prompts_.min), length});
+    for (int64_t k = 0; k < out.shape[0]; ++k) {
+      const T* row = &rows.data[static_cast<size_t>(std::min(k, rows.shape[0] - 1) * have)];
+      for (int64_t l = 0; l < length; ++l) out.data[static_cast<size_t>(k * length + l)] = l < have ? row[l] : mask ? T{0} : row[have - 1];
+    }
+    return out;
+  }
+
+  static Fed fed(const Flags& mask) { return {contract::kTokenMask, &mask.shape, mask.data.data(), mask.data.size()}; }
+
+  // One of the graphs that answer K prompts about encoded pictures.
+  Floats ask(Graph graph, const Encoded& encoded, const FoldedText& text, const char* answer) {
+    cuda_.check(cuda_.set_device(number_), "choose the device");
+    Plan& plan = *plans_[graph];
+    std::vector<uint16_t> rooms[2];
+    const auto folded = [&](const char* name, const Floats& wide, std::vector<uint16_t>& narrow) -> Fed {
+      const Width width = plan.width_of(name);
+      if (width == Width::Float) return {name, &wide.shape, wide.data.data(), wide.data.size() * 4};
+      narrow = narrowed(width, wide.data);
+      return {name, &wide.shape, narrow.data(), narrow.size() * 2};
+    };
+    const Fed keys = folded(contract::kTextKeys, text.keys, rooms[0]), values = folded(contract::kTextValues, text.values, rooms[1]);
+    return std::move(plan.run({static_cast<const TensorRtEncoded&>(encoded).fed(), keys, values, fed(text.mask)}, {answer})[0]);
+  }
+
   // The stored plan whose key fits this graph and this machine.
-  std::unique_ptr<Plan> open(const Bundle& bundle, const std::string& graph) {
-    const std::string stem = graph.substr(0, graph.rfind(".onnx"));
+  std::unique_ptr<Plan> open(const Bundle& bundle, const contract::GraphFile& graph) {
+    const std::string stem = graph.name;
     std::error_code ignored;
     std::string missed = "none is stored";
     for (const auto& entry : std::filesystem::directory_iterator(plans_folder(), ignored)) {
@@ -276,16 +354,15 @@ class TensorRtBackend : public Backend {
       if (plain_file_size(path) < 0) fail(DIGSEG_CORRUPT, path + " is missing or a link; build it again on this machine");
       return std::make_unique<Plan>(cuda_, *runtime_, logger_, read_hashed(path, 16ull << 30, json.string_at("sha256", note)));
     }
-    fail(DIGSEG_UNAVAILABLE, plans_folder() + " holds no plan of " + graph + " for this machine (" + missed + "); build it here with `python -m digseg_export.to_tensorrt`");
+    fail(DIGSEG_UNAVAILABLE, plans_folder() + " holds no plan of " + graph.file + " for this machine (" + missed + "); build it here with `python -m digseg_export.to_tensorrt`");
   }
 
   // The first field of a plan's key that does not fit, "" when all do.
-  std::string difference(const Bundle& bundle, const std::string& graph, const Json& json, const std::string& note) const {
+  std::string difference(const Bundle& bundle, const contract::GraphFile& graph, const Json& json, const std::string& note) const {
     if (json.string_at("format", note) != "digseg.engine/1") return "another sidecar format";
     const Json& key = json.at("key", Json::Object, note);
-    const std::string data = graph.substr(0, graph.rfind(".onnx")) + ".data";
-    std::string files = graph + ":" + bundle.file_hash(graph);
-    if (bundle.lists(data)) files += "|" + data + ":" + bundle.file_hash(data);
+    std::string files = std::string(graph.file) + ":" + bundle.file_hash(graph.file);
+    if (bundle.lists(graph.data_file)) files += std::string("|") + graph.data_file + ":" + bundle.file_hash(graph.data_file);
     Sha256 digest;
     digest.update(files.data(), files.size());
     const std::string built = key.string_at("tensorrt", note);
@@ -301,9 +378,10 @@ class TensorRtBackend : public Backend {
   Logger logger_;  // outlives the runtime, which outlives the plans
   Cuda::Device device_;
   int number_;
+  AxisRange prompts_, tokens_;
   std::string version_, detail_;
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
-  std::unique_ptr<Plan> text_, segmenter_;
+  std::unique_ptr<Plan> plans_[contract::kGraphs];
 };
 
 }  // namespace

@@ -20,7 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kKeptVerdicts = 200, kKeptGraphs = 16;
+constexpr size_t kKeptVerdicts = 200, kKeptGraphs = 32;
 constexpr int64_t kMostWeights = 256 << 20;  // larger bundles spend their start on reading weights, and a copy is dear
 
 std::string variable(const char* name) {
@@ -114,18 +114,19 @@ void Verdicts::write_right(const std::string& backend) const try {
 } catch (const std::exception&) {  // a folder that cannot be written
 }
 
-bool Verdicts::read(Known& known) const try {
+bool Verdicts::read(const Bundle& bundle, Known& known) const try {
   const std::string path = folder_ + "/choice-" + key_ + ".json";
   if (!on() || plain_file_size(path) < 0) return false;
   const std::vector<char> body = read_file(path, 1 << 16);
   const Json verdict = parse_json(body.data(), body.size(), path);
   known.backend = verdict.string_at("backend", path);
-  for (const auto& graph : {std::make_pair("text_encoder", &known.graphs.text_encoder), std::make_pair("segmenter", &known.graphs.segmenter)})
-    if (verdict.find(graph.first) != nullptr)
-      *graph.second = {folder_ + "/graph-" + key_ + "." + graph.first + ".ort", verdict.string_at(graph.first, path)};
-  // A graph that is gone costs a new measurement, which makes it again.
-  for (const OptimisedGraph* graph : {&known.graphs.text_encoder, &known.graphs.segmenter})
-    if (!graph->path.empty() && plain_file_size(graph->path) < 0) return false;
+  for (const Graph graph : bundle.graphs()) {
+    const char* name = file_of(graph).name;
+    if (verdict.find(name) == nullptr) continue;
+    known.graphs[graph] = {graph_path(graph), verdict.string_at(name, path)};
+    // A graph that is gone costs a new measurement, which makes it again.
+    if (plain_file_size(known.graphs[graph].path) < 0) return false;
+  }
   return true;
 } catch (const Error&) {
   return false;
@@ -134,8 +135,7 @@ bool Verdicts::read(Known& known) const try {
 void Verdicts::write(const Known& known) const try {
   if (!on()) return;
   std::string body = "{\"backend\": " + json_quote(known.backend);
-  if (!known.graphs.segmenter.path.empty())
-    body += ", \"text_encoder\": " + json_quote(known.graphs.text_encoder.sha256) + ", \"segmenter\": " + json_quote(known.graphs.segmenter.sha256);
+  for (const auto& graph : known.graphs) body += std::string(", \"") + file_of(graph.first).name + "\": " + json_quote(graph.second.sha256);
   body += "}\n";
   write_file(folder_ + "/choice-" + key_ + ".json", {body.begin(), body.end()});
   tidy(folder_, "choice-", kKeptVerdicts);
@@ -147,17 +147,18 @@ Optimised Verdicts::draft(const Bundle& bundle) const {
   if (!on() || bundle.bytes() > kMostWeights || access(folder_.c_str(), W_OK) != 0) return {};
   static std::atomic<int> number{0};
   const std::string name = folder_ + "/graph-draft-" + std::to_string(getpid()) + "-" + std::to_string(number++);
-  return {{name + ".text_encoder.ort", ""}, {name + ".segmenter.ort", ""}};
+  Optimised out;
+  for (const Graph graph : bundle.graphs()) out[graph].path = name + "." + file_of(graph).name + ".ort";
+  return out;
 }
 
 Optimised Verdicts::keep(const Optimised& draft) const {
   Optimised kept = draft;
   try {
-    for (const auto& graph : {std::make_pair("text_encoder", &kept.text_encoder), std::make_pair("segmenter", &kept.segmenter)}) {
-      const std::string path = folder_ + "/graph-" + key_ + "." + graph.first + ".ort";
-      graph.second->sha256 = file_sha256(graph.second->path);
-      fs::rename(graph.second->path, path);
-      graph.second->path = path;
+    for (auto& graph : kept) {
+      graph.second.sha256 = file_sha256(graph.second.path);
+      fs::rename(graph.second.path, graph_path(graph.first));
+      graph.second.path = graph_path(graph.first);
     }
     return kept;
   } catch (const std::exception&) {  // not written, or not movable
@@ -168,8 +169,7 @@ Optimised Verdicts::keep(const Optimised& draft) const {
 
 void Verdicts::drop(const Optimised& graphs) {
   std::error_code ignored;
-  for (const std::string& path : {graphs.text_encoder.path, graphs.segmenter.path})
-    if (!path.empty()) fs::remove(path, ignored);
+  for (const auto& graph : graphs) fs::remove(graph.second.path, ignored);
 }
 
 }  // namespace digseg

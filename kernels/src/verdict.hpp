@@ -26,12 +26,12 @@ class Verdicts {
   Verdicts(const char* folder, const Bundle& bundle, const BackendSettings& settings, const Log& log);
 
   bool on() const { return !folder_.empty(); }
-  bool read(Known& known) const;
+  bool read(const Bundle& bundle, Known& known) const;
   void write(const Known& known) const;
   // Backends asked for by name that were right before.
   bool was_right(const std::string& backend) const;
   void write_right(const std::string& backend) const;
-  // Where graphs go while it is not known whether they are right; they are empty names where none should be kept.
+  // Where graphs go while it is not known whether they are right; empty where none should be kept.
   Optimised draft(const Bundle& bundle) const;
   // Gives drafts that turned out right their names and hashes; empty when that fails. What is not kept is removed.
   Optimised keep(const Optimised& draft) const;
@@ -39,6 +39,7 @@ class Verdicts {
 
  private:
   std::string right_path(const std::string& backend) const { return folder_ + "/right-" + backend + "-" + key_ + ".json"; }
+  std::string graph_path(Graph graph) const { return folder_ + "/graph-" + key_ + "." + file_of(graph).name + ".ort"; }
 
   std::string folder_, key_;
 };

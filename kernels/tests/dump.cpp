@@ -21,7 +21,7 @@ namespace {
 int dump(const char* bundle, const char* folder, const char* file, int size) {
   digseg_api::Options options;
   options.backend = "onnxruntime";
-  options.threads = 1;  // waiting threads spin, which an emulator pays for dearly
+  options.threads = 1;
   digseg_api::Engine engine(bundle, options);
   digseg_api::RunOptions run;
   run.size = size;

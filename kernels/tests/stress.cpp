@@ -1,5 +1,5 @@
 // stress MODE BUNDLE COUNT [THREADS|SEED]: what must hold under load and abuse. Exit code 0 when it does.
-//   threads  COUNT runs on each of THREADS threads on one engine: all results identical to the first
+//   threads  COUNT runs on each of THREADS threads on one engine, in one step and about one encoding: all results identical to the first
 //   create   COUNT times create and destroy: memory after the first tenth does not grow
 //   kept     COUNT starts of "auto" over one cache folder whose files are damaged in between: masks stay the same
 //   hostile  COUNT calls with one thing wrong: no crash, and every failure has a status and a text
@@ -85,32 +85,60 @@ uint64_t fingerprint(const digseg_result* result) {
   return hash;
 }
 
-// One call on a small picture; what came out, as one number.
-uint64_t run_once(digseg_engine* engine) {
-  const std::vector<unsigned char> pixels = ramp(48, 40);
-  const digseg_image image = picture(pixels, 48, 40);
-  const char* const prompts[] = {"road", "red circle"};
+const char* const kPrompts[] = {"road", "red circle"};
+
+digseg_run_options small_run() {
   digseg_run_options run;
   expect_ok(digseg_run_options_init(&run, sizeof run), "run options");
   run.size = 32;
-  digseg_result* result = nullptr;
-  expect_ok(digseg_segment(engine, &image, prompts, 2, &run, &result), "segment");
+  return run;
+}
+
+uint64_t taken(digseg_result* result) {
   const uint64_t hash = fingerprint(result);
   digseg_result_free(result);
   return hash;
 }
 
+// One call on a small picture; what came out, as one number.
+uint64_t run_once(digseg_engine* engine) {
+  const std::vector<unsigned char> pixels = ramp(48, 40);
+  const digseg_image image = picture(pixels, 48, 40);
+  const digseg_run_options run = small_run();
+  digseg_result* result = nullptr;
+  expect_ok(digseg_segment(engine, &image, kPrompts, 2, &run, &result), "segment");
+  return taken(result);
+}
+
+// The same picture, encoded once for many questions.
+digseg_encoding* encode_once(digseg_engine* engine) {
+  const std::vector<unsigned char> pixels = ramp(48, 40);
+  const digseg_image image = picture(pixels, 48, 40);
+  const digseg_run_options run = small_run();
+  digseg_encoding* encoding = nullptr;
+  expect_ok(digseg_encode(engine, &image, &run, &encoding), "encode");
+  return encoding;
+}
+
+uint64_t ask_once(digseg_engine* engine, const digseg_encoding* encoding) {
+  digseg_result* result = nullptr;
+  expect_ok(digseg_segment_encoded(engine, encoding, kPrompts, 2, nullptr, &result), "segment_encoded");
+  return taken(result);
+}
+
 int threads(const char* bundle, int count, int workers) {
   digseg_engine* engine = create(bundle);
   const uint64_t wanted = run_once(engine);
+  digseg_encoding* encoding = encode_once(engine);
   std::atomic<int> different{0};
   std::vector<std::thread> pool;
   for (int t = 0; t < workers; ++t)
     pool.emplace_back([&] {
-      for (int i = 0; i < count; ++i) different += run_once(engine) != wanted;
+      for (int i = 0; i < count; ++i) different += (i % 2 == 0 ? run_once(engine) : ask_once(engine, encoding)) != wanted;
     });
   for (std::thread& worker : pool) worker.join();
   digseg_engine_destroy(engine);
+  digseg_encoding_free(encoding);  // the engine may go first
   std::printf("%d threads x %d runs: %d differ\n", workers, count, different.load());
   return different != 0;
 }
@@ -118,7 +146,10 @@ int threads(const char* bundle, int count, int workers) {
 int create_destroy(const char* bundle, int count) {
   long early = 0;
   for (int i = 0; i < count; ++i) {
-    digseg_engine_destroy(create(bundle));
+    digseg_engine* engine = create(bundle);
+    digseg_encoding* encoding = i % 10 == 0 ? encode_once(engine) : nullptr;
+    digseg_engine_destroy(engine);
+    digseg_encoding_free(encoding);
     if (i == count / 10) early = resident_kib();
   }
   const long late = resident_kib(), grown = late - early;
@@ -168,8 +199,8 @@ int kept(const char* bundle, int count) {
     std::vector<fs::path> files;
     for (const auto& entry : fs::directory_iterator(room + "/native")) files.push_back(entry.path());
     std::sort(files.begin(), files.end());
-    // A verdict and two graphs; a start that finds a graph changed removes it, and the next one makes it again.
-    if (files.size() < 2 || files.size() > 3) stop(std::to_string(files.size()) + " files are kept");
+    // A verdict and three graphs, four with presence; a start that finds a graph changed removes it, and the next one makes it again.
+    if (files.size() < 3 || files.size() > 5) stop(std::to_string(files.size()) + " files are kept");
     if (i % 2 == 1) damage(files[random() % files.size()], random);
   }
   fs::remove_all(room);
@@ -180,7 +211,7 @@ int kept(const char* bundle, int count) {
 // One engine, one good call, and ways to spoil it.
 class Hostile {
  public:
-  Hostile(const char* bundle, unsigned seed) : bundle_(bundle), random_(seed), engine_(create(bundle)), pixels_(ramp(64, 64)) {
+  Hostile(const char* bundle, unsigned seed) : bundle_(bundle), random_(seed), engine_(create(bundle)), other_(create(bundle)), encoding_(encode_once(other_)), pixels_(ramp(64, 64)) {
     std::string room = (fs::temp_directory_path() / "digseg-stress-XXXXXX").string();
     if (mkdtemp(&room[0]) == nullptr) stop("no temporary folder");
     copy_ = room;
@@ -191,17 +222,20 @@ class Hostile {
   }
   ~Hostile() {
     digseg_engine_destroy(engine_);
+    digseg_engine_destroy(other_);
+    digseg_encoding_free(encoding_);
     fs::remove_all(copy_);
   }
 
   void call(int number) {
-    switch (number % 100 == 0 ? 0 : 1 + pick(7)) {
+    switch (number % 100 == 0 ? 0 : 1 + pick(8)) {
       case 0: return damaged_bundle();
       case 1: case 2: return bad_image();
       case 3: return bad_prompts();
       case 4: return bad_run();
       case 5: return bad_struct_sizes();
       case 6: return bad_text();
+      case 7: return bad_encoding();
       default: return nulls();
     }
   }
@@ -239,6 +273,34 @@ class Hostile {
     note(status);
     if ((status == DIGSEG_OK) != (result != nullptr)) stop("status and result disagree");
     digseg_result_free(result);
+  }
+
+  void ask(digseg_engine* engine, const digseg_encoding* encoding, const digseg_run_options* run) {
+    digseg_result* result = nullptr;
+    const digseg_status status = digseg_segment_encoded(engine, encoding, kPrompts, 2, run, &result);
+    note(status);
+    if ((status == DIGSEG_OK) != (result != nullptr)) stop("status and result disagree");
+    digseg_result_free(result);
+  }
+
+  void bad_encoding() {
+    digseg_run_options run = small_run();
+    digseg_encoding* encoding = nullptr;
+    const digseg_image image = good();
+    switch (pick(8)) {
+      case 0: return ask(engine_, encoding_, nullptr);
+      case 1: return ask(nullptr, encoding_, nullptr);
+      case 2: return ask(other_, nullptr, nullptr);
+      case 3: run.size = pick(2) ? 33 : wild(); return ask(other_, encoding_, &run);
+      case 4: run.against_count = pick(2) ? 1025 : 1; return ask(other_, encoding_, &run);
+      case 5: note(digseg_encode(pick(2) ? engine_ : nullptr, nullptr, nullptr, &encoding)); break;
+      case 6: note(digseg_encode(engine_, &image, nullptr, nullptr)); break;
+      default:
+        run.size = pick(2) ? 4097 : -1;
+        note(digseg_encode(engine_, &image, &run, &encoding));
+    }
+    if (encoding != nullptr) stop("an encoding in spite of a failure");
+    digseg_encoding_free(nullptr);
   }
 
   digseg_image good() const { return picture(pixels_, 64, 64); }
@@ -282,10 +344,12 @@ class Hostile {
     const char* const prompts[] = {"road"};
     digseg_run_options run;
     expect_ok(digseg_run_options_init(&run, sizeof run), "run options");
-    switch (pick(4)) {
+    const char* const rivals[] = {pick(2) ? "" : "\n", nullptr};
+    switch (pick(5)) {
       case 0: run.size = pick(2) ? -(wild() % 31) - 1 : 4097 + pick(1000000); break;
-      case 1: run.flags = 2 << pick(28); break;
+      case 1: run.flags = 4 << pick(28); break;
       case 2: run.threshold = pick(2) ? std::numeric_limits<float>::quiet_NaN() : INFINITY; break;
+      case 3: run.against = pick(3) ? rivals + pick(2) : nullptr, run.against_count = pick(3) ? 1 : SIZE_MAX; break;
       default: run.cancel = [](void*) -> int32_t { return 1; };
     }
     segment(&image, prompts, 1, &run);
@@ -360,7 +424,8 @@ class Hostile {
 
   const char* bundle_;
   std::mt19937 random_;
-  digseg_engine* engine_;
+  digseg_engine *engine_, *other_;
+  digseg_encoding* encoding_;  // of the other engine
   std::vector<unsigned char> pixels_;
   fs::path copy_;
   std::vector<std::string> files_;

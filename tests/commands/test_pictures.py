@@ -120,6 +120,26 @@ def test_json_lines_quiet_and_verbose(room, bundle):
     assert f"bundle {bundle} (named by --bundle)" in done.stderr and "backend onnxruntime" in done.stderr
 
 
+@pytest.mark.parametrize("how", [[], ["--only", "masks,labels"], ["--tile", "48"]])
+def test_json_lines_name_the_files_that_were_written(room, bundle, how):
+    done = segment(room, bundle, "in/a.png", "-p", "road", "-p", "a/b", "-p", "A/B", "--json", "-o", "out", *how)
+    (line,) = map(json.loads, done.stdout.splitlines())
+    masks = [mask["file"] for mask in line["masks"] if "file" in mask]
+    assert masks == ([] if "--tile" in how else [f"a.mask.{name}.png" for name in ("road", "a-b", "a-b-2")])
+    named = {*masks, *line["files"].values()}
+    assert named | {"a.json"} == {Path(path).name for path in line["saved"]} | {"a.json"} and len(named) >= 2
+    assert all((room / "out" / name).is_file() for name in named)
+
+
+def test_refining_with_a_bundle_alone_says_what_to_do(room, bundle):
+    done = segment(room, bundle, "in/a.png", "in/b.png", "-p", "road", "--refine", "1")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "for the bundled model leave --refine out: its reference makes masks worse" in done.stderr
+    shutil.copytree(bundle, room / "mine-fp16")
+    done = segment(room, "mine-fp16", "in/a.png", "-p", "road", "--refine", "1")
+    assert "the checkpoint that mine-fp16 was exported from; add --checkpoint FOLDER" in done.stderr
+
+
 def test_words_that_are_meant_as_prompts_are_told_so(room, bundle):
     done = segment(room, bundle, "in/a.png", "-p", "coin", "cat", "-o", "out")
     assert done.returncode == 2 and "repeat -p for it: -p cat" in done.stderr

@@ -47,9 +47,9 @@ def test_a_long_step_of_an_export_is_said_again(monkeypatch, capsys):
     monkeypatch.setattr(progress._Lines, "_say", lambda lines, text: (said.append(text), len(said) > 3 and lines.end()))
     lines = progress._Lines()
     lines("trace graphs")
-    lines("trace graphs: the decoder")
+    lines("trace graphs: the decoder (2 of 3)")
     lines.repeat()
-    assert said == ["trace graphs", *["trace graphs, still at it"] * 3]
+    assert said == ["trace graphs", *["trace graphs, still at it: the decoder (2 of 3)"] * 3]
 
 
 @pytest.mark.parametrize("quiet", [True, False])

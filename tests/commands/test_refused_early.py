@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from PIL import Image
 from programs import run_program
 
 HEAVY = ("torch", "diffusers", "transformers", "matplotlib")
@@ -39,10 +40,13 @@ REFUSED = {  # the words, and what the one line says
     "digseg-export --layout diffusers nowhere": "checkpoint nowhere not found",
     "digseg train --init nowhere": "nowhere is neither a directory nor a hub id",
     "digseg train --init digseg-tiny --data nowhere": "neither scenes nor a folder",
+    "digseg train --init digseg-tiny": "--data is missing; expected what to train on: digseg train --init digseg-tiny --data",
+    "digseg distill digseg-tiny": "--data is missing; expected what to train on: digseg distill digseg-tiny --data",
     "digseg distill nowhere": "nowhere is neither a directory nor a hub id",
     "digseg eval --model nowhere": "--model nowhere is not a folder",
     "digseg eval --data nowhere": "neither scenes nor a folder",
     "digseg doctor --bundle nowhere": "bundle nowhere not found",
+    "digseg segment labelled/a.png -p road --refine 1": "for the bundled model leave --refine out",
     "digseg segment nowhere.png -p road": "nowhere.png: file not found",
     "digseg data nowhere": "nowhere is not a folder",
     "digseg scenes --domain nope": "unknown scene domain 'nope'",
@@ -55,6 +59,7 @@ def answers(tmp_path_factory):
     room = tmp_path_factory.mktemp("early")
     (room / "labelled").mkdir()
     (room / "labelled" / "mine.txt").touch()
+    Image.new("RGB", (8, 8)).save(room / "labelled" / "a.png")
     done = run_program([sys.executable, "-c", SCRIPT, json.dumps([words.split() for words in REFUSED])], cwd=room)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in room.iterdir()} == {"labelled"}

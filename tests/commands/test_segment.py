@@ -1,6 +1,7 @@
 """The command line as a user meets it: files, folders, patterns, and every kind of bad input."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -140,6 +141,23 @@ def test_doctor_fits_eighty_columns(room):
     parts = [line.split("│")[1].strip() for line in rows]
     assert len(set(filter(None, parts))) == len([part for part in parts if part])
     assert '[tensorrt]"' in cures and len(cures.splitlines()) == len(set(cures.splitlines()))
+
+
+def test_doctor_tells_of_a_gpu_with_its_memory_and_of_a_pytorch_that_leaves_it_idle(tmp_path, monkeypatch):
+    from digseg_engine.runtime import doctor
+
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        '#!/bin/sh\ncase "$1" in *memory.total,memory.free*) echo "NVIDIA Test, 580.1, 8192 MiB, 7000 MiB";; esac\n'
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    gpu = doctor._gpu()
+    assert gpu.usable and gpu.detail.endswith("8192 MiB, 7000 MiB")
+    for version, rows in (("2.13.0+cpu", 1), ("2.13.0+cu130", 0), ("2.13.0", 0)):
+        monkeypatch.setattr(doctor, "_version", lambda module, version=version: version)
+        found = doctor._torch_for(gpu)
+        assert len(found) == rows and all(not row.usable and "build for the CPU" in row.reason for row in found)
 
 
 def test_scenes_and_version(room):

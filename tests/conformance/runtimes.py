@@ -1,6 +1,7 @@
 """Both runtimes behind one question: bundle, picture, prompts, size -> masks, or the kind of error.
 
-The cases are in cases.json; a bundle there is the exported one with another shape profile, or with a harm done to it.
+The cases are in cases.json; a bundle there is the exported one with another shape profile, with a presence graph, or with a harm
+done to it. A case that is "encoded" is asked in two steps, after another question about the same encoding.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from profiled import fit_golden, write_shapes
+from readout import add_readout
 
 from digseg_engine.errors import BundleError, DigsegError, InputError, UsageError
 from digseg_engine.runtime.labels import LABEL_RULES
@@ -26,7 +28,8 @@ KINDS = {"invalid argument": "input", "corrupt": "bundle", "incompatible": "bund
 def label(case: dict[str, Any]) -> str:
     asked = case["prompts"] if isinstance(case["prompts"], int) else " ".join(case["prompts"])[:20]
     where = f"{'x'.join(map(str, case['picture']))} at {case.get('size', 'its own size')}"
-    return ", ".join(str(part) for part in (case["bundle"], where, asked, case.get("labels")) if part is not None)
+    how = [name for name in ("encoded", "all", "against") if case.get(name)]
+    return ", ".join(str(part) for part in (case["bundle"], where, asked, case.get("labels"), *how) if part is not None)
 
 
 def prompts_of(case: dict[str, Any]) -> list[str]:
@@ -47,6 +50,8 @@ def picture_of(case: dict[str, Any]) -> np.ndarray:
 def make_bundle(source: Path, folder: Path, recipe: dict[str, Any]) -> Path:
     """A copy of a bundle with the recipe's profile and harm."""
     shutil.copytree(source, folder)
+    if recipe.get("readout"):
+        add_readout(folder)
     if recipe["shapes"] != "dynamic":
         write_shapes(folder, recipe["shapes"])
         if recipe.get("harm") != "golden sample of other shapes":
@@ -63,10 +68,12 @@ def harm(folder: Path, kind: str | None, manifest: dict[str, Any]) -> None:
         folder.mkdir()
         for file in away.iterdir():
             (folder / file.name).symlink_to(file)
+    elif kind == "engines":
+        (folder / kind).mkdir()
     elif kind in ("unlisted", "hidden"):
         (folder / ("notes.txt" if kind == "unlisted" else ".notes")).write_text("mine")
     elif kind == "key twice":
-        path.write_text(json.dumps(manifest)[:-1] + ', "format": "digseg.bundle/1"}')
+        path.write_text(json.dumps(manifest)[:-1] + ', "format": "digseg.bundle/2"}')
     elif kind == "cut":
         tokenizer.write_bytes(tokenizer.read_bytes()[:-1])
     elif kind == "flip":
@@ -74,8 +81,8 @@ def harm(folder: Path, kind: str | None, manifest: dict[str, Any]) -> None:
         tokenizer.write_bytes(body[:-5] + bytes([body[-5] ^ 1]) + body[-4:])
     elif kind == "no manifest":
         path.unlink()
-    elif kind == "format":
-        path.write_text(json.dumps({**manifest, "format": "digseg.bundle/99"}))
+    elif kind in ("format", "format 1"):
+        path.write_text(json.dumps({**manifest, "format": f"digseg.bundle/{1 if kind[-1] == '1' else 99}"}))
     elif kind == "leading zero":
         path.write_text(json.dumps({**manifest, "note": 7654321}).replace("7654321", "07"))
     elif kind == "brackets":
@@ -88,8 +95,15 @@ def ask_python(bundle: Path, case: dict[str, Any]):
 
     try:
         engine = Engine.load(bundle, backend="onnxruntime")
-        rule = case.get("labels", LABEL_RULES[0])
-        return engine.segment(picture_of(case), prompts_of(case), size=case.get("size"), labels=rule)
+        picture: Any = picture_of(case)
+        asked: dict[str, Any] = {
+            "size": case.get("size"), "labels": case.get("labels", LABEL_RULES[0]), "against": case.get("against", ()),
+            "all_prompts": case.get("all", False),
+        }  # fmt: skip
+        if case.get("encoded"):
+            picture = engine.encode(picture, size=asked.pop("size"))
+            engine.segment(picture, ["another question"])
+        return engine.segment(picture, prompts_of(case), **asked)
     except BundleError:
         return "bundle"
     except (InputError, UsageError):
@@ -99,14 +113,18 @@ def ask_python(bundle: Path, case: dict[str, Any]):
 
 
 def ask_native(library, bundle: Path, case: dict[str, Any]):
-    from native_library import NativeEngine, NativeError, RunOptions
+    from native_library import ALL_PROMPTS, NativeEngine, NativeError
 
-    run = library.filled(RunOptions)
-    run.size = case.get("size", 0)
-    if "labels" in case:
-        run.labels = LABEL_RULES.index(case["labels"])
+    asked = {
+        "size": case.get("size", 0), "labels": LABEL_RULES.index(case.get("labels", LABEL_RULES[0])),
+        "flags": ALL_PROMPTS if case.get("all") else 0,
+    }  # fmt: skip
     try:
         with NativeEngine(library, bundle, backend=b"onnxruntime") as engine:
-            return engine.segment(picture_of(case), prompts_of(case), run=run)
+            picture, run = picture_of(case), engine.run_options(case.get("against"), **asked)
+            if case.get("encoded"):
+                picture = engine.encode(picture, run=run)
+                engine.segment(picture, ["another question"])
+            return engine.segment(picture, prompts_of(case), run=run)
     except NativeError as error:
         return KINDS.get(error.status, str(error))

@@ -36,15 +36,19 @@ def test_both_give_the_same_answer(library, bundle_of, case):
         assert (native, python) == (case["error"], case["error"])
         return
     assert not isinstance(native, str), native
-    assert native.masks.shape[1:] == tuple(case["picture"]) and np.ptp(native.logits) > 1
+    assert native.masks.shape[1:] == tuple(case["picture"]) and (np.ptp(native.logits) > 1 or case.get("absent"))
     assert not isinstance(python, str), python
     assert native.masks.shape == python.masks.shape and agree(native.masks, np.asarray(python.masks)) >= 0.999
     assert np.abs(native.logits - python.logits).max() <= 1e-3
     assert (native.label_map != python.label_map).mean() <= 1e-3
+    if python.presence is None:
+        assert (native.presence == -1).all() and native.there.all()
+    else:
+        assert np.abs(native.presence - python.presence).max() <= 1e-3 and np.array_equal(native.there, python.there)
 
 
 def test_the_cases_have_masks_to_agree_on(library, bundle_of):
-    case = next(case for case in CASES["cases"] if case["prompts"] == 20)
+    case = next(case for case in CASES["cases"] if (case["bundle"], case["prompts"]) == ("fixed", 20))
     areas = ask_native(library, bundle_of(case["bundle"]), case).masks.mean((1, 2))
     assert len(np.unique(areas)) > 5 and (areas > 0.01).sum() > 5 and areas.max() < 1
 
@@ -55,3 +59,12 @@ def test_the_rules_of_the_label_map_are_told_apart(library, bundle_of):
     usual = {key: value for key, value in cases[0].items() if key != "labels"}
     assert np.array_equal(ask_native(library, bundle_of("free"), usual).label_map, maps[0])
     assert all((maps[i] != maps[j]).mean() > 0.01 for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES["cases"] if "readout" in case["bundle"]], ids=label)
+def test_presence_leaves_some_prompts_out(library, bundle_of, case):
+    there = ask_native(library, bundle_of(case["bundle"]), case).there
+    if "all" in case:
+        assert there.all()
+    else:
+        assert not there.any() if "absent" in case else there.any() and not there.all()

@@ -77,6 +77,16 @@ def test_what_the_manifest_does_not_list_is_refused(made, name):
         open_bundle(made)
 
 
+@pytest.mark.parametrize("name", ["mask_decoder.plan", "x.engine", "x.trt"])
+def test_code_for_one_machine_is_no_part_of_a_bundle_whoever_wrote_its_hash(made, name):
+    body = json.loads((made / MANIFEST).read_text())
+    (made / MANIFEST).unlink()
+    (made / name).write_bytes(b"code")
+    finish(made, body)
+    with pytest.raises(BundleError, match=f"lists '{name}'; a plan is code for one machine"):
+        open_bundle(made)
+
+
 def edit(made, change):
     body = json.loads((made / MANIFEST).read_text())
     change(body)

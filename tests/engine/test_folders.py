@@ -12,6 +12,7 @@ from test_bundle import BODY, made  # noqa: F401
 
 from digseg_engine.bundle import MANIFEST, check_target, finish, open_bundle, writing
 from digseg_engine.errors import DigsegError, OutputError, UsageError
+from digseg_engine.folders import check_output, check_output_file
 from digseg_engine.runtime.source import open_source
 
 
@@ -97,6 +98,19 @@ def test_places_that_cannot_be_used_are_refused_before_work(tmp_path, monkeypatc
         pytest.fail("work began")
     assert words in str(caught.value)
     assert sorted(p.name for p in Path().iterdir()) == ["file", "loop"]
+
+
+def test_nothing_is_written_into_a_bundle_which_would_be_refused_then(made):  # noqa: F811
+    for use in (check_output, check_output_file, check_target):
+        with pytest.raises(UsageError, match=r"is inside .*, which holds what its manifest lists and nothing else"):
+            use(made / "deeper" / "out")
+    there = everything(made)
+    with pytest.raises(UsageError, match="is inside"):
+        check_output(made)
+    check_output(made.parent / "out")
+    assert everything(made) == there
+    (made / MANIFEST).write_text('{"name": "an extension"}')  # of somebody else
+    check_output(made / "out")
 
 
 def test_behind_a_link_the_bundle_is_replaced_and_the_link_stays(made, tmp_path):  # noqa: F811

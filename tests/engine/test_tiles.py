@@ -62,6 +62,27 @@ def asker(prompts, backend=None, gate=Gate(None, 2)):  # noqa: B008
     return Asker(ChunkedRunner(backend or Brightness()), (keys, keys, np.ones((prompts, 8), np.bool_)), gate, 16)
 
 
+class SeenInSome(Brightness):
+    """Presence says that only bright tiles have the prompt, which is everywhere in them."""
+
+    def presence(self, encoding, keys, values, token_mask):
+        return np.where(encoding.mean((1, 2, 3))[:, None] > 0, 1.0, -1.0) * np.ones((1, len(keys)), np.float32)
+
+    def decode(self, encoding, keys, values, token_mask):
+        return np.full((len(encoding), len(keys), encoding.shape[2] // 2, encoding.shape[3] // 2), 6.0, np.float32)
+
+
+def test_a_tile_without_a_thing_does_not_cut_it_off_in_its_neighbour(tmp_path):
+    rgb = np.zeros((64, 96, 3), np.uint8)
+    rgb[:, 33:] = 255  # of the left tile (0 to 64) a little less than half, of the right one (32 to 96) almost all
+    done = segment_tiles(
+        open_windows(rgb), asker(1, SeenInSome(), Gate(0.0, 2)), ("p0",), Tiling(64, 0.5), tmp_path, "t"
+    )
+    row = np.asarray(done.label_map)[32] > 0
+    assert not row[:40].any() and row[48:].all()  # they vote alike at 48, and what one sees there stands
+    assert done.answers[0].there and done.answers[0].presence == pytest.approx(1 / (1 + np.exp(-1.0)))
+
+
 def whole(rgb, prompts=3):
     """Label map of the made-up model on the whole picture at once."""
     height, width = rgb.shape[:2]

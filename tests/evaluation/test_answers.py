@@ -14,7 +14,7 @@ from digseg_engine.evaluation.calibration import Calibration
 from digseg_engine.evaluation.counting import count_labels
 from digseg_engine.evaluation.metrics import FALSE_PIXELS, Score
 from digseg_engine.evaluation.outlines import band_counts, label_band_counts
-from digseg_engine.evaluation.predictors import choose_labels, decide, predictor
+from digseg_engine.evaluation.predictors import Said, choose_labels, decide, predictor
 from digseg_engine.evaluation.views import Views, windows
 from digseg_engine.images import Frame, fit, unfit
 from tests.evaluation.pieces import largest_piece
@@ -131,7 +131,7 @@ def test_outlines_of_all_labels_at_once_are_those_of_each(shape):
 def brightness(image, prompts, longer):
     """A model that answers each pixel's own brightness, at the size it works at."""
     canvas = fit(image, longer, 8)
-    return torch.from_numpy(canvas.pixels[0, :1]), canvas.frame
+    return Said(torch.from_numpy(canvas.pixels[0, :1]), canvas.frame)
 
 
 def test_windows_cover_a_picture_and_overlap():
@@ -160,7 +160,7 @@ def test_scales_and_the_shorter_side_choose_the_working_size():
 
     def ask(image, prompts, longer):
         asked.append((image.shape[:2], longer))
-        return torch.full((1, 4, 4), float(longer)), Frame((longer, longer), (longer, longer), image.shape[:2])
+        return Said(torch.full((1, 4, 4), float(longer)), Frame((longer, longer), (longer, longer), image.shape[:2]))
 
     image = np.zeros((100, 200, 3), np.uint8)
     mean = predictor(ask, 64, 16, Views(scales=(0.5, 1.0, 2.0)))(image, ["x"]).whole()

@@ -18,7 +18,7 @@ from digseg_engine.evaluation.metrics import FALSE_PIXELS, Score, labels_of
 from digseg_engine.evaluation.outlines import band_counts, outline_band
 from digseg_engine.evaluation.predictors import (
     choose_labels,
-    choose_predictor,
+    choose_predictors,
     on_device,
     reference_logits,
     student_logits,
@@ -138,9 +138,9 @@ def test_predictors_ask_a_model_where_it_is(nano):
 
 def test_a_device_that_is_not_there_is_refused(nano, nano_folder):
     with pytest.raises(UsageError, match="device 'cuda:7' cannot be used"):
-        choose_predictor(nano_folder, device="cuda:7")
+        choose_predictors(nano_folder, device="cuda:7")
     with pytest.raises(UsageError, match="device 'abacus' cannot be used"):
-        choose_predictor(nano_folder, device="abacus")
+        choose_predictors(nano_folder, device="abacus")
     assert on_device(nano, "cpu") is nano
 
 

@@ -3,11 +3,13 @@
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from digseg_engine.commands.main import dispatch
 from digseg_engine.data.query import Query
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.answers import Answer
@@ -15,9 +17,10 @@ from digseg_engine.evaluation.metrics import Score
 from digseg_engine.evaluation.outlines import outline_band
 from digseg_engine.evaluation.panel import CELL, GAP, GROUP, panel
 from digseg_engine.evaluation.predictors import decide, reference_predictor, student_predictor
-from digseg_engine.evaluation.protocols import EVERY, Sample, TestScenes, open_samples, scene_queries
+from digseg_engine.evaluation.protocols import EVERY, Sample, TestScenes, Trial, open_samples, scene_queries
 from digseg_engine.evaluation.report import write_report
 from digseg_engine.evaluation.score import Request, evaluate, figures, score_model
+from digseg_engine.evaluation.views import Views
 from digseg_engine.worlds.scenes import SEEN_PAIRS, UNSEEN_PAIRS, phrase
 from tests.training import dataset_trees
 
@@ -149,7 +152,10 @@ def test_report_holds_figures_lines_and_a_picture(tmp_path):
     predict = oracle(samples)
     scores = {"aerial": evaluate(predict, samples)}
     paths = write_report(
-        tmp_path / "sub" / "r", [samples], scores, predict, {"figures": figures("aerial", scores["aerial"])}
+        tmp_path / "sub" / "r",
+        [Trial("aerial", samples, predict)],
+        scores,
+        {"figures": figures("aerial", scores["aerial"])},
     )
     body = json.loads(paths[0].read_text())
     assert body["figures"]["aerial"] == 1 and body["iou"]["aerial"]["field"] == 1
@@ -164,8 +170,8 @@ def test_the_panel_is_a_grid_with_one_row_per_set_and_the_views_in_place():
     sets = [TestScenes(domain, 5, 128) for domain in ("objects", "textures")]
     predict = oracle(sets[0]), oracle(sets[1])
     scores = {samples.name: evaluate(own, samples) for own, samples in zip(predict, sets)}
-    both = panel(sets, scores, lambda image, prompts: predict[len(prompts) == 3](image, prompts)).convert("RGB")
-    one = panel(sets[:1], scores, predict[0])
+    trials = [Trial(samples.name, samples, own) for own, samples in zip(predict, sets)]
+    both, one = panel(trials, scores).convert("RGB"), panel(trials[:1], scores)
     assert both.size == (one.width, 2 * one.height - GAP)
     shown = np.asarray(both, int)[GAP + 30 : GAP + 30 + CELL, GAP : GAP + GROUP]
     picture, truth, answer = (shown[:, n * (CELL + 2) : n * (CELL + 2) + CELL] for n in range(3))
@@ -179,6 +185,58 @@ def test_a_checkpoint_is_scored_from_the_command(nano_folder, tmp_path, capsys):
     body = json.loads((tmp_path / "r.json").read_text())
     assert body["pictures"] == {"crops": 2, "objects": 2, "objects, reworded": 2}
     assert "objects, reworded, unseen" in capsys.readouterr().out
+
+
+def test_the_reference_is_scored_at_several_steps_in_one_table_and_report(nano_folder, tmp_path, capsys):
+    report = tmp_path / "steps.json"
+    words = ["--model", str(nano_folder), "--data", "scenes:crops,aerial", "--count", "2", "--reference-steps", "1,4"]
+    assert dispatch(["eval", *words, "--report", str(report)]) == 0
+    said, body = capsys.readouterr().out, json.loads(report.read_text())
+    names = ["crops, 1 step", "crops, 4 steps", "aerial, 1 step", "aerial, 4 steps"]
+    assert [line.split("│")[1].strip() for line in said.splitlines() if line.startswith("│")] == names
+    assert body["reference_steps"] == [1, 4] and list(body["iou"]) == list(body["seconds"]) == names
+    with report.with_suffix(".csv").open() as file:
+        assert {row["set"] for row in csv.DictReader(file)} == set(names)
+    alone = score_model(Request(nano_folder, "scenes:aerial", 2, reference_steps=(4,)))["aerial"]
+    assert body["iou"]["aerial, 4 steps"] == alone.together.iou() != body["iou"]["aerial, 1 step"]
+    assert body["figures"]["aerial, 4 steps"] == pytest.approx(alone.together.miou())
+
+
+@pytest.mark.parametrize("steps", ["0", "1,,2", "1,-2", "few"])
+def test_steps_that_are_none_are_refused(steps):
+    with pytest.raises(UsageError, match=r"--reference-steps must be whole numbers of at least 1 such as 1,2,4,8"):
+        dispatch(["eval", "--reference-steps", steps])
+
+
+@pytest.mark.parametrize(
+    ("views", "hinted"),
+    [(Views(), True), (Views(slide=True), False), (Views(short_side=40), False), (Views(scales=(1.0, 3.0)), False)],
+)
+def test_pictures_much_larger_than_they_are_worked_at_bring_a_hint(tmp_path, nano_folder, capsys, views, hinted):
+    large = np.zeros((120, 100), np.uint8)
+    for folder, picture in (("images", Image.new("RGB", (100, 120))), ("masks", Image.fromarray(large + 1))):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        picture.save(tmp_path / "data" / folder / "a.png")
+    (tmp_path / "data" / "classes.json").write_text(json.dumps({"classes": ["soil", "weed"]}))
+    score_model(Request(nano_folder, str(tmp_path / "data"), size=32, views=views), tmp_path / "r.json")
+    said = "100 % of the pictures are worked at a third of their size or less (32 px)"
+    assert (said in capsys.readouterr().err) == hinted
+    assert any(said in each for each in json.loads((tmp_path / "r.json").read_text())["notes"]) == hinted
+
+
+def test_scenes_are_not_scored_in_silence_with_a_model_of_other_data(nano_folder, tmp_path, capsys):
+    shutil.copytree(nano_folder, tmp_path / "mine")
+    record = tmp_path / "mine" / "training" / "train.json"
+    record.parent.mkdir(exist_ok=True)
+    for data, words in (
+        ("fields=2", "was trained on fields, and"),
+        (["scenes", "a", "b"], "trained on a, b, and"),
+        ("scenes", ""),
+    ):
+        record.write_text(json.dumps({"data": data}))
+        assert dispatch(["eval", "--model", str(tmp_path / "mine"), "--data", "scenes:crops", "--count", "1"]) == 0
+        said = capsys.readouterr().err
+        assert words in said if words else "was trained on" not in said
 
 
 def test_unusable_requests_are_refused(tmp_path, nano_folder):

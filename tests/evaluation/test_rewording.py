@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from digseg_engine.data.query import Query
-from digseg_engine.evaluation.protocols import Sample
+from digseg_engine.evaluation.protocols import Sample, Trial
 from digseg_engine.evaluation.rewording import WORDINGS, reworded, say, shares
 from digseg_engine.evaluation.score import evaluate
 
@@ -38,5 +38,7 @@ def test_every_set_is_asked_in_every_wording_and_compared_with_its_plain_prompt(
     assert [each.queries[0].text for each in sets][1:] == ["a photo of a road", "segment the road", '"road"', "roads"]
     assert {each.queries[0].name for each in sets} == {"road"}
     assert [said for each in sets for said in each.notes] == ["said once"]
-    found = shares(sets, {each.name: evaluate(predict, each) for each in sets})
+    trials = [Trial(f"{each.name}, 4 steps", each, predict) for each in sets]  # as one of several predictors names them
+    found = shares(trials, {trial.name: evaluate(predict, trial.samples) for trial in trials})
+    assert list(found) == [f"halves, {say(wording, 'X')}, 4 steps" for wording in WORDINGS]
     assert list(found.values()) == pytest.approx([1.0, 0.5, 0.0, 0.0])

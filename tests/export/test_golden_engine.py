@@ -7,21 +7,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from tensorrt_standin import standin
-from test_tensorrt import HALF_11, FakeDriver, folder, script  # noqa: F401
+from test_tensorrt import EVERY, HALF_11, SHAPES, FakeDriver, folder, script  # noqa: F401
 
 from digseg_engine.bundle import finish
 from digseg_engine.errors import VerificationError
 from digseg_export import to_tensorrt
 from digseg_export.plan_builder import BuildOptions
 
-SHAPES = {"logits": (1, 2, 64, 64), "text_keys": (2, 3, 4, 16, 8), "text_values": (2, 3, 4, 8, 24)}
-TENSORS = sorted(["token_ids", "token_mask", "image", *SHAPES])
-
 
 def with_golden(folder, logits):  # noqa: F811
     """The bundle with a golden sample that expects these logits."""
     arrays = {"image": np.zeros((1, 3, 128, 128), np.float32), "token_ids": np.ones((2, 8), np.int64),
-              "token_mask": np.ones((2, 8), bool), "logits": logits}  # fmt: skip
+              "token_mask": np.ones((2, 8), bool), "logits": logits,
+              "presence": np.zeros(SHAPES["presence"], np.float32)}  # fmt: skip
     save_file(arrays, str(folder / "golden.safetensors"))
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").unlink()
@@ -33,8 +31,8 @@ def with_golden(folder, logits):  # noqa: F811
 def test_engines_are_held_to_the_golden_sample(folder, wanted):  # noqa: F811
     with_golden(folder, np.full(SHAPES["logits"], wanted, np.float32))
     trt = standin("10.16.1", {
-        **script(HALF_11), ("ICudaEngine", "num_io_tensors"): len(TENSORS),
-        ("ICudaEngine", "get_tensor_name"): lambda i: TENSORS[i],
+        **script(HALF_11), ("ICudaEngine", "num_io_tensors"): len(EVERY),
+        ("ICudaEngine", "get_tensor_name"): lambda i: EVERY[i],
         ("IExecutionContext", "set_input_shape"): True, ("IExecutionContext", "infer_shapes"): [],
         ("IExecutionContext", "get_tensor_shape"): lambda name: SHAPES[name], ("IExecutionContext", "execute_async_v3"): True,
     })  # fmt: skip

@@ -99,6 +99,11 @@ def test_an_export_verifies_on_the_training_data_by_itself(pico_folder, labelled
     assert said["evidence"] == evidence(done.checks) and "too little evidence" in said["evidence"]
 
 
+def test_too_little_evidence_advises_what_helps_whatever_was_done():
+    assert "pictures of your own" not in (said := evidence([]))
+    assert said.endswith("verify on more pictures in which the model finds what is asked for (--verify-data FOLDER)")
+
+
 def test_a_folder_that_is_not_there_is_refused_before_any_work(tmp_path, pico_folder):
     with pytest.raises(InputError, match="not found"):
         export_bundle(pico_folder, "fp16", tmp_path / "b", options=Options(verify_data=tmp_path / "none"))

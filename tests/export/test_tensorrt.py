@@ -15,7 +15,7 @@ import pytest
 from tensorrt_standin import VERSIONS, standin
 
 from digseg_engine.bundle import finish, open_bundle, writing
-from digseg_engine.contract import BUNDLE_FORMAT, SEGMENTER, TEXT_ENCODER, contract_json
+from digseg_engine.contract import BUNDLE_FORMAT, GRAPHS, MASK_DECODER, TEXT_ENCODER, contract_json
 from digseg_engine.errors import BackendError, InputError, VerificationError
 from digseg_engine.runtime.backends import tensorrt_native as native
 from digseg_engine.runtime.backends.tensorrt_library import TENSORRT, check_version
@@ -37,6 +37,9 @@ HALF_11 = json.dumps({
                {"Name": "softmax", "Outputs": [{"Name": "b", "Format": "Linear", "DataType": "Float"}]}],
     "I/O Tensors": [{"Name": "image", "IOMode": "Input"}, {"Name": "logits", "IOMode": "Output"}],
 })  # fmt: skip
+SHAPES = {"encoding": (1, 40, 8, 8), "presence": (1, 2), "logits": (1, 2, 64, 64), "text_keys": (2, 3, 4, 16, 8),
+          "text_values": (2, 3, 4, 8, 24)}  # fmt: skip
+EVERY = sorted({"token_ids", "token_mask", "image", *SHAPES})
 SPANS = {"B": (1, 1, 2), "K": (1, 5, 16), "L": (8, 16, 77), "H": (64, 128, 256), "W": (64, 128, 256)}
 
 
@@ -80,13 +83,14 @@ class FakeDriver:
 def folder(tmp_path):
     """A bundle in form: right manifest and hashes, graphs that only a parser would open."""
     manifest = {
-        "format": BUNDLE_FORMAT, "contract": contract_json(), "precision": {"name": "fp16"},
+        "format": BUNDLE_FORMAT, "contract": contract_json(True), "presence": {"threshold": 0.0}, "precision": {"name": "fp16"},
         "shapes": {axis: dict(zip(("min", "opt", "max"), span)) for axis, span in SPANS.items()},
         "verification": {"limits": {"relative": 0.02, "iou": 0.99}},
-        "model": {"image_size": 128, "stride": 16, "scales": 3, "student": {"heads": 4, "width": 64, "head_width": 24}},
+        "model": {"image_size": 128, "stride": 16, "scales": 3, "encoding": 40,
+                  "student": {"heads": 4, "width": 64, "head_width": 24}},
     }  # fmt: skip
     with writing(tmp_path / "b") as room:
-        for name in ("segmenter.onnx", "segmenter.data", "text_encoder.onnx", "text_encoder.data"):
+        for name in [name for spec in GRAPHS.values() for name in (spec.file, spec.data_file)]:
             (room / name).write_bytes(name.encode())
         finish(room, manifest)
     return tmp_path / "b"
@@ -108,18 +112,24 @@ def test_the_builder_uses_only_names_that_every_release_has(folder, version, tmp
     trt = standin(version, script(HALF_11 if version.startswith("11") else HALF_10))
     options = BuildOptions(512, 2, tmp_path / "timing.cache")
     paths = to_tensorrt.build_engines(folder, options, lambda text: None, trt, FakeDriver())
-    assert [path.name for path in paths] == ["text_encoder.plan", "segmenter.plan"]
+    assert [path.name for path in paths] == [
+        "text_encoder.plan",
+        "image_encoder.plan",
+        "presence.plan",
+        "mask_decoder.plan",
+    ]
     assert all(path.read_bytes() == b"plan" for path in paths)  # the plan is kept pure
     sidecar = json.loads(paths[1].with_suffix(".json").read_text())
     assert sidecar["key"]["tensorrt"] == version and sidecar["layers"] == {"fp16": 1, "fp32": 1}
     calls = {(kind, name): args for kind, name, args in trt.log}
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     assert calls["Builder", "create_network"] == (typed,)
-    assert calls["OnnxParser", "parse_from_file"] == (str(folder / "segmenter.onnx"),)
+    assert calls["OnnxParser", "parse_from_file"] == (str(folder / "mask_decoder.onnx"),)
     assert calls["IBuilderConfig", "set_memory_pool_limit"] == (trt.MemoryPoolType.WORKSPACE, 512 << 20)
     assert calls["IBuilderConfig", "builder_optimization_level"] == (2,)
     shapes = {args[0]: args[1:] for kind, name, args in trt.log if name == "set_shape"}
     assert shapes["image"] == ((1, 3, 64, 64), (1, 3, 128, 128), (2, 3, 256, 256))
+    assert shapes["encoding"] == ((1, 40, 4, 4), (1, 40, 8, 8), (2, 40, 16, 16))  # as H and W, by the stride
     assert shapes["text_keys"] == ((1, 3, 4, 16, 8), (5, 3, 4, 16, 16), (16, 3, 4, 16, 77))
     assert shapes["text_values"][2] == (16, 3, 4, 77, 24) and shapes["token_ids"][1] == (5, 16)
     assert (tmp_path / "timing.cache").read_bytes() == b"timings"
@@ -131,10 +141,7 @@ def test_the_builder_uses_only_names_that_every_release_has(folder, version, tmp
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_runtime_uses_only_names_that_every_release_has(folder, version, monkeypatch):
     monkeypatch.setitem(TENSORRT.known_bad, (11, 1), "")
-    names = {TEXT_ENCODER: ["token_ids", "token_mask", "text_keys", "text_values"],
-             SEGMENTER: ["image", "text_keys", "text_values", "token_mask", "logits"]}  # fmt: skip
-    every = sorted({name for group in names.values() for name in group})
-    shapes = {"logits": (1, 2, 64, 64), "text_keys": (2, 3, 4, 16, 8), "text_values": (2, 3, 4, 8, 24)}
+    every, shapes = EVERY, SHAPES
     trt = standin(version, {
         **script(HALF_11), ("ICudaEngine", "num_io_tensors"): len(every), ("ICudaEngine", "get_tensor_name"): lambda i: every[i],
         ("IExecutionContext", "set_input_shape"): True, ("IExecutionContext", "infer_shapes"): [],
@@ -146,11 +153,16 @@ def test_the_runtime_uses_only_names_that_every_release_has(folder, version, mon
     ids, mask = np.ones((2, 8), np.int64), np.ones((2, 8), bool)
     keys, values = backend.encode_text(ids, mask)
     assert keys.shape == shapes["text_keys"] and keys.dtype == np.float16 and values.shape == shapes["text_values"]
-    logits = backend.segment(np.zeros((1, 3, 128, 128), np.float32), keys, values, mask)
-    assert logits.shape == shapes["logits"] and logits.dtype == np.float32
+    encoding = backend.encode_image(np.zeros((1, 3, 128, 128), np.float32))
+    assert len(encoding) == 1 and encoding.nbytes == 2 * 40 * 8 * 8  # it stays where it is
+    presence, logits = (ask(encoding, keys, values, mask) for ask in (backend.presence, backend.decode))
+    assert logits.shape == shapes["logits"] and presence.shape == shapes["presence"]
+    assert logits.dtype == presence.dtype == np.float32
     before = len(trt.log)
     with pytest.raises(InputError, match=r"512 rows of pixels \(H\) are outside the profile .*64 to 256 allowed"):
-        backend.segment(np.zeros((1, 3, 512, 128), np.float32), keys, values, mask)
+        backend.encode_image(np.zeros((1, 3, 512, 128), np.float32))
+    with pytest.raises(InputError, match=r"17 prompts \(K\) are outside the profile"):
+        backend.decode(encoding, *(np.repeat(array[:1], 17, 0) for array in (keys, values, mask)))
     assert len(trt.log) == before  # refused before anything ran
     assert "Test GPU" in backend.detail and "fp16" in backend.detail
 
@@ -176,10 +188,10 @@ def test_a_removed_name_fails_the_stand_in_test(folder):
         for version, fails in (("10.3.0", False), ("11.1.0", True)):
             trt = standin(version, script())
             bundle = open_bundle(folder)
-            shapes = shapes_of(bundle, SEGMENTER)
+            shapes = shapes_of(bundle, MASK_DECODER)
             arguments = (
                 trt,
-                bundle.file(SEGMENTER.file),
+                bundle.file(MASK_DECODER.file),
                 shapes,
                 BuildOptions(),
                 lambda t: None,
@@ -235,18 +247,18 @@ def test_bad_versions_are_refused(version, words):
 
 def test_engines_are_kept_under_a_key_and_a_miss_is_explained(folder):
     bundle = open_bundle(folder)
-    key = native.engine_key(bundle, SEGMENTER, "10.3.0", FakeDriver())
-    path = store(SEGMENTER, b"plan", key, {})
-    assert path == engine_path(key, SEGMENTER) and not list(
+    key = native.engine_key(bundle, MASK_DECODER, "10.3.0", FakeDriver())
+    path = store(MASK_DECODER, b"plan", key, {})
+    assert path == engine_path(key, MASK_DECODER) and not list(
         folder.glob("engines*")
     )  # a bundle never holds machine code
     assert load_plan(path, key) == b"plan"
-    other = native.engine_key(bundle, SEGMENTER, "10.16.1", FakeDriver("Other GPU"))
+    other = native.engine_key(bundle, MASK_DECODER, "10.16.1", FakeDriver("Other GPU"))
     assert other.digest != key.digest
     with pytest.raises(BackendError, match="no engine for this machine"):
-        load_plan(engine_path(other, SEGMENTER), other)
-    assert explain(SEGMENTER, key) == [f"{key.digest}/segmenter: fits this machine"]
-    (line,) = explain(SEGMENTER, other)
+        load_plan(engine_path(other, MASK_DECODER), other)
+    assert explain(MASK_DECODER, key) == [f"{key.digest}/mask_decoder: fits this machine"]
+    (line,) = explain(MASK_DECODER, other)
     assert (
         "gpu: built for 'Test GPU', here 'Other GPU'" in line and "tensorrt: built for '10.3.0', here '10.16.1'" in line
     )

@@ -18,10 +18,11 @@ from programs import LIMIT
 from small_graphs import replant, small_bundle
 
 from digseg_engine.bundle import open_bundle
-from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
+from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, PRESENCE, TEXT_ENCODER
 from digseg_engine.errors import BackendError, UsageError, VerificationError
 from digseg_engine.runtime.backends import tensorrt_native as native
 from digseg_engine.runtime.backends.tensorrt_library import TENSORRT_RTX, check_version
+from digseg_engine.runtime.plans import plan_name
 from digseg_export import network_check, plan_builder, to_tensorrt_rtx
 from digseg_export.plan_builder import BuildOptions, build_plan, shapes_of
 from digseg_export.to_tensorrt_rtx import build_plans, default_plans, parse_targets
@@ -51,17 +52,19 @@ def test_every_graph_becomes_a_plan_in_a_folder_of_its_own(tmp_path, precision):
     said = []
     plans = build(bundle, tmp_path / "p", progress=said.append)
     names = {path.name for path in (tmp_path / "p").iterdir()}
-    assert names == {"manifest.json", "text_encoder.plan", "segmenter.plan"}
+    assert names == {"manifest.json", *(plan_name(spec) for spec in bundle.graphs.values())}
     body = json.loads((tmp_path / "p" / "manifest.json").read_text())
     assert body["format"] == "digseg.plans/1" and body["bundle"] == bundle.digest and body["targets"] == list(TWO)
     assert body["library"] == {"name": "tensorrt-rtx", "version": importlib.metadata.version("tensorrt-rtx-cu13")}
     assert body["profile"] == bundle.manifest["shapes"] and body["precision"] == precision
     assert {row.graph: row.types for row in plans.rows} == {
-        "text_encoder.onnx": {precision: 2}, "segmenter.onnx": {precision: 5}}  # fmt: skip
+        "text_encoder.onnx": {precision: 2}, "image_encoder.onnx": {precision: 1}, "presence.onnx": {precision: 4},
+        "mask_decoder.onnx": {precision: 4}}  # fmt: skip
     for row in plans.rows:
-        assert row.plan == (tmp_path / "p" / row.graph.replace("onnx", "plan")).stat().st_size > 0 and row.layers > 5
+        assert row.plan == (tmp_path / "p" / row.graph.replace("onnx", "plan")).stat().st_size > 0 and row.layers > 0
         assert row.unexplained == []
-    assert any("build segmenter.onnx: Building engine" in text for text in said)
+    assert any("build mask_decoder.onnx: Building engine" in text for text in said)
+    assert len(small_bundle(tmp_path / "other", precision, presence=False).graphs) == 3 < len(plans.rows)
     build(bundle, tmp_path / "p")  # an older folder of plans is replaced
     assert open_bundle(bundle.folder).digest == bundle.digest  # nothing went into the bundle
 
@@ -124,15 +127,15 @@ def other_border(model):
 @pytest.mark.parametrize(
     ("spec", "change", "kind", "words"),
     [
-        (SEGMENTER, foreign_operator, BackendError, r"TensorRT-RTX cannot read segmenter\.onnx \(.*Bernoulli"),
+        (IMAGE_ENCODER, foreign_operator, BackendError, r"TensorRT-RTX cannot read image_encoder\.onnx \(.*Bernoulli"),
         (
-            SEGMENTER,
+            MASK_DECODER,
             half_softmax,
             VerificationError,
             r"node_softmax_\d+ \(softmax\) computes in fp16; expected float32",
         ),
         (TEXT_ENCODER, integer_weight, VerificationError, r"planted is an Int64 weight of 2048 numbers"),
-        (SEGMENTER, other_border, VerificationError, r"logit is .* in the parsed network; expected no such tensor"),
+        (MASK_DECODER, other_border, VerificationError, r"logit is .* in the parsed network; expected no such tensor"),
     ],
 )
 def test_a_graph_that_breaks_a_rule_is_not_built(bundle, tmp_path, spec, change, kind, words):
@@ -140,13 +143,13 @@ def test_a_graph_that_breaks_a_rule_is_not_built(bundle, tmp_path, spec, change,
 
 
 def test_a_named_island_is_held_to_float32(bundle):
-    (conv,) = (n.name for n in onnx.load(str(bundle.file(SEGMENTER.file))).graph.node if n.op_type == "Conv")
-    bundle.manifest["precision"]["graphs"] = {SEGMENTER.file: {"nodes": {conv: "measured"}}}
+    (conv,) = (n.name for n in onnx.load(str(bundle.file(IMAGE_ENCODER.file))).graph.node if n.op_type == "Conv")
+    bundle.manifest["precision"]["graphs"] = {IMAGE_ENCODER.file: {"nodes": {conv: "measured"}}}
     logger = native.logger_of(trt)
     network = trt.Builder(logger).create_network(1)
-    plan_builder.parse(trt, logger, network, bundle.file(SEGMENTER.file), TENSORRT_RTX)
+    plan_builder.parse(trt, logger, network, bundle.file(IMAGE_ENCODER.file), TENSORRT_RTX)
     with pytest.raises(VerificationError, match=rf"{conv} \(convolution\) computes in fp16"):
-        network_check.check_network(network, bundle, SEGMENTER)
+        network_check.check_network(network, bundle, IMAGE_ENCODER)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +166,18 @@ def test_another_precision_than_the_manifest_names_is_not_built(tmp_path, says, 
 def test_a_bundle_that_names_int8_and_has_no_such_layer_is_not_built(tmp_path):
     bundle = small_bundle(tmp_path / "b", "fp32", says="int8")
     refused(bundle, tmp_path / "p", VerificationError, r"text_encoder\.onnx has no int8 layer \(found 2 fp32\)")
+
+
+def test_a_graph_that_was_left_in_float32_is_held_to_that(tmp_path):
+    """Presence of an int8 bundle."""
+    bundle = small_bundle(tmp_path / "b", "fp32", says="int8")
+    logger = native.logger_of(trt)
+    network = trt.Builder(logger).create_network(1)
+    plan_builder.parse(trt, logger, network, bundle.file(PRESENCE.file), TENSORRT_RTX)
+    with pytest.raises(VerificationError, match=r"presence\.onnx has no int8 layer \(found 4 fp32\)"):
+        network_check.check_network(network, bundle, PRESENCE)
+    bundle.manifest["precision"]["graphs"] = {PRESENCE.file: {"name": "fp32"}}
+    assert network_check.check_network(network, bundle, PRESENCE) == {"fp32": 4}
 
 
 @pytest.mark.parametrize(
@@ -186,10 +201,10 @@ def test_shapes_that_the_model_does_not_take_are_not_built(tmp_path, spans, word
     ],
 )
 def test_what_the_library_says_of_wrong_shapes_is_passed_on(bundle, change, words):
-    shapes = shapes_of(bundle, SEGMENTER)
+    shapes = shapes_of(bundle, IMAGE_ENCODER)
     change(shapes)
     with pytest.raises(BackendError, match=words) as caught:
-        build_plan(trt, bundle.file(SEGMENTER.file), shapes, BuildOptions(), silent, TENSORRT_RTX, TWO)
+        build_plan(trt, bundle.file(IMAGE_ENCODER.file), shapes, BuildOptions(), silent, TENSORRT_RTX, TWO)
     assert "\n" not in str(caught.value)
 
 
@@ -250,7 +265,7 @@ def test_the_command_builds_for_five_targets_and_says_what_it_made(bundle, tmp_p
     assert done.returncode == 0 and "b-tensorrt-rtx" in done.stdout and "warning" not in done.stdout
     body = json.loads((tmp_path / "b-tensorrt-rtx" / "manifest.json").read_text())
     assert body["targets"] == [75, 80, 86, 89, 120]
-    assert "segmenter.onnx" in done.stdout and "compute capability 75, 80, 86, 89, 120" in done.stdout
+    assert "mask_decoder.onnx" in done.stdout and "compute capability 75, 80, 86, 89, 120" in done.stdout
     dry = run_command("digseg-export", "--bundle", "b", "--format", "tensorrt-rtx", "--dry-run", "--json", "--engines", "e",
                       "--compute-capability", "sm89,8.6", cwd=tmp_path)  # fmt: skip
     assert json.loads(dry.stdout) == {"bundle": "b", "plans": "e", "compute capabilities": [89, 86]}
@@ -264,7 +279,7 @@ def test_a_ready_bundle_needs_nothing_of_what_exports_one(bundle, tmp_path):
     done = run_command(sys.executable, "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)["plans"]
-    assert made["folder"] == "b-tensorrt-rtx" and made["targets"] == [89] and len(made["rows"]) == 2
+    assert made["folder"] == "b-tensorrt-rtx" and made["targets"] == [89] and len(made["rows"]) == 4
 
 
 def test_targets_and_versions_are_those_of_the_library():

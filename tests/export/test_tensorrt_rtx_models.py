@@ -10,6 +10,7 @@ from pico_exports import *  # noqa: F403
 from pico_exports import RANGED, export
 
 from digseg_engine.bundle import open_bundle
+from digseg_engine.contract import GRAPHS
 from digseg_engine.runtime.backends.tensorrt_library import TENSORRT_RTX
 from digseg_engine.runtime.plans import open_plans
 from digseg_export.few_step import REFERENCE_GRAPHS, export_few_step
@@ -28,8 +29,11 @@ CASES = [pytest.param(precision, shapes, marks=() if (precision, shapes) == ("fp
 def test_every_precision_and_kind_of_shapes_builds(traced, tmp_path, precision, shapes):
     export(traced, tmp_path / "b", precision, SHAPES[shapes], iou=0.3, relative=0.5)
     plans = build_plans(tmp_path / "b", tmp_path / "p", TARGETS, BuildOptions(), lambda text: None)
-    assert [row.graph for row in plans.rows] == ["text_encoder.onnx", "segmenter.onnx"]
-    assert all(row.types[precision] > 0 and row.unexplained == [] for row in plans.rows)
+    assert [row.graph for row in plans.rows] == [spec.file for spec in GRAPHS.values()]
+    alone = {"presence.onnx"} if precision in ("int8", "fp8") else set()  # in float32 there
+    assert all(
+        row.types["fp32" if row.graph in alone else precision] > 0 and row.unexplained == [] for row in plans.rows
+    )
     opened = open_plans(tmp_path / "p", open_bundle(tmp_path / "b"), "tensorrt-rtx", trt.__version__)
     assert opened.manifest["precision"] == precision and opened.manifest["targets"] == list(TARGETS)
 
@@ -58,7 +62,7 @@ def test_the_command_exports_and_builds_as_typed(pico_folder, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"rtx", "rtx-tensorrt-rtx"}
     body = json.loads((tmp_path / "rtx-tensorrt-rtx" / "manifest.json").read_text())
     assert body["targets"] == [75, 80, 86, 89, 120] and body["bundle"] == open_bundle(tmp_path / "rtx").digest
-    assert "segmenter.onnx" in done.stdout and Path("rtx-tensorrt-rtx").name in done.stdout
+    assert "presence.onnx" in done.stdout and Path("rtx-tensorrt-rtx").name in done.stdout
     asked = ["--format", "tensorrt-rtx", "--compute-capability", "90"]
     refused = run_command("digseg-export", str(pico_folder), *asked, cwd=tmp_path)
     assert refused.returncode == 2 and "--compute-capability 90 is none" in refused.stderr  # before any work

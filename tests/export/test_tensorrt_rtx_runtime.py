@@ -13,8 +13,8 @@ from PIL import Image
 from small_graphs import small_bundle
 from test_tensorrt import FakeDriver
 
-from digseg_engine.bundle import MANIFEST, finish
-from digseg_engine.contract import SEGMENTER, TEXT_ENCODER
+from digseg_engine.bundle import MANIFEST, Bundle, finish
+from digseg_engine.contract import GRAPHS, TEXT_ENCODER
 from digseg_engine.errors import BackendError, BundleError, InputError, VerificationError
 from digseg_engine.runtime import plans as plan_folders
 from digseg_engine.runtime.backends import Usable, tensorrt_rtx
@@ -184,12 +184,12 @@ def test_where_a_gpu_is_at_hand_plans_are_held_to_the_golden_sample_before_they_
     golden, opened = open_source(nano_models.fp16).golden, []
     text = np.zeros((3, 2, 2, 8, 8), np.float16), np.zeros((3, 2, 2, 8, 8), np.float16)
     answering = types.SimpleNamespace(name="tensorrt-rtx", encode_text=lambda ids, mask: tuple(t[: len(ids)] for t in text),
-                                      segment=lambda *asked: golden.logits + off)  # fmt: skip
+                                      encode_image=lambda image: image, presence=lambda *asked: None,
+                                      decode=lambda *asked: golden.logits + off)  # fmt: skip
     monkeypatch.setattr(tensorrt_rtx, "probe", lambda: Usable("tensorrt-rtx", True, ""))
     monkeypatch.setattr(to_tensorrt_rtx, "Driver", Ampere)
     monkeypatch.setattr(tensorrt_rtx, "TensorrtRtxBackend", lambda bundle, folder: opened.append(folder) or answering)
-    monkeypatch.setattr(to_tensorrt_rtx, "GRAPHS", {"text_encoder": TEXT_ENCODER})
-    monkeypatch.setattr(plan_folders, "GRAPHS", {"text_encoder": TEXT_ENCODER})
+    monkeypatch.setattr(Bundle, "graphs", {"text_encoder": TEXT_ENCODER})
     if off:
         with pytest.raises(VerificationError, match=r"are wrong: error .* on the golden sample.*nothing was kept"):
             build_plans(nano_models.fp16, tmp_path / "p", (86,), BuildOptions(), lambda text: None)
@@ -202,13 +202,14 @@ def test_where_a_gpu_is_at_hand_plans_are_held_to_the_golden_sample_before_they_
     assert "not run here: the plans in" in made.answer and "Test RTX has 8.6" in made.answer
 
 
-SHAPES = {"text_keys": (2, 2, 2, 4, 8), "text_values": (2, 2, 2, 8, 4), "logits": (1, 2, 16, 16)}
+SHAPES = {"text_keys": (2, 2, 2, 4, 8), "text_values": (2, 2, 2, 8, 4), "encoding": (1, 4, 8, 8), "presence": (1, 2),
+          "logits": (1, 2, 8, 8)}  # fmt: skip
 
 
 @pytest.fixture
 def backend(built, monkeypatch):
     """The backend over stand-ins for what only a GPU has, and what it asked of them."""
-    log, names = [], [tensor.name for spec in (TEXT_ENCODER, SEGMENTER) for tensor in (*spec.inputs, *spec.outputs)]
+    log, names = [], [tensor.name for spec in GRAPHS.values() for tensor in (*spec.inputs, *spec.outputs)]
 
     def cache():
         return Standin(trt.IRuntimeCache, log, serialize=lambda: b"kernels", deserialize=lambda body: True)
@@ -222,9 +223,6 @@ def backend(built, monkeypatch):
                        create_execution_context=context, create_runtime_config=lambda: Standin(
                            trt.IRuntimeConfig, log, create_runtime_cache=cache))  # fmt: skip
 
-    module = types.SimpleNamespace(
-        **{name: getattr(trt, name) for name in ("ILogger", "CudaGraphStrategy", "__version__")}
-    )
     module = types.ModuleType("tensorrt_rtx")
     for name in ("ILogger", "CudaGraphStrategy", "__version__"):
         setattr(module, name, getattr(trt, name))
@@ -248,15 +246,16 @@ def test_kernels_are_kept_in_the_closed_cache_and_given_to_the_next_start(backen
     keys, values = first.encode_text(np.ones((2, 8), np.int64), np.ones((2, 8), bool))
     assert keys.shape == SHAPES["text_keys"] and keys.dtype == np.float16
     image, mask = np.zeros((1, 3, 64, 64), np.float32), np.ones((2, 8), bool)
-    assert first.segment(image, keys, values, mask).shape == SHAPES["logits"]
+    for ask, shape in ((first.presence, SHAPES["presence"]), (first.decode, SHAPES["logits"])):
+        assert ask(first.encode_image(image), keys, values, mask).shape == shape
     written = [entry for entry in log if entry[0] == "serialize"]
-    first.segment(image, keys, values, mask)
+    first.decode(first.encode_image(image), keys, values, mask)
     assert [entry for entry in log if entry[0] == "serialize"] == written  # a shape that ran before has nothing new
     files = sorted(own_cache.glob("tensorrt-rtx/*/*.kernels"))
-    assert {path.name for path in files} == {"segmenter.kernels", "text_encoder.kernels"}
+    assert {path.name for path in files} == {spec.file.replace("onnx", "kernels") for spec in GRAPHS.values()}
     assert {path.stat().st_mode & 0o777 for path in files} == {0o600} and files[0].read_bytes() == b"kernels"
     make()
-    assert [entry for entry in log if entry[0] == "deserialize"] == [("deserialize", b"kernels")] * 2
+    assert [entry for entry in log if entry[0] == "deserialize"] == [("deserialize", b"kernels")] * 4
     files[0].chmod(0o666)
     with pytest.raises(BackendError, match="can be written by others"):
         make()
@@ -291,17 +290,22 @@ def test_a_tensor_on_the_gpu_is_bound_where_it_lies(backend, monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *shape, device: Tensor("logits", shape))
     text = np.zeros(SHAPES["text_keys"], np.float16), np.zeros(SHAPES["text_values"], np.float16), np.ones((2, 8), bool)
     log.clear()
-    answer = made.segment_tensor(Tensor("picture", (1, 3, 64, 64)), *text)
-    assert answer.name == "logits" and answer.shape == SHAPES["logits"]
-    assert order == ["ours waits for caller", "caller waits for ours", "picture kept for ours", "logits kept for ours"]
-    addresses = {entry[1]: entry[2] for entry in log if entry[0] == "set_tensor_address"}
-    assert addresses["image"] == 4096 and addresses["logits"] == 8192 and len(addresses) == 5
+    encoding = made.encode_image(Tensor("picture", (1, 3, 64, 64)))
+    answer = made.decode_tensor(encoding, *text)
+    assert answer.name == "logits" and answer.shape == SHAPES["logits"] and encoding.shape == SHAPES["encoding"]
+    waits = ["ours waits for caller", "caller waits for ours"]
+    assert order == [*waits, "picture kept for ours", *waits, "logits kept for ours"]
+    bound = [entry[1:] for entry in log if entry[0] == "set_tensor_address"]
+    assert dict(bound)["image"] == 4096 and dict(bound)["logits"] == 8192
+    assert [place for name, place in bound if name == "encoding"] == [
+        encoding.pointer
+    ] * 2  # made and asked where it lies
     with pytest.raises(InputError, match="outside the profile"):
-        made.segment_tensor(Tensor("picture", (1, 3, 512, 64)), *text)
+        made.encode_image(Tensor("picture", (1, 3, 512, 64)))
     elsewhere = Tensor("picture", (1, 3, 64, 64))
     elsewhere.device = torch.device("cuda", 1)
     with pytest.raises(BackendError, match="takes tensors on cuda:0, got one on cuda:1"):
-        made.segment_tensor(elsewhere, *text)
+        made.encode_image(elsewhere)
 
 
 @pytest.mark.skipif(has_gpu(), reason="there is a GPU")

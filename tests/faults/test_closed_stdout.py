@@ -27,7 +27,7 @@ DOES = {
     "version": ["--version"],
     "eval": ["eval", "--model", "{bundle}", "--data", "scenes:aerial", "--count", "1", "--size", "64"],
     "train": ["train", "--scale", "0.0001", "-o", "out"],
-    "distill": ["distill", "{nano}", "--scale", "0.0001", "-o", "out"],
+    "distill": ["distill", "{nano}", "--data", "scenes", "--scale", "0.0001", "-o", "out"],
     "export": ["--dry-run", "--json"],
 }
 HEAVY = ("eval", "train", "distill", "export", "doctor")

@@ -12,6 +12,7 @@ import numpy as np
 STATUS = ("ok", "invalid argument", "not found", "corrupt", "incompatible", "out of memory", "cancelled", "runtime error",
           "unavailable", "internal error")  # fmt: skip
 RGB8, BGR8, RGBA8, NV12, F32 = range(5)
+TRUNCATE_PROMPTS, ALL_PROMPTS = 1, 2
 LOG = c.CFUNCTYPE(None, c.c_void_p, c.c_int32, c.c_char_p)
 CANCEL = c.CFUNCTYPE(c.c_int32, c.c_void_p)
 
@@ -36,7 +37,8 @@ class Image(c.Structure):
 class RunOptions(c.Structure):
     _fields_ = [
         ("struct_size", c.c_size_t), ("size", c.c_int32), ("flags", c.c_int32), ("threshold", c.c_float),
-        ("labels", c.c_int32), ("cancel", CANCEL), ("user", c.c_void_p),
+        ("labels", c.c_int32), ("cancel", CANCEL), ("user", c.c_void_p), ("against", c.POINTER(c.c_char_p)),
+        ("against_count", c.c_size_t),
     ]  # fmt: skip
 
 
@@ -48,6 +50,7 @@ class View(c.Structure):
         ("masks", c.POINTER(c.c_uint8)), ("label_map", c.POINTER(c.c_int32)), ("scores", c.POINTER(c.c_float)),
         ("logits", c.POINTER(c.c_float)), ("backend", c.c_char_p),
         *((name, c.c_double) for name in ("seconds_fit", "seconds_text", "seconds_model", "seconds_masks")),
+        ("presence", c.POINTER(c.c_float)), ("there", c.POINTER(c.c_uint8)),
     ]  # fmt: skip
 
 
@@ -70,7 +73,13 @@ class Masks:
     label_map: np.ndarray
     scores: np.ndarray
     logits: np.ndarray
+    presence: np.ndarray
+    there: np.ndarray
     backend: str
+
+    def equals(self, other: Masks) -> bool:
+        """Bit for bit."""
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in vars(self))
 
 
 def onnxruntime_library() -> Path:
@@ -87,10 +96,11 @@ class Library:
         self.lib = c.CDLL(str(path))
         for name in ("digseg_version", "digseg_last_error", "digseg_status_string", "digseg_engine_info"):
             getattr(self.lib, name).restype = c.c_char_p
-        for name in ("digseg_engine_destroy", "digseg_result_free"):
+        for name in ("digseg_engine_destroy", "digseg_result_free", "digseg_encoding_free"):
             getattr(self.lib, name).restype = None
             getattr(self.lib, name).argtypes = [c.c_void_p]
-        self.lib.digseg_engine_info.argtypes = [c.c_void_p]
+        self.lib.digseg_engine_info.argtypes = self.lib.digseg_encoding_bytes.argtypes = [c.c_void_p]
+        self.lib.digseg_encoding_bytes.restype = c.c_size_t
 
     def check(self, status: int) -> None:
         if status:
@@ -110,6 +120,20 @@ class Library:
         return value
 
 
+class Encoding:
+    """An encoded picture, freed with this object."""
+
+    def __init__(self, lib: c.CDLL, handle: c.c_void_p) -> None:
+        self.lib, self.handle = lib, handle
+
+    def __del__(self) -> None:
+        self.lib.digseg_encoding_free(self.handle)
+
+    @property
+    def nbytes(self) -> int:
+        return self.lib.digseg_encoding_bytes(self.handle)
+
+
 class NativeEngine:
     def __init__(self, library: Library, bundle: Path, **options) -> None:
         self.library, self.lib, self.handle = library, library.lib, c.c_void_p()
@@ -126,28 +150,57 @@ class NativeEngine:
     def __exit__(self, *_) -> None:
         self.lib.digseg_engine_destroy(self.handle)
 
-    def segment(self, pixels: np.ndarray, prompts: list[str], width=None, height=None, run=None, **fields) -> Masks:
+    def image(self, pixels: np.ndarray, width=None, height=None, **fields) -> Image:
         image = self.library.filled(Image)
         image.data = pixels.ctypes.data
         image.height, image.width = height or pixels.shape[0], width or pixels.shape[1]
         for name, value in fields.items():
             setattr(image, name, value)
-        result, view = c.c_void_p(), self.library.filled(View)
+        return image
+
+    def segment(self, picture: np.ndarray | Encoding, prompts: list[str], run=None, **fields) -> Masks:
+        """About pixels, or about what `encode` made of them."""
+        result = c.c_void_p()
         texts = (c.c_char_p * len(prompts))(*(p.encode() for p in prompts))
-        options = c.byref(run) if run is not None else None
-        self.library.check(self.lib.digseg_segment(
-            self.handle, c.byref(image), texts, c.c_size_t(len(prompts)), options, c.byref(result)))  # fmt: skip
+        asked = (texts, c.c_size_t(len(prompts)), c.byref(run) if run is not None else None, c.byref(result))
+        if isinstance(picture, Encoding):
+            self.library.check(self.lib.digseg_segment_encoded(self.handle, picture.handle, *asked))
+        else:
+            image = self.image(picture, **fields)
+            self.library.check(self.lib.digseg_segment(self.handle, c.byref(image), *asked))
+        return self.taken(result)
+
+    def taken(self, result: c.c_void_p) -> Masks:
+        """Copies of everything in a result, which is freed."""
+        view = self.library.filled(View)
         self.library.check(self.lib.digseg_result_view(result, c.byref(view)))
-        shape = (view.count, view.height, view.width)
+        shape, prompts = (view.count, view.height, view.width), (view.count,)
         out = Masks(
             np.ctypeslib.as_array(view.masks, shape).astype(bool),
             np.ctypeslib.as_array(view.label_map, shape[1:]).copy(),
-            np.ctypeslib.as_array(view.scores, (view.count,)).copy(),
+            np.ctypeslib.as_array(view.scores, prompts).copy(),
             np.ctypeslib.as_array(view.logits, (view.count, view.logits_height, view.logits_width)).copy(),
+            np.ctypeslib.as_array(view.presence, prompts).copy(),
+            np.ctypeslib.as_array(view.there, prompts).astype(bool),
             view.backend.decode(),
         )
         self.lib.digseg_result_free(result)
         return out
+
+    def encode(self, pixels: np.ndarray, run=None, **fields) -> Encoding:
+        image, handle = self.image(pixels, **fields), c.c_void_p()
+        options = c.byref(run) if run is not None else None
+        self.library.check(self.lib.digseg_encode(self.handle, c.byref(image), options, c.byref(handle)))
+        return Encoding(self.lib, handle)
+
+    def run_options(self, against: list[str] | None = None, **fields) -> RunOptions:
+        run = self.library.filled(RunOptions)
+        for name, value in fields.items():
+            setattr(run, name, value)
+        if against:
+            run.against = (c.c_char_p * len(against))(*(text.encode() for text in against))
+            run.against_count = len(against)
+        return run
 
     def tokenize(self, text: str, limit: int = 0) -> list[int]:
         room, count = (c.c_int64 * 4096)(), c.c_size_t()

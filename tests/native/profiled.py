@@ -34,6 +34,7 @@ def fit_golden(folder: Path, shapes: Shapes) -> None:
         "token_ids": np.pad(arrays["token_ids"][k], ((0, 0), (0, missing)), "edge"),
         "token_mask": np.pad(arrays["token_mask"][k], ((0, 0), (0, missing))),
         "logits": arrays["logits"][b][:, k],
+        **({"presence": arrays["presence"][b][:, k]} if "presence" in arrays else {}),
     }
     save_file({name: np.ascontiguousarray(array) for name, array in fitted.items()}, path)
     list_again(folder, path.name)

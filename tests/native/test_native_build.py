@@ -150,6 +150,15 @@ def test_the_camera_asks_what_the_command_line_or_the_file_says(installed, nativ
     assert scores[0] == scores[1] and [len(row.split()) for row in scores[0]] == [2, 2]
 
 
+def test_ask_answers_line_by_line_as_segment_does(installed, native_bundle, environment):
+    picture, prompts = ROOT / "examples" / "aerial.png", ["road", "water", "road"]
+    command = [installed / "programs" / "ask", native_bundle, picture]
+    first, *answers = run(*command, stdin="\n".join(prompts), env=environment).splitlines()
+    assert re.fullmatch(r"encoded in [\d.]+ ms, \d+ KiB", first)
+    wanted = run(installed / "programs" / "segment_cpp", native_bundle, picture, *prompts, env=environment).splitlines()
+    assert [re.sub(r", [\d.]+ ms$", "", line) for line in answers] == wanted
+
+
 def compiled(tmp_path, *sources, include=()):
     """A small program over single sources of the library."""
     kernels = ROOT / "kernels"

@@ -10,6 +10,7 @@ from native_fixtures import *  # noqa: F403
 from profiled import write_shapes
 from programs import run_program
 
+from digseg_engine.contract import PRESENCE, graphs_of
 from digseg_engine.worlds.scenes import scene
 
 PROMPTS = ["road", "something that is green"]
@@ -35,13 +36,13 @@ def known(lines):
     return any("as chosen before" in line for line in lines)
 
 
-def test_the_second_start_knows_and_gives_the_same_logits(start, tmp_path):
+def test_the_second_start_knows_and_gives_the_same_logits(start, native_bundle, tmp_path):
     first, wanted = start()
     second, got = start()
     assert not known(first) and known(second)
     assert np.array_equal(got, wanted)
     names = sorted(path.name.split("-")[0] for path in (tmp_path / "cache" / "native").iterdir())
-    assert names == ["choice", "graph", "graph"]
+    assert names == ["choice", *["graph"] * len(graphs_of((native_bundle / PRESENCE.file).exists()))]
     assert not known(start(threads=2)[0])  # another question
 
 
@@ -49,7 +50,7 @@ def test_the_second_start_knows_and_gives_the_same_logits(start, tmp_path):
 def test_what_was_kept_and_is_damaged_is_made_again(start, tmp_path, harm):
     _, wanted = start()
     (verdict,) = (tmp_path / "cache" / "native").glob("choice-*.json")
-    graph = next((tmp_path / "cache" / "native").glob("graph-*.segmenter.ort"))
+    graph = next((tmp_path / "cache" / "native").glob("graph-*.mask_decoder.ort"))
     if harm == "verdict cut":
         verdict.write_bytes(verdict.read_bytes()[:30])
     elif harm == "graph gone":
@@ -63,7 +64,7 @@ def test_what_was_kept_and_is_damaged_is_made_again(start, tmp_path, harm):
 
 def test_a_changed_graph_is_not_opened(start, tmp_path):
     _, wanted = start()
-    graph = next((tmp_path / "cache" / "native").glob("graph-*.segmenter.ort"))
+    graph = next((tmp_path / "cache" / "native").glob("graph-*.mask_decoder.ort"))
     body = bytearray(graph.read_bytes())
     body[len(body) // 2] ^= 1
     graph.write_bytes(body)

@@ -10,6 +10,7 @@ from PIL import Image as PillowImage
 from profiled import fit_golden, write_shapes
 
 from digseg_engine import Engine
+from digseg_engine.named import SHIPPED_BUNDLE
 from digseg_engine.worlds.scenes import scene
 
 PROMPTS = ["red", "road", "nucleus", "something that is green"]
@@ -132,6 +133,8 @@ def test_errors_have_a_status_and_say_what_to_do(native, library, native_bundle,
         native.segment(rgb, ["red"], run=run)
     with pytest.raises(NativeError, match="not found: bundle"):
         NativeEngine(library, tmp_path / "nowhere")
+    with pytest.raises(NativeError, match=f"expected the path of a directory .*assets/{SHIPPED_BUNDLE.name}"):
+        NativeEngine(library, "digseg-tiny-fp16")  # a name that Python knows
     with pytest.raises(NativeError, match="unknown backend 'quick'"):
         NativeEngine(library, native_bundle, backend=b"quick")
     with pytest.raises(NativeError, match=r"unavailable: .*onnxruntime_library"):

@@ -61,7 +61,7 @@ def test_the_pictures_of_the_batch_are_named_and_no_others(nano, tmp_path, stage
     first = next(number for number, pictures in enumerate(batches.encode.seen) if 4 in pictures and number >= 8)
     pictures = [str(batches.dataset.records[i].image) for i in dict.fromkeys(batches.encode.seen[first])]
     said = str(caught.value)
-    assert f"in {stage}, step {first // 3}, batch {first} ({', '.join(pictures)}); go on from" in said
+    assert f"in {stage}, step {first // 3 + 1}, batch {first} ({', '.join(pictures)}); go on from" in said
     assert re.findall(r"p\d\.png", said) == [path.rpartition("/")[2] for path in pictures]
     assert "weights" not in said and len(said.splitlines()) == 1
 
@@ -73,7 +73,7 @@ def test_a_weight_that_is_no_number_is_named_beside_the_pictures(nano, tmp_path,
         weight.view(-1)[0] = float("nan")
     save_checkpoint(nano, raw_tokenizer.to_str(), tmp_path / "broken")
     with pytest.raises(
-        TrainingError, match=r"loss is nan.*in student, step 0, batch 0 \(.*p\d\.png.*\), weights"
+        TrainingError, match=r"loss is nan.*in student, step 1, batch 0 \(.*p\d\.png.*\), weights"
     ) as caught:
         finetune(str(tmp_path / "broken"), tmp_path / "run", FinetuneConfig(scenes=4, size=32, student=SHORT),
                  data=str(tmp_path / "data"))  # fmt: skip

@@ -10,6 +10,7 @@ from PIL import Image
 from small_stage import short_run
 
 from digseg_engine.commands import data as command
+from digseg_engine.commands.main import dispatch
 from digseg_engine.data.checks import READ, check_marks
 from digseg_engine.data.classes import EXAMPLE, parse_classes
 from digseg_engine.data.datasets import open_dataset
@@ -164,6 +165,17 @@ def test_a_sound_set_gets_no_note_and_its_own_colours(tmp_path, capsys):
     assert "3 of 3 pictures are sound; labels" in said.out and "warning" not in said.err
     table = open_dataset(tmp_path).table
     assert class_colour(0, table) == (128, 64, 128) and class_colour(0) != (128, 64, 128)
+
+
+def test_the_overview_is_named_after_the_folder_and_goes_where_other_results_go(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine").mkdir()
+    classes(tmp_path / "mine", classes=["soil", "weed"])
+    labelled(tmp_path / "mine", "a", [0, 1])
+    for place in (tmp_path, tmp_path / "mine"):
+        monkeypatch.chdir(place)
+        assert dispatch(["data", "." if place.name == "mine" else "mine"]) == 0
+        assert (place / "out" / "mine.labels.png").is_file() and not (place / "data.png").exists()
+    assert "labels drawn in out/mine.labels.png" in capsys.readouterr().out
 
 
 def test_a_palette_mask_takes_its_background_by_number(tmp_path):

@@ -45,7 +45,7 @@ def test_the_whole_road_on_a_folder(nano, nano_folder, tmp_path):
     )  # fmt: skip
     distilled = distill(str(written), tmp_path / "distilled", config, data=str(tmp_path / "data"))
     body = json.loads((distilled / "distill.json").read_text())
-    assert body["sets"] == ["voc2012 val"] and [row["steps"] for row in body["rows"]] == [2, 1, 1, 1]
+    assert body["sets"] == ["data val"] and [row["steps"] for row in body["rows"]] == [2, 1, 1, 1]
 
 
 @pytest.mark.slow

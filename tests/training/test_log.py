@@ -38,14 +38,14 @@ def square(module, number):
 
 def test_events_hold_what_the_csv_holds_also_after_a_resume(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for stop, resume in ((31, False), (None, True)):
+    for stop, resume in ((30, False), (None, True)):
         config = StageConfig(50, 8, 0.01, warmup=5, stop=stop, tensorboard=True)
         train_stage("line", Line(), square, config, tmp_path, resume)
     events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     with (tmp_path / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows] == ["0", "10", "20", "30", "40", "49"]
+    assert [row["step"] for row in rows] == ["1", "10", "20", "30", "40", "50"]
     read = events.Scalars("mse")
     assert [event.step for event in read] == [int(row["step"]) for row in rows]
     assert [event.value for event in read] == pytest.approx([float(row["mse"]) for row in rows], abs=2e-6)
@@ -145,12 +145,12 @@ def test_any_tracker_of_accelerate_gets_every_row_and_is_finished_also_when_the_
     with (tmp_path / "a" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     told = [(step, values) for step, values in tracker.told if "mse" in values]
-    assert [step for step, _ in told] == [0, 10, 11] == [int(row["step"]) for row in rows]
+    assert [step for step, _ in told] == [1, 10, 12] == [int(row["step"]) for row in rows]
     for (_, values), row in zip(told, rows):
         assert values["mse"] == pytest.approx(float(row["mse"]), abs=1e-5) and values["learning_rate"] > 0
         assert values["pictures_per_second"] > 0 and values["memory_mb"] > 10
     validated = [(step, values["validation/miou"]) for step, values in tracker.told if "validation/miou" in values]
-    assert [step for step, _ in validated] == [5, 11] and tracker.finished
+    assert [step for step, _ in validated] == [6, 12] and tracker.finished
     tracker.finished = False
 
     def failing(module, number):
@@ -167,7 +167,7 @@ def test_validations_reach_tensorboard_once_each_also_after_a_resume(tmp_path):
         fit(tmp_path, resume=resume, validator=colour_validator(), validate_every=4, stop=stop, tensorboard=True)
     events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [event.step for event in events.Scalars("validation/miou")] == [3, 7, 11]
+    assert [event.step for event in events.Scalars("validation/miou")] == [4, 8, 12]
     assert events.Images("validation")[-1].width > 1000
 
 
@@ -212,7 +212,7 @@ def test_wandb_offline_holds_what_the_csv_holds(tmp_path, monkeypatch):
             assert float(found["mse"][int(row["step"])]) == pytest.approx(float(row["mse"]), abs=1e-5)
     with (stage / "validation.csv").open() as file:
         for row in csv.DictReader(file):
-            assert float(found["validation/miou"][int(row["step"]) - 1]) == pytest.approx(float(row["miou"]), abs=1e-5)
+            assert float(found["validation/miou"][int(row["step"])]) == pytest.approx(float(row["miou"]), abs=1e-5)
     states = [
         load_file(place / "state" / "step-00000012" / "model.safetensors") for place in (stage, tmp_path / "blind")
     ]

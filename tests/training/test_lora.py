@@ -215,7 +215,7 @@ def test_a_plan_advises_adapters_where_nothing_cheaper_fits(nano_preset, raw_tok
 @pytest.mark.parametrize("how", [["--lora", "4"], ["--set", "student.lora=4"]])
 def test_without_peft_one_line_says_what_to_install(nano_folder, tmp_path, how):
     hide = "import sys; sys.modules['peft'] = None; from digseg_engine.cli import main; main()"
-    words = ["train", "--init", str(nano_folder), "-o", str(tmp_path / "out"), *how]
+    words = ["train", "--init", str(nano_folder), "--data", "scenes", "-o", str(tmp_path / "out"), *how]
     done = run_program([sys.executable, "-c", hide, *words])
     (line,) = done.stderr.strip().splitlines()
     assert done.returncode == 1 and "training adapters (lora) needs the package peft" in line and "[lora]" in line

@@ -11,7 +11,7 @@ from small_stage import short_run
 from digseg_engine.cli import main
 from digseg_engine.errors import UsageError
 from digseg_engine.training.loop import StageConfig, train_stage
-from digseg_engine.training.memory import MemoryCounter, ShapedBatches, count_stage, drop, stage_work
+from digseg_engine.training.memory import MemoryCounter, ShapedBatches, StageMemory, count_stage, drop, stage_work
 from digseg_engine.training.planner import differences, plan, said, thriftier
 from digseg_engine.training.recipes.finetune import outline, plan_finetune
 from digseg_engine.training.run import stages_of, with_settings
@@ -124,6 +124,22 @@ def test_thriftier_settings_train_on_as_many_pictures():
     assert list(differences("student", CONFIG, CONFIG)) == []
 
 
+def test_the_disk_of_a_stage_is_what_its_folder_holds(tmp_path):
+    torch.manual_seed(0)
+    line, size = torch.nn.Linear(200, 200), 4 * 200 * 201
+
+    def loss(module, number):
+        value = module(torch.ones(2, 200)).square().mean()
+        return value, {"mse": value.detach()}
+
+    train_stage("line", line, loss, StageConfig(4, 2, 0.01, save_every=1), tmp_path, False)
+    held = sum(path.stat().st_size for path in (tmp_path / "state").rglob("*") if path.is_file())
+    counted = StageMemory(size, 0, size, 2 * size, size, 9 * size).disk
+    assert held * 3 / 2 + 2 * size == pytest.approx(
+        counted, rel=0.05
+    )  # two states are kept, a third is written beside them
+
+
 def test_a_dry_run_prints_what_every_stage_needs_and_begins_nothing(tmp_path, raw_tokenizer, monkeypatch, capsys):
     write_directory(tmp_path / "sd", raw_tokenizer, style="1.5")
     monkeypatch.chdir(tmp_path)
@@ -133,7 +149,7 @@ def test_a_dry_run_prints_what_every_stage_needs_and_begins_nothing(tmp_path, ra
         main()
     assert not (tmp_path / "out").exists()
     printed = " ".join(capsys.readouterr().out.split())
-    assert all(word in printed for word in ("reference", "one_step", "student", "activations", "11.1 h"))
+    assert all(word in printed for word in ("reference", "one_step", "student", "activations", "disk", "11.1 h"))
     assert "student fits 80 GB" in printed
 
 
@@ -154,6 +170,23 @@ def test_pictures_and_epochs_of_a_folder_are_counted(nano_folder, tmp_path):
     TREES["folder"](tmp_path / "data")
     plans, pictures = plan_finetune(str(nano_folder), short_run(student=CONFIG), str(tmp_path / "data"))
     assert [each.name for each in plans] == ["student"] and pictures and pictures > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "heeding"),
+    [
+        ("reference.prompts=4", "student"),
+        ("reference.validate_every=5", "one_step, student"),
+        ("one_step.prompts=2", "student"),
+    ],
+)
+def test_a_setting_that_a_stage_does_not_heed_is_refused(change, heeding):
+    settings = short_run(reference=CONFIG, one_step=CONFIG, student=CONFIG)
+    with pytest.raises(
+        UsageError, match=f"--set '{change}' has no effect on this stage; .* is heeded by {heeding} alone"
+    ):
+        with_settings(settings, [change])
+    assert with_settings(settings, ["student.prompts=4", "one_step.validate_every=5"]).student.prompts == 4
 
 
 def test_optimizers_are_named_and_a_missing_package_is_said():

@@ -1,6 +1,7 @@
 """Several data sets in one training: weights hold, every set gives its own batches, and none speaks of another's classes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from small_stage import short_run
 
 from digseg_engine.data.batches import FolderOptions
 from digseg_engine.data.mixtures import BLOCK, MixedBatches
-from digseg_engine.data.shares import Share, parse_shares
+from digseg_engine.data.shares import Share, parse_shares, short_names
 from digseg_engine.errors import UsageError
+from digseg_engine.model.quality import read_quality
 from digseg_engine.training.recipes.finetune import finetune, open_batches
 
 
@@ -108,15 +110,30 @@ def test_shares_are_read_as_written(tmp_path, monkeypatch):
         parse_shares(["b=2", "b"])
 
 
-def test_a_mixture_trains_and_is_recorded(nano, nano_folder, folders):
+def test_parts_are_called_by_the_ends_of_their_paths_where_those_differ(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert short_names(parse_shares(["a/streets", "fields/", "scenes:crops"])) == ["streets", "fields", "scenes:crops"]
+    assert short_names(parse_shares(["a/set", "b/set=2", "c"])) == ["a/set", "b/set", "c"]
+    assert short_names(parse_shares(".")) == [tmp_path.name]
+
+
+def test_a_mixture_trains_and_is_recorded(nano, nano_folder, folders, capsys):
     from test_folder_training import SHORT, changed
 
     from digseg_engine.model.pretrained import load_checkpoint
     from digseg_export.own_pictures import trained_on
 
     data = [f"{folders}/streets=0.5", f"{folders}/fields"]
-    settings = short_run(size=32, student=SHORT)
+    settings = short_run(size=32, student=replace(SHORT, steps=4, batch=50, validate_every=4), quality_pictures=4)
     written = finetune(str(nano_folder), folders / "run", settings, data=data)
+    said = capsys.readouterr().out
+    sets = read_quality(written).measured["sets"]
+    names = ["streets all", "fields all"]
+    assert list(sets) == names and sum(own["masks"] for own in sets.values()) == read_quality(written).measured["masks"]
+    total = sum(own["student"] * own["masks"] for own in sets.values())
+    assert total / read_quality(written).measured["masks"] == pytest.approx(read_quality(written).student, abs=1e-3)
+    assert "  student by set: streets all 0." in said and all(f"\n  {name}: 0." in said for name in names)
+    assert "validation mean IoU" in said and "(streets all 0." in said
     assert changed(nano.student, load_checkpoint(written).student)
     assert json.loads((folders / "run" / "train.json").read_text())["data"] == data
     assert trained_on(written) == folders / "fields"

@@ -147,7 +147,7 @@ def test_a_torn_log_is_mended_on_resume(cut):
         file.write("8,0")
     train_both(cut, resume=True)
     rows = (cut / "second" / "log.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows] == ["step", "0", "10", "11"]
+    assert [row.split(",")[0] for row in rows] == ["step", "1", "10", "12"]
 
 
 def test_data_and_size_are_checked_before_anything_is_written(nano_folder, tmp_path):

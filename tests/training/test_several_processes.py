@@ -24,7 +24,7 @@ def test_two_processes_equal_one_and_a_killed_run_resumes(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
     weights = [folder / "weights.safetensors" for folder in (alone, both, cut)]
     assert difference(weights[0], weights[1]) < 1e-5
-    assert (both / "log.csv").read_text().splitlines()[-1].startswith("7,")
+    assert (both / "log.csv").read_text().splitlines()[-1].startswith("8,")
     killed = small(cut, 2, 2, kill_at=11)  # both processes stop: one is killed, the launcher ends the other
     assert killed.returncode != 0 and not weights[2].exists()
     shutil.copytree(cut, tmp_path / "fewer")

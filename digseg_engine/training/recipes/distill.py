@@ -15,10 +15,10 @@ from accelerate import PartialState
 
 from digseg_engine.console import Pace
 from digseg_engine.data.batches import FolderOptions
-from digseg_engine.data.shares import Data, parse_shares
+from digseg_engine.data.shares import Data, parse_shares, short_names
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import Predict, reference_predictor, student_predictor
-from digseg_engine.evaluation.protocols import Samples, TestScenes, open_samples
+from digseg_engine.evaluation.protocols import LabelledPictures, Samples, TestScenes
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.files import replacing, write_json
 from digseg_engine.model.folder import find_start
@@ -75,7 +75,7 @@ def distill(
     checkpoint, tokenizer_json, trained = load_start(start)
     if not trained:
         raise UsageError(
-            f"{source} holds no trained reference to distil; train one first: digseg train --init {source}"
+            f"{source} holds no trained reference to distil; train one first: digseg train --init {source} --data DATA"
         )
     check_data(checkpoint, data, config)
     run.describe(config, source=source, data=data if isinstance(data, str) else list(data))
@@ -109,11 +109,14 @@ def distill(
 def report_samples(checkpoint: Checkpoint, config: DistillConfig, data: Data) -> list[Samples]:
     """What the report is made on: test scenes, and the held-out split of every folder that was trained on."""
     size, sets = checkpoint.config.image_size, list[Samples]()
-    for share in parse_shares(data):
+    shares = parse_shares(data)
+    for share, name in zip(shares, short_names(shares)):
         if is_scenes(share.data):
             sets += [TestScenes(domain, config.report_scenes, size) for domain in ("microscopy", "aerial", "crops")]
         else:
-            sets += open_samples(share.data, config.report_scenes, size, config.folder.layout)
+            samples = LabelledPictures(share.data, config.report_scenes, config.folder.layout)
+            samples.name = f"{name} {samples.dataset.split}"
+            sets.append(samples)
     return sets
 
 
@@ -134,9 +137,10 @@ def report(checkpoint: Checkpoint, teacher: object, config: DistillConfig, folde
         pace = Pace(
             f"scoring the {name} at {counted(steps, 'step')} on pictures", sum(len(samples) for samples in sets)
         )
-        scores = [evaluate(predict, samples, pace).together.miou() for samples in sets]
+        scores = {samples.name: evaluate(predict, samples, pace).together.miou() for samples in sets}
         seconds = time.perf_counter() - began
-        results.append({"model": name, "steps": steps, "miou": sum(scores) / len(scores), "seconds": round(seconds, 2)})
+        results.append({"model": name, "steps": steps, "miou": sum(scores.values()) / len(scores), "miou_by_set": scores,
+                        "seconds": round(seconds, 2)})  # fmt: skip
     body = {"pictures_per_set": len(sets[0]), "sets": [samples.name for samples in sets], "rows": results}
     write_json(folder / "distill.json", body)
     print_table(results)

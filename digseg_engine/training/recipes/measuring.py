@@ -7,6 +7,7 @@ alone is measured like any other: that its reference does not know the new pictu
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from accelerate import PartialState
 
 from digseg_engine.console import Pace, note
 from digseg_engine.data.batches import FolderOptions
-from digseg_engine.data.shares import Data, parse_shares
+from digseg_engine.data.shares import Data, parse_shares, short_names
 from digseg_engine.errors import DigsegError
 from digseg_engine.evaluation.protocols import Samples
-from digseg_engine.evaluation.quality import cases_of, means, measure
+from digseg_engine.evaluation.quality import Case, Rows, cases_of, means, measure
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.pretrained import Checkpoint, as_stored
 from digseg_engine.model.quality import FILE, MEASURE, Figures, write_quality
@@ -53,13 +54,14 @@ def measure_checkpoint(
     try:
         sets, kinds = _held_out(data, checkpoint.config.image_size, config, count)
         pace = Pace(f"measuring student, reference and refine of {folder} on pictures", count)
-        found = measure(as_stored(move(checkpoint)), cases_of(sets, count), pace)
+        sources = list[str]()  # the set of every mask
+        found = measure(as_stored(move(checkpoint)), _noting(cases_of(sets, count), sources), pace)
         if not found:
             note("digseg", f"{FILE} is not written: nothing that is asked for is in the held-out pictures ({kinds})")
             return None
         masks = {"on": kinds, "pictures": pace.done, "pixels": checkpoint.config.image_size, "command": command,
                  "device": str(device_of(checkpoint.reference))}  # fmt: skip
-        figures = means(found, masks)
+        figures = means(found, {**masks, **by_set(found, sources)})
         write_quality(folder, figures)
     except (DigsegError, torch.OutOfMemoryError) as error:
         note(
@@ -70,13 +72,35 @@ def measure_checkpoint(
     return figures
 
 
+def _noting(cases: Iterable[Case], sources: list[str]) -> Iterator[Case]:
+    """The same cases; `sources` grows by the set's name for each of their masks."""
+    for case in cases:
+        sources += [case.source] * len(case.prompts)
+        yield case
+
+
+def by_set(rows: Rows, sources: Sequence[str]) -> dict[str, Any]:
+    """{"sets": figures of each set} where the masks are of several: one figure of a mixture hides which of them is bad."""
+    names = dict.fromkeys(sources)
+    if len(names) < 2:
+        return {}
+    sets = {}
+    for name in names:
+        own = {part: [iou for iou, source in zip(ious, sources) if source == name] for part, ious in rows.items()}
+        figures = means(own, {})
+        sets[name] = {"masks": len(own["student"]), "student": figures.student, "reference": figures.reference,
+                      "refine_student": figures.refine_student, "codec": figures.codec}  # fmt: skip
+    return {"sets": sets}
+
+
 def _held_out(data: Data, size: int, config: Any, count: int) -> tuple[list[Samples], str]:
     """The run's test sets and what their pictures are; scenes in their plain wording only."""
     sets, kinds = list[Samples](), []
-    for share in parse_shares(data):
-        opened, kind = scored_sets(share.data, size, getattr(config, "folder", FolderOptions()), EMPTY * count)
+    shares = parse_shares(data)
+    for share, name in zip(shares, short_names(shares)):
+        opened, kind = scored_sets(share.data, size, getattr(config, "folder", FolderOptions()), name, EMPTY * count)
         sets += [samples for samples in opened if not samples.name.endswith(", reworded")]
-        kinds.append(kind if is_scenes(share.data) else f"{kind} of {Path(share.data).name}")
+        kinds.append(kind if is_scenes(share.data) else f"{kind} of {name}")
     return sets, " and ".join(kinds)
 
 
@@ -88,8 +112,10 @@ def said(figures: Figures) -> str:
 
     about, helpful = figures.measured, figures.helpful
     offer = f"offered in {', '.join(map(str, helpful))} steps" if helpful else "refused, it does not help"
+    sets = ", ".join(f"{name} {own['student']:.3f}" for name, own in about.get("sets", {}).items())
+    each = f"\n  student by set: {sets}" if sets else ""
     few = ", too few to say much" if about["masks"] < FEW else ""
     return (f"quality, mean IoU of {counted(about['masks'], 'mask')} in {counted(about['pictures'], 'picture')} "
             f"({about['on']}{few}): student {figures.student:.3f}; reference {listed(figures.reference)} steps; codec "
             f"{figures.codec:.3f}\n"
-            f"  refine: {listed(figures.refine_student)} steps from the student's masks, {offer}")  # fmt: skip
+            f"  refine: {listed(figures.refine_student)} steps from the student's masks, {offer}{each}")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from accelerate import PartialState
 
 from digseg_engine.console import Pace
 from digseg_engine.data.batches import FolderOptions
-from digseg_engine.data.shares import Data, parse_shares
+from digseg_engine.data.shares import Data, parse_shares, short_names
 from digseg_engine.evaluation.predictors import student_predictor
-from digseg_engine.evaluation.protocols import Samples, open_samples
+from digseg_engine.evaluation.protocols import LabelledPictures, Samples, open_samples
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.pretrained import Checkpoint
@@ -67,10 +68,11 @@ def telling_values(config: RecipeSettings) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Score:
-    """Mean IoU of the student on some pictures."""
+    """Mean IoU of the student on some pictures, and on those of every test set."""
 
     pictures: str
     miou: float
+    sets: Mapping[str, float]
 
 
 def student_score(checkpoint: Checkpoint, data: Data, config: Any) -> Score | None:
@@ -80,21 +82,27 @@ def student_score(checkpoint: Checkpoint, data: Data, config: Any) -> Score | No
     if not PartialState().is_main_process:
         return None
     size = checkpoint.config.image_size
-    chosen = [scored_sets(share.data, size, config.folder) for share in parse_shares(data)]
+    shares = parse_shares(data)
+    chosen = [scored_sets(share.data, size, config.folder, name) for share, name in zip(shares, short_names(shares))]
     predict = student_predictor(checkpoint)
     pace = Pace("scoring the student on pictures", sum(len(samples) for sets, _ in chosen for samples in sets))
-    values = [evaluate(predict, samples, pace).together.miou() for sets, _ in chosen for samples in sets]
+    values = {each.name: evaluate(predict, each, pace).together.miou() for sets, _ in chosen for each in sets}
     said = [f"{sum(len(samples) for samples in sets)} {kind}" for sets, kind in chosen]
-    return Score(" and ".join(said), sum(values) / len(values))
+    return Score(" and ".join(said), sum(values.values()) / len(values), values)
 
 
-def scored_sets(data: str, size: int, folder: FolderOptions, count: int = PICTURES) -> tuple[list[Samples], str]:
-    """Test sets of one part of the data with at most so many pictures each, and what their pictures are."""
+def scored_sets(
+    data: str, size: int, folder: FolderOptions, name: str, count: int = PICTURES
+) -> tuple[list[Samples], str]:  # fmt: skip
+    """Test sets of one part of the data with at most so many pictures each, and what their pictures are; name: what a folder
+    is called among them."""
     if is_scenes(data):
         return open_samples(data, count, size), "test scenes"
     split, alone = scored_split(data, folder)
     kind = "of the training pictures (there is no val or test split)" if alone else f"pictures of the {split} split"
-    return open_samples(data, count, size, folder.layout, split), kind
+    samples = LabelledPictures(data, count, folder.layout, split)
+    samples.name = f"{name} {split}"
+    return [samples], kind
 
 
 def print_score(before: Score | None, after: Score | None) -> None:
@@ -102,3 +110,6 @@ def print_score(before: Score | None, after: Score | None) -> None:
     if after is not None:
         began = "" if before is None else f"{before.miou:.3f} before, "
         print(f"student, mean IoU on {after.pictures}: {began}{after.miou:.3f} after training")
+        for name, reached in after.sets.items() if len(after.sets) > 1 else ():
+            began = "" if before is None else f"{before.sets[name]:.3f} before, "
+            print(f"  {name}: {began}{reached:.3f} after")

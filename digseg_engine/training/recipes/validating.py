@@ -16,7 +16,7 @@ from digseg_engine.console import note
 from digseg_engine.data.batch import Batches
 from digseg_engine.data.batches import FolderOptions, folder_batches
 from digseg_engine.data.datasets import dataset_splits
-from digseg_engine.data.shares import Data, parse_shares
+from digseg_engine.data.shares import Data, parse_shares, short_names
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import Predict, reference_predictor, student_predictor
 from digseg_engine.evaluation.protocols import (
@@ -64,7 +64,7 @@ def student_validator(
     def predictor(module: nn.Module) -> Predict:
         trained = copy.copy(checkpoint)
         trained.student = module.student if isinstance(module, Tutored) else module  # type: ignore[assignment]
-        return student_predictor(trained, _size(checkpoint, config))
+        return student_predictor(trained, _size(checkpoint, config), readout=False)  # which is trained after it
 
     return _validator(checkpoint, data, config, stage, predictor, loss)
 
@@ -98,16 +98,14 @@ def _validator(
         return None
     size, sets, losses = _size(checkpoint, config), list[Samples](), list[Loss]()
     shares = parse_shares(data)
-    names = [Path(share.data).name for share in shares]
-    for share in shares:
+    for share, name in zip(shares, short_names(shares)):
         place = share.data
         if is_scenes(share.data):
             sets += _scene_sets(share.data, stage.validate_pictures, size, config.seed)
             continue
         split, trained = scored_split(place, config.folder)
         samples = LabelledPictures(place, stage.validate_pictures, config.folder.layout, split, config.seed)
-        name = Path(place).name
-        samples.name = f"{name if names.count(name) == 1 else place} {split}"
+        samples.name = f"{name} {split}"
         sets.append(samples)
         if trained and PartialState().is_main_process:
             note("digseg", f"note: {place} has no held-out split: the run is validated on pictures that it trains on, and its "

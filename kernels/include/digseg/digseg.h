@@ -30,11 +30,12 @@
  * Errors. Every function that can fail returns a digseg_status. When it is not DIGSEG_OK, digseg_last_error() gives, on
  *   the same thread and until that thread's next call, one line of text: what, expected, got, what to do.
  *   Nothing is printed, no exception leaves the library, out-parameters are untouched or NULL after a failure.
- * Threads. An engine may be used by any number of threads at once (segment, verify, tokenize, info). Create and destroy
- *   are not calls on an engine "in use": destroy it after the last call has returned. A result belongs to one thread
- *   at a time; reading it from several is fine.
- * Ownership. You own what create or segment hands out and give it back with the matching destroy or free (NULL is
- *   fine there). A result outlives its engine. Pointers in a digseg_view live as long as the result. What you pass in
+ * Threads. An engine may be used by any number of threads at once (encode, segment, verify, tokenize, info), and so may an
+ *   encoding. Create and destroy are not calls on an engine "in use": destroy it after the last call has returned, and free
+ *   an encoding after the last question about it. A result belongs to one thread at a time; reading it from several is fine.
+ * Ownership. You own what create, encode or segment hands out and give it back with the matching destroy or free (NULL is
+ *   fine there). A result outlives its engine. An encoding may be freed after its engine was destroyed, and holds what the
+ *   engine computed with until then; it is asked with that engine and no other. Pointers in a digseg_view live as long as the result. What you pass in
  *   (pixels, prompts, options) is read during the call and not kept, except callbacks and their `user` pointer.
  * Structs. Each starts with `struct_size`; fill it with the _init function and sizeof. A program compiled against an
  *   older, shorter struct keeps working; one with fields this library does not know is refused unless they are zero.
@@ -64,7 +65,7 @@ extern "C" {
 #endif
 
 /* Grows when functions or struct fields are added; what exists keeps its meaning. */
-#define DIGSEG_API_VERSION 3 /* 2: digseg_engine_vocabulary; 3: digseg_run_options.labels */
+#define DIGSEG_API_VERSION 4 /* 2: digseg_engine_vocabulary; 3: digseg_run_options.labels; 4: encodings, presence, against */
 
 typedef enum digseg_status {
   DIGSEG_OK = 0,
@@ -102,7 +103,8 @@ enum { DIGSEG_LOG_DEBUG = 0, DIGSEG_LOG_INFO = 1, DIGSEG_LOG_WARNING = 2, DIGSEG
 
 /* Run flags */
 enum {
-  DIGSEG_TRUNCATE_PROMPTS = 1 /* cut prompts over 77 tokens instead of refusing them */
+  DIGSEG_TRUNCATE_PROMPTS = 1, /* cut prompts over 77 tokens instead of refusing them */
+  DIGSEG_ALL_PROMPTS = 2       /* decode every prompt, also those that presence says are not there */
 };
 
 /* What the label map shows where masks meet. */
@@ -113,6 +115,7 @@ enum {
 };
 
 typedef struct digseg_engine digseg_engine;
+typedef struct digseg_encoding digseg_encoding; /* a picture, ready to be asked about any number of times */
 typedef struct digseg_result digseg_result;
 
 typedef void (*digseg_log_fn)(void *user, int32_t level, const char *message);
@@ -151,11 +154,14 @@ typedef struct digseg_image {
 typedef struct digseg_run_options {
   size_t struct_size;
   int32_t size;    /* pixels of the longer side the model works at; 0: what it was trained or exported for */
-  int32_t flags;   /* DIGSEG_TRUNCATE_PROMPTS */
+  int32_t flags;   /* DIGSEG_TRUNCATE_PROMPTS, DIGSEG_ALL_PROMPTS or both (|) */
   float threshold; /* logit above which a pixel belongs to a mask; default 0 */
   int32_t labels;  /* default DIGSEG_LABELS_PARTS */
   digseg_cancel_fn cancel; /* for this run; NULL: the engine's */
   void *user;
+  const char *const *against; /* contrast prompts: where one answers more strongly than a prompt, the pixel is not that prompt's;
+                                 they are not in the result, and those asked about themselves are left out */
+  size_t against_count;       /* at most 1024 */
 } digseg_run_options;
 
 /* A look into a result. K = count prompts, in the order asked. */
@@ -171,6 +177,8 @@ typedef struct digseg_view {
   const float *logits;      /* [K, logits_height, logits_width] as the model gave them; 0 is the decision border */
   const char *backend;      /* what ran */
   double seconds_fit, seconds_text, seconds_model, seconds_masks;
+  const float *presence; /* [K], probability that the prompt is in the picture; -1 where the bundle has no presence graph */
+  const uint8_t *there;  /* [K], 0: below the bundle's threshold and not decoded: mask empty, score 0, every logit -20 */
 } digseg_view;
 
 /* Outcome of running the bundle's golden sample. */
@@ -225,6 +233,18 @@ DIGSEG_API digseg_status digseg_engine_vocabulary(digseg_engine *engine, const c
 /* One mask per prompt, 1 to 1024 prompts. options may be NULL. */
 DIGSEG_API digseg_status digseg_segment(digseg_engine *engine, const digseg_image *image, const char *const *prompts,
                                         size_t count, const digseg_run_options *options, digseg_result **result);
+
+/* In two steps, with the same answers bit for bit: a picture is encoded once and asked any number of times, by any number of
+ * threads, for the price of the prompts alone. Of the options encode reads `size` and `cancel`; segment_encoded refuses a
+ * `size` that is neither 0 nor what the encoding was made at. An encoding of another engine is refused. */
+DIGSEG_API digseg_status digseg_encode(digseg_engine *engine, const digseg_image *image, const digseg_run_options *options,
+                                       digseg_encoding **encoding);
+DIGSEG_API digseg_status digseg_segment_encoded(digseg_engine *engine, const digseg_encoding *encoding,
+                                                const char *const *prompts, size_t count, const digseg_run_options *options,
+                                                digseg_result **result);
+DIGSEG_API size_t digseg_encoding_bytes(const digseg_encoding *encoding); /* memory it takes; NULL: 0 */
+DIGSEG_API void digseg_encoding_free(digseg_encoding *encoding);
+
 DIGSEG_API digseg_status digseg_result_view(const digseg_result *result, digseg_view *view);
 DIGSEG_API void digseg_result_free(digseg_result *result);
 

@@ -54,10 +54,23 @@ class Result {
   int height() const { return view_.height; }
   const uint8_t* mask(int k) const { return view_.masks + static_cast<size_t>(k) * view_.width * view_.height; }
   float score(int k) const { return view_.scores[k]; }
+  float presence(int k) const { return view_.presence[k]; }
+  bool there(int k) const { return view_.there[k] != 0; }
 
  private:
   std::unique_ptr<digseg_result, void (*)(digseg_result*)> result_;
   digseg_view view_;
+};
+
+// A picture to ask about, by any number of threads; freed with the last copy.
+class Encoding {
+ public:
+  explicit Encoding(digseg_encoding* encoding) : encoding_(encoding, digseg_encoding_free) {}
+  size_t bytes() const { return digseg_encoding_bytes(encoding_.get()); }
+  const digseg_encoding* get() const { return encoding_.get(); }
+
+ private:
+  std::shared_ptr<digseg_encoding> encoding_;
 };
 
 // One engine, many threads.
@@ -73,6 +86,19 @@ class Engine {
     const std::vector<const char*> texts = pointers(prompts);
     digseg_result* raw = nullptr;
     check(digseg_segment(engine_.get(), &image, texts.data(), texts.size(), &options, &raw));
+    return Result(raw);
+  }
+
+  Encoding encode(const digseg_image& image, const digseg_run_options& options = RunOptions()) {
+    digseg_encoding* raw = nullptr;
+    check(digseg_encode(engine_.get(), &image, &options, &raw));
+    return Encoding(raw);
+  }
+
+  Result segment(const Encoding& encoding, const std::vector<std::string>& prompts, const digseg_run_options& options = RunOptions()) {
+    const std::vector<const char*> texts = pointers(prompts);
+    digseg_result* raw = nullptr;
+    check(digseg_segment_encoded(engine_.get(), encoding.get(), texts.data(), texts.size(), &options, &raw));
     return Result(raw);
   }
 
