@@ -106,12 +106,12 @@ def in_words(stated: dict[str, Any]) -> str:
     pairs = stated["pairs"]
     if stated["threshold"] is None:
         return f"no prompt is turned away: {stated['reason']}"
-    away = (
-        ""
-        if stated["turned_away"] is None
-        else f", turns away {stated['turned_away']:.1%} of {pairs['absent']} that are not"
+    kept = (
+        f"threshold {stated['threshold']:g} keeps {stated['recall']:.1%} of {pairs['present']} prompts that are there"
     )
-    return f"threshold {stated['threshold']:g} keeps {stated['recall']:.1%} of {pairs['present']} prompts that are there{away}"
+    if stated["turned_away"] is None:
+        return kept
+    return f"{kept}, turns away {stated['turned_away']:.1%} of {pairs['absent']} that are not"
 
 
 def decide(logits: Array, present: NDArray[np.bool_], data: str) -> dict[str, Any]:

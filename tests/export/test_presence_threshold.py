@@ -16,6 +16,7 @@ from digseg_engine.runtime.backends.ort_backend import OrtBackend
 from digseg_engine.runtime.source import open_source
 from digseg_engine.worlds.scenes import CLASSES, DOMAINS, scene
 from digseg_export import presence_threshold
+from digseg_export.conversion import PRESENCE_EXACT
 from digseg_export.own_pictures import own_pictures
 from digseg_export.presence_threshold import ENOUGH, RECALL, choose_threshold, decide, labelled
 from digseg_export.verify import Graphs
@@ -117,6 +118,15 @@ def test_it_is_chosen_with_the_written_graphs_and_written(traced, tmp_path):
     keys, values = backend.encode_text(golden.token_ids, golden.token_mask)
     found = backend.presence(backend.encode_image(golden.image), keys, values, golden.token_mask)
     assert golden.presence.shape == found.shape == (1, 3) and np.abs(found - golden.presence).max() < 1e-3
+
+
+def test_in_an_int8_bundle_presence_stays_in_float32(traced, tmp_path):
+    done = export(traced, tmp_path / "b", "int8", {})
+    about = done.policy["graphs"]
+    assert about["presence.onnx"] == {"name": "fp32", "quantised": 0, "reason": PRESENCE_EXACT}
+    assert about["mask_decoder.onnx"]["quantised"] and about["image_encoder.onnx"]["quantised"]
+    operators = open_bundle(tmp_path / "b").manifest["graphs"]["presence.onnx"]["operators"]
+    assert "MatMul" in operators and "QuantizeLinear" not in operators
 
 
 @pytest.mark.slow

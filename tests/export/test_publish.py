@@ -14,20 +14,24 @@ from digseg_engine.bundle import open_bundle
 from digseg_engine.contract import contract_json, graphs_of
 from digseg_engine.errors import CheckpointError, UsageError, VerificationError
 from digseg_engine.model.autoencoder import encode_image
+from digseg_engine.model.folder import BUNDLED, read_config
 from digseg_export.graph_check import check_graph
 from digseg_export.publish import export_bundle
 from digseg_export.request import Request
 from digseg_export.verify import Check, Limits, compare, hold_to_limits, pair_iou
 
+HAS_READOUT = bool(read_config(BUNDLED)["student"].get("presence_width"))
+SPECS = graphs_of(HAS_READOUT)
 
-def test_the_bundle_holds_what_the_design_promises(bundle):
+
+def test_the_bundle_holds_what_the_design_promises(bundle, tiny):
     opened = open_bundle(bundle)
     manifest = opened.manifest
-    graphs = [name for spec in graphs_of(False).values() for name in (spec.file, spec.data_file, spec.cpu_file)]
+    graphs = [name for spec in SPECS.values() for name in (spec.file, spec.data_file, spec.cpu_file)]
     others = ["tokenizer.json", "golden.safetensors", "precision.json"]
-    assert sorted(manifest["files"]) == sorted([*graphs, *others]) and "presence" not in manifest
-    assert manifest["model"]["encoding"] == 3552
-    assert manifest["contract"] == contract_json(False) and manifest["precision"]["name"] == "fp16"
+    assert sorted(manifest["files"]) == sorted([*graphs, *others]) and ("presence" in manifest) == HAS_READOUT
+    assert manifest["model"]["encoding"] == tiny.student.layout.channels
+    assert manifest["contract"] == contract_json(HAS_READOUT) and manifest["precision"]["name"] == "fp16"
     assert all(manifest["tools"][name] for name in ("torch", "onnx", "onnxruntime", "digseg-engine"))
     assert manifest["licence"]["weights"].startswith("Apache-2.0") and manifest["model"]["stride"] == 16
     assert not [path for path in bundle.rglob("*") if path.is_symlink()]
@@ -37,8 +41,9 @@ def test_the_bundle_holds_what_the_design_promises(bundle):
 def test_verification_is_in_the_manifest_and_on_the_screen(bundle):
     verified = json.loads((bundle / "manifest.json").read_text())["verification"]
     checks = {(c["stage"], c["graph"]): c for c in verified["checks"]}
-    # PyTorch autocast (a yardstick), the rounded graphs, the float32 graphs for a CPU, the graphs themselves; each in four parts
-    assert len(checks) == 16
+    # PyTorch autocast (a yardstick), the rounded graphs, the float32 graphs for a CPU, the graphs themselves; each in four parts,
+    # and presence twice
+    assert len(checks) == 4 * (4 + 2 * HAS_READOUT)
     for check in checks.values():
         assert check["mean_error"] <= check["max_error"]
         assert check["relative"] <= 2e-2
@@ -48,7 +53,7 @@ def test_verification_is_in_the_manifest_and_on_the_screen(bundle):
     assert "end to end" in log and "fp16 bundle written to digseg-tiny-fp16" in log and "MB" in log
 
 
-@pytest.mark.parametrize("name", [name for spec in graphs_of(False).values() for name in (spec.file, spec.cpu_file)])
+@pytest.mark.parametrize("name", [name for spec in SPECS.values() for name in (spec.file, spec.cpu_file)])
 def test_graphs_are_valid_standard_and_stored_in_fp16(bundle, name):
     report = check_graph(bundle / name)
     weights = report["weights"]
@@ -60,7 +65,7 @@ def test_graphs_are_valid_standard_and_stored_in_fp16(bundle, name):
 
 def test_graph_borders_are_those_of_the_contract(bundle):
     kinds = {"float32": 1, "int64": 7, "bool": 9, "graph": 10}
-    for graph in graphs_of(False).values():
+    for graph in SPECS.values():
         model = onnx.load(str(bundle / graph.file), load_external_data=False)
         for found, wanted in zip(
             [*model.graph.input, *model.graph.output], [*graph.inputs, *graph.outputs], strict=True
