@@ -145,7 +145,7 @@ def test_without_a_home_nothing_is_missed(room, words, name, home):
 
 DAMAGES = {
     "manifest.json": {"no keys": "{}", "deep": DEEP, "empty": "", "a list": "[1]", "not text": b"\xff\xfe\0", "other kinds":
-                      '{"format": "digseg.bundle/1", "files": 3, "model": []}'},
+                      '{"format": "digseg.bundle/2", "files": 3, "model": []}'},
     "tokenizer.json": {"deep": DEEP, "empty": "", "not text": b"\xff\xfe\0"},
     "golden.safetensors": {"empty": "", "not tensors": b"\xff" * 64},
 }  # fmt: skip

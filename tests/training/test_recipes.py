@@ -257,9 +257,9 @@ def test_recipes_are_listed_and_wrong_ones_refused_without_torch(tmp_path):
     assert names == [name for name in bundled_recipes() if read_recipe(name).start != "reference"]
     for words, said in (
         ("--recipe sd15", "recipe sd15 trains from pretrained weights; use it with --init MODEL"),
-        ("--recipe tiny --init digseg-tiny", "use it without --init"),
-        ("--recipe distill-sd --init digseg-tiny", "use it with digseg distill"),
-        ("--recipe finetune-10 --init digseg-tiny", "did you mean finetune-100?"),
+        ("--recipe tiny --init digseg-tiny --data scenes", "use it without --init"),
+        ("--recipe distill-sd --init digseg-tiny --data scenes", "use it with digseg distill"),
+        ("--recipe finetune-10 --init digseg-tiny --data scenes", "did you mean finetune-100?"),
     ):
         done = run_command("digseg", "train", *words.split(), cwd=tmp_path)
         assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1

@@ -81,7 +81,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     def loss(model, step):
         return model(torch.ones(1, 3)).sum() * float("nan"), {"x": 0.0}
 
-    with pytest.raises(TrainingError, match=r"loss is nan.*step 0.*learning rate"):
+    with pytest.raises(TrainingError, match=r"loss is nan.*step 1.*learning rate"):
         train_stage("line", Line(), loss, StageConfig(3, 1, 0.1), tmp_path, resume=False)
 
 

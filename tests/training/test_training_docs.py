@@ -45,6 +45,7 @@ BENCHMARKS = [line for line in COMMANDS if line.startswith("python ")]
 OTHERS = [line for line in COMMANDS if line not in OURS + BENCHMARKS]
 SHORT = {  # of the start: what makes a run one of seconds
     "digseg-tiny": ["--set", "student.batch=2"],
+    "presence": ["--set", "presence.batch=2"],
     "DIRECTORY": ["--size", "128", *(f"--set={stage}.{value}" for stage in ("reference", "one_step", "student")
                                     for value in ("accumulate=1", "batch=2"))],
     "tiny": ["--set=size=32", *(f"--set={stage}.batch=2" for stage in ("autoencoder", "backbone", "text", "reference",
@@ -78,6 +79,7 @@ def shortened(words: list[str]) -> list[str]:
     if words[1] not in ("train", "distill") or "--list-recipes" in words:
         return words
     start = "distill" if words[1] == "distill" else words[words.index("--init") + 1] if "--init" in words else "tiny"
+    start = "presence" if "--presence-only" in words else "digseg-tiny" if start.startswith("runs/") else start
     told = set(words)
     more = SHORT[start][2:] if "--size" in told and start == "DIRECTORY" else SHORT[start]
     return [*[word if word != "256" else "64" for word in words], *more, "--scale", "0.0001"]
@@ -107,6 +109,8 @@ def prepare(line: str, room: Path) -> list[str]:
         wanted = needed in words or ("--resume" in words and str(out) in needed)
         if wanted and not (room / needed).is_dir():
             call(shortened(prepare(command, room)))
+    if "runs/words/checkpoint" in words:  # of the script before it, which has a test of its own: the start it had
+        shutil.copytree(room / "digseg-tiny", room / "runs" / "words" / "checkpoint", dirs_exist_ok=True)
     return words
 
 
