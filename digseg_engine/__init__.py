@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from digseg_engine.errors import UsageError as UsageError
     from digseg_engine.errors import VerificationError as VerificationError
     from digseg_engine.runtime.backends import register_backend as register_backend
+    from digseg_engine.runtime.encoding import Encoding as Encoding
     from digseg_engine.runtime.engine import Engine as Engine
     from digseg_engine.runtime.pipeline import Quality as Quality
     from digseg_engine.runtime.result import Segmentation as Segmentation
@@ -30,6 +31,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is 
 
 __version__ = "0.1.0"
 _HOMES = {
+    "Encoding": "runtime.encoding",
     "Engine": "runtime.engine",
     "Quality": "runtime.pipeline",
     "Segmentation": "runtime.result",

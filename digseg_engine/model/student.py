@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from digseg_engine.model.config import StudentConfig
 from digseg_engine.model.encoding import Layout
 from digseg_engine.model.mask_head import DetailStem, MaskHead, upsample_sum
-from digseg_engine.model.presence import PresenceHead
+from digseg_engine.model.presence import CoarseScale, PresenceHead, meaning_of
 from digseg_engine.model.reference import decoder_strides, decoder_widths, grid_ratio, run_unet, time_embedding
 from digseg_engine.model.text_pathway import Slots, TextInjection, text_injection
 
@@ -65,7 +65,11 @@ class Student(nn.Module):
         ratios = tuple(grid_ratio(unet) // stride for stride in self.strides)
         self.layout = Layout(config.width, config.head_width, ratios)
         if config.presence_width:
-            self.read_presence = PresenceHead(config.head_width, config.presence_width, self.layout.coarse)
+            said = len(widths) * (
+                config.width + config.heads * config.head_width
+            )  # numbers of a token's keys and values
+            sizes = config.width, config.head_width, said, config.presence_width
+            self.read_presence = PresenceHead(*sizes, self.strides[: self.layout.coarse])
         # The empty prompt [1, 2, D]; zeros in a model trained from nothing.
         self.register_buffer("neutral", torch.zeros(1, 2, text_dim))
         self.register_buffer("text_centre", torch.zeros(text_dim))  # [D]
@@ -139,8 +143,14 @@ class Student(nn.Module):
         """Is each of K prompts in encoded pictures [B, M, rows, columns]? Logits [B, K], from the coarse scales alone.
 
         Of a prompt nothing but its own text counts. Needs a student with a presence readout (`presence_width`)."""
-        maps = self._inject(encoding, text, self.layout.coarse)
-        return self.read_presence([mixed.flatten(3).transpose(2, 3) for mixed in maps])
+        return self.read_presence(*self.coarse(encoding, text))
+
+    def coarse(self, encoding: Tensor, text: FoldedText) -> tuple[list[CoarseScale], Tensor]:
+        """What presence reads: the coarse scales, and what every prompt means as a whole."""
+        count = self.layout.coarse
+        pairs = zip(self.layout.scales(encoding, count), self._inject(encoding, text, count))
+        scales = [CoarseScale(query, base, mixed) for (query, base), mixed in pairs]
+        return scales, meaning_of(text.keys, text.values, text.mask)
 
     def _inject(self, encoding: Tensor, text: FoldedText, scales: int) -> list[Tensor]:
         """The first scales with every prompt's text injected: [B, K, Co, hs, ws] each."""

@@ -305,8 +305,9 @@ class Engine:
         return self.prompts.fold(prompts if isinstance(prompts, Prepared) else check_prompts(prompts))
 
     def label_map(
-        self, pixels: Any, prompts: Sequence[str], size: tuple[int, int] | None = None, threshold: float = 0.5
-    ) -> Any:
+        self, pixels: Any, prompts: Sequence[str], size: tuple[int, int] | None = None, threshold: float = 0.5,
+        all_prompts: bool = False,
+    ) -> Any:  # fmt: skip
         """`logits`, and which prompt is the strongest at every pixel: int32 [B, height, width], 0 none, k + 1 prompt k.
 
         size: height and width of the answer (default: those of the pixels); threshold: the probability below which a pixel is
@@ -314,7 +315,7 @@ class Engine:
         prompts at full size.
         """
         rules, shape = Rules(threshold, "strongest", False), tuple(pixels.shape[2:])
-        return strongest(self.logits(pixels, prompts), shape, size or shape, rules)
+        return strongest(self.logits(pixels, prompts, all_prompts), shape, size or shape, rules)
 
     def reference(self) -> Any:
         """The reference of the checkpoint, loaded at the first use."""

@@ -25,7 +25,8 @@ def logits_of(asker: Asker, pixels: Any) -> Any:
 
         tensor = pixels if isinstance(pixels, torch.Tensor) else torch.from_dlpack(pixels)
         _check(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), asker.stride)
-        return asker.about_pixels(tensor, tensor.device)[0].logits
+        where = getattr(asker.runner.backend, "device", tensor.device)
+        return asker.about_pixels(tensor, where)[0].logits
     array = pixels if isinstance(pixels, np.ndarray) else host_view(pixels, "pixels")
     _check(array.shape, str(array.dtype), asker.stride)
     return asker.about_pixels(np.ascontiguousarray(array))[0].logits

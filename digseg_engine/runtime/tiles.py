@@ -231,7 +231,8 @@ class TileWalk:
         self.there |= there
         if found.presence is not None:
             self.presence = np.maximum(found.presence[0], -np.inf if self.presence is None else self.presence)
-        logits[~there] = self.faint
+        if not there.all():
+            logits[~there] = self.faint
         answer: Float = logits
         return answer
 

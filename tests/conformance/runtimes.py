@@ -72,6 +72,8 @@ def harm(folder: Path, kind: str | None, manifest: dict[str, Any]) -> None:
         (folder / kind).mkdir()
     elif kind in ("unlisted", "hidden"):
         (folder / ("notes.txt" if kind == "unlisted" else ".notes")).write_text("mine")
+    elif kind == "no threshold":
+        path.write_text(json.dumps({**manifest, "presence": {"threshold": None}}))
     elif kind == "key twice":
         path.write_text(json.dumps(manifest)[:-1] + ', "format": "digseg.bundle/2"}')
     elif kind == "cut":

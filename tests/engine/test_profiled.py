@@ -7,7 +7,7 @@ from nano_models import AsItIs, with_profile
 from digseg_engine import Engine
 from digseg_engine.contract import ABSENT
 from digseg_engine.errors import BundleError, InputError, UsageError
-from digseg_engine.runtime.chunks import ChunkedRunner
+from digseg_engine.runtime.chunks import ChunkedRunner, Stretch, joined
 from digseg_engine.runtime.presence import Asker, Gate
 from digseg_engine.runtime.profile import Profile, Range
 
@@ -166,6 +166,13 @@ class Strict(AsItIs):
         self.profile.check({"B": len(encoding), "K": len(keys), "L": mask.shape[1]})
         self.decoded.append((len(encoding), keys[:, 0, 0, 0, 0].tolist()))
         return keys[None, :, 0, 0, 0, :1, None] + encoding.mean((1, 2, 3))[:, None, None, None]
+
+
+def test_only_neighbours_that_were_encoded_together_are_asked_together():
+    one, other = np.zeros((3, 1)), np.zeros((3, 1))
+    places = [Stretch(kept, i, i + 1, (64, 64)) for kept, i in ((one, 0), (one, 1), (other, 2), (one, 2), (one, 2))]
+    assert [(each.kept is one, each.first, each.last) for each in joined(places)] == [(True, 0, 2), (False, 2, 3), (True, 2, 3),
+                                                                                    (True, 2, 3)]  # fmt: skip
 
 
 def test_an_engine_built_for_shapes_encodes_within_them_too():

@@ -9,7 +9,7 @@ from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.model.config import StudentConfig
 from digseg_engine.model.encoding import Layout
 from digseg_engine.model.mask_head import upsample_sum
-from digseg_engine.model.presence import PresenceHead
+from digseg_engine.model.presence import CoarseScale, PresenceHead, meaning_of
 from digseg_engine.model.pretrained import new_student
 
 LAYOUT = Layout(width=5, head_width=3, ratios=(1, 2, 4))
@@ -85,18 +85,32 @@ def test_presence_reads_a_prefix_and_one_prompt_at_a_time(asked):
 def test_one_telling_cell_decides_wherever_it_lies_and_however_many_lie_around():
     """What attention pooling is for: a mean would drown the cell."""
     torch.manual_seed(0)
-    head = PresenceHead(3, 4, scales=1)
-    for linear in (*head.read, head.mix, head.evidence):
-        torch.nn.init.zeros_(linear.weight)
-        torch.nn.init.zeros_(linear.bias)
+    head = PresenceHead(5, 3, 7, 4, strides=[1])
+    for layer in (*head.see, head.near, *head.read, head.weigh, head.mix, head.evidence):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
     head.read[0].weight[0, 0] = 1.0  # channel 0 of the map is what counts ...
-    head.evidence.weight[:, 0] = 10.0  # ... for how much a cell says and for what it says
-    few, many = torch.zeros(1, 1, 16, 3), torch.zeros(1, 1, 4096, 3)
-    few[0, 0, 5, 0] = many[0, 0, 4000, 0] = 5.0
-    said = torch.cat([head([few]), head([many])])
+    head.evidence.weight[:, 0] = 10.0  # ... for what a cell says
+
+    def said_of(rows, columns, row, column):
+        query, mixed = torch.zeros(1, 5, rows, columns), torch.zeros(1, 1, 3, rows, columns)
+        mixed[0, 0, 0, row, column] = 5.0
+        return head([CoarseScale(query, mixed[:, 0], mixed)], torch.zeros(1, 7))
+
+    said = torch.cat([said_of(4, 4, 1, 1), said_of(64, 64, 62, 32)])
     assert said.min() > 0.99 * said.max() > 10
 
 
 def test_a_readout_has_a_width():
     with pytest.raises(Exception, match="presence_width must be 0 or more, got -1"):
         StudentConfig(presence_width=-1)
+
+
+def test_what_a_prompt_means_is_what_its_last_token_says():
+    keys, values = torch.randn(3, 2, 2, 5, 8), torch.randn(3, 2, 2, 8, 3)
+    mask = torch.arange(8)[None] < torch.tensor([[8], [3], [5]])
+    found = meaning_of(keys, values, mask)
+    assert found.shape == (3, 2 * 2 * (5 + 3))
+    for k, last in enumerate((7, 2, 4)):
+        wanted = torch.cat([keys[k, ..., last], values[k, :, :, last]], -1).flatten()
+        assert torch.equal(found[k], wanted)

@@ -1,4 +1,4 @@
-"""Gives a copy of an exported bundle another shape profile, with the golden sample that an export of it would carry."""
+"""Gives a copy of an exported bundle another shape profile, with graphs and golden sample as an export of it has them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from digseg_engine.bundle import sha256
+from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, PRESENCE
+from digseg_engine.runtime.profile import Profile, Range
+from digseg_export.conversion import fix_shapes
 
 Shapes = dict[str, tuple[int, int, int]]  # of B, K, L, H, W: smallest, usual, largest
 
 
 def write_shapes(folder: Path, shapes: Shapes) -> None:
+    """The profile in the manifest, and its static axes in every graph that an export gives them."""
     path = folder / "manifest.json"
-    ranges = {axis: dict(zip(("min", "opt", "max"), sizes)) for axis, sizes in shapes.items()}
-    path.write_text(json.dumps({**json.loads(path.read_text()), "shapes": ranges}))
+    profile = Profile({axis: Range(*sizes) for axis, sizes in shapes.items()})
+    manifest = {**json.loads(path.read_text()), "shapes": profile.to_json()}
+    path.write_text(json.dumps(manifest))
+    for spec in (IMAGE_ENCODER, PRESENCE, MASK_DECODER):
+        for name in {spec.file, spec.cpu_file} & set(manifest["files"]):
+            fix_shapes(folder / name, spec, profile, manifest["model"]["stride"])
+            list_again(folder, name)
 
 
 def fit_golden(folder: Path, shapes: Shapes) -> None:

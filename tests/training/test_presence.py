@@ -57,7 +57,7 @@ def test_a_readout_learns_on_four_pictures_and_nothing_else_moves(reading, tmp_p
     first = float(loss(reader, 0)[0].detach())
     train_stage("presence", reader, loss, stage, tmp_path, False)
     value, parts = loss(reader, 0)
-    assert float(value.detach()) < 0.35 * first and float(parts["right"]) == 1.0
+    assert float(value.detach()) < 0.5 * first and float(parts["right"]) == 1.0
     moved = {name for name, weight in reading.student.state_dict().items() if not torch.equal(weight, before[name])}
     assert moved and all(name.startswith("read_presence.") for name in moved)
 

@@ -50,7 +50,8 @@ class Backend(Protocol):
 
     Attributes that may be left out: `precision`, "fp16" or "bf16" where it computes in less than float32 whatever the bundle
     says; `new_shapes_cost`, True where a number of prompts that never came before is compiled or captured first; and
-    `decode_tensor`, as `decode` with the logits as a torch tensor where they are, by which `encode_image` takes tensors too.
+    `decode_tensor`, as `decode` with the logits as a torch tensor on `device` (without one, where the pictures are):
+    `encode_image` then takes tensors too.
     """
 
     name: str

@@ -19,6 +19,8 @@ from digseg_engine.model.devices import device_of
 from digseg_engine.model.student import FoldedText, Student
 from digseg_engine.text import PromptTokenizer
 from digseg_engine.training.loop import Parts, StageConfig, unwrap
+from digseg_engine.training.objectives.losses import mask_loss, shrink_labels
+from digseg_engine.training.objectives.student import BCE_WEIGHT
 
 SMALLEST = 4  # pixels; whether a smaller piece of a thing is there is not asked
 KNOWN = 0.75  # of a crop must be labelled before it is said that something is not in it
@@ -35,15 +37,17 @@ class PresenceReader(nn.Module):
         self.student = student.requires_grad_(False)
         self.student.read_presence.requires_grad_(True)
 
-    def forward(self, images: Tensor, latents: Tensor, text: FoldedText) -> Tensor:
-        """images [B, 3, H, W], latents [B, 4, h, w], K folded prompts -> presence logits [B, K]."""
+    def forward(self, images: Tensor, latents: Tensor, text: FoldedText) -> tuple[Tensor, Tensor]:
+        """images [B, 3, H, W], latents [B, 4, h, w], K folded prompts -> presence logits [B, K], those of cells [B, K, h, w]."""
         with torch.no_grad():
             encoding = self.student.encode(*self.student.describe(images, latents))
-        return self.student.presence(encoding, text)
+            scales, meaning = self.student.coarse(encoding, text)
+        return self.student.read_presence(scales, meaning), self.student.read_presence.cells(scales, meaning)
 
 
 class PresenceLoss:
-    """Binary cross entropy in which prompts that are there and prompts that are not weigh the same.
+    """Binary cross entropy in which prompts that are there and prompts that are not weigh the same; and the student's loss of
+    masks on what the cells say, without which the few cells of a small thing are found slowly.
 
     batches: they are asked with hard negatives (see `data.negatives`).
     """
@@ -59,13 +63,17 @@ class PresenceLoss:
             text, mask = encode_text(self.text, self.tokenizer, [query.text for query in batch.queries])
             bare: PresenceReader = unwrap(reader)
             folded = bare.student.fold_text(text, mask)
-        logits = reader(batch.images, batch.latents, folded).float()
+        logits, cells = reader(batch.images, batch.latents, folded)
+        logits, labels = logits.float(), shrink_labels(batch.masks, batch.valid, cells.shape[-2:])
+        bce, dice = mask_loss(cells.float(), *labels)
         there, absent = known_presence(batch)
         error = F.binary_cross_entropy_with_logits(logits, there.float(), reduction="none")
         missed = (error * there).sum() / there.sum().clamp(min=1)
         false = (error * absent).sum() / absent.sum().clamp(min=1)
         right = ((logits > 0) == there)[there | absent].float().mean()
-        return (missed + false) / 2, {"missed": missed.detach(), "false": false.detach(), "right": right}
+        loss = (missed + false) / 2 + BCE_WEIGHT * bce + dice
+        parts = {"missed": missed, "false": false, "right": right, "dice": dice}
+        return loss, {name: value.detach() for name, value in parts.items()}
 
 
 def known_presence(batch: Batch) -> tuple[Tensor, Tensor]:
