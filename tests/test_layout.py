@@ -128,7 +128,7 @@ def test_the_public_names_are_the_promised_ones():
 
     ours = [name for name, value in vars(errors).items() if isinstance(value, type)]
     assert sorted(digseg_engine.__all__) == sorted(
-        ["Engine", "Quality", "Segmentation", "__version__", "register_backend", *ours]
+        ["Encoding", "Engine", "Quality", "Segmentation", "__version__", "register_backend", *ours]
     )
     assert all(
         getattr(digseg_engine, name) is not None and name in dir(digseg_engine) for name in digseg_engine.__all__
