@@ -34,10 +34,11 @@ from digseg_engine.evaluation.score import evaluate
 from digseg_engine.evaluation.tables import parts_of
 from digseg_engine.images import fit, unfit
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
+from digseg_export.comparison import LIMITS
 from digseg_export.conversion import Conversion
 from digseg_export.progress import StepTimer
 from digseg_export.publish import Options, Traced, publish, trace
-from digseg_export.verify import LIMITS, Graphs
+from digseg_export.verify import Graphs
 
 import onnxruntime  # isort: skip - after ours, which turns its telemetry off
 

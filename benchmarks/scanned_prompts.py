@@ -13,7 +13,6 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -26,26 +25,15 @@ from export_large import processor
 
 from digseg_engine.contract import MASK_DECODER, PRESENCE, GraphSpec
 from digseg_engine.model.graph_modules import graph_modules
-from digseg_engine.model.presence import PresenceHead
-from digseg_engine.model.pretrained import Checkpoint, load_checkpoint
+from digseg_engine.model.pretrained import Checkpoint, add_presence, load_checkpoint
 from digseg_export.ranges import session
 from digseg_export.scan_prompts import scan_prompts
 from digseg_export.to_onnx import example_inputs, export_asked
 
 RESULT = Path(__file__).parent / "results" / "scanned-prompts.json"
-WIDTH, TOKENS = 64, 8
+WIDTH, TOKENS = 32, 8
 CASES = ((128, 1), (128, 5), (128, 20), (128, 150), (512, 1), (512, 5), (512, 20), (512, 150))  # pixels, prompts
 MOST = 20  # prompts at 512 px for the mask decoder: 150 masks of them are seconds each
-
-
-def with_readout(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, with a random presence readout where it has none."""
-    student = checkpoint.student
-    if not student.config.presence_width:
-        torch.manual_seed(0)
-        student.config = replace(student.config, presence_width=WIDTH)
-        student.read_presence = PresenceHead(student.config.head_width, WIDTH, student.layout.coarse)
-    return checkpoint
 
 
 def feeds(checkpoint: Checkpoint, size: int, prompts: int) -> dict[str, Any]:
@@ -83,7 +71,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=RESULT)
     typed = parser.parse_args()
-    checkpoint = with_readout(load_checkpoint())
+    checkpoint = load_checkpoint()
+    torch.manual_seed(0)
+    add_presence(checkpoint, WIDTH)  # where it has none
     parts, inputs = graph_modules(checkpoint), example_inputs(checkpoint, 2 * checkpoint.stride)
     rows: list[dict[str, Any]] = []
     for module, spec in ((parts.presence, PRESENCE), (parts.mask_decoder, MASK_DECODER)):

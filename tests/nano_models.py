@@ -37,9 +37,9 @@ def build_nano(preset, raw_tokenizer):
 def make_nano_models(folder: Path, preset, raw_tokenizer) -> NanoModels:
     """The nano model that hears its prompts: its checkpoint and its fp32 and fp16 bundles."""
     from digseg_engine.model.pretrained import load_checkpoint, save_checkpoint
+    from digseg_export.comparison import LIMITS, Limits
     from digseg_export.progress import StepTimer
     from digseg_export.publish import Options, publish, trace
-    from digseg_export.verify import LIMITS, Limits
 
     checkpoint = build_nano(preset, raw_tokenizer)
     let_it_shout(checkpoint.student)
@@ -84,9 +84,9 @@ def make_presence_models(folder: Path, preset, raw_tokenizer) -> PresenceModels:
     from digseg_engine import Engine
     from digseg_engine.bundle import MANIFEST, finish
     from digseg_engine.model.pretrained import load_checkpoint, save_checkpoint
+    from digseg_export.comparison import LIMITS
     from digseg_export.progress import StepTimer
     from digseg_export.publish import Options, publish, trace
-    from digseg_export.verify import LIMITS
 
     made = PresenceModels(folder / "checkpoint", folder / "bundle")
     checkpoint = build_nano(pico_preset(preset), raw_tokenizer)

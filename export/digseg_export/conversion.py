@@ -27,12 +27,13 @@ from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.runtime.profile import Profile
 from digseg_export.bisect_islands import Cure, find_cure
 from digseg_export.calibration import Calibration, calibration
+from digseg_export.comparison import Limits
 from digseg_export.emulate import emulate
 from digseg_export.precision import LOGITS, TYPES, Policy, last_layer, to_precision, widen
 from digseg_export.quantize import left_alone, quantise
 from digseg_export.ranges import Feeds, range_islands, session, tensor_ranges
 from digseg_export.scan_prompts import scan_prompts
-from digseg_export.verify import Form, Graphs, Limits, Sample, Torch
+from digseg_export.verify import Form, Graphs, Sample, Torch
 
 Models = dict[str, onnx.ModelProto]
 LAST_LAYERS = {

@@ -30,6 +30,7 @@ from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
 from digseg_engine.model.sampler import sample
 from digseg_engine.text import PromptTokenizer
 from digseg_engine.worlds.scenes import scene
+from digseg_export.comparison import LIMITS, Array, Check, Limits, compare, hold_to_limits
 from digseg_export.conversion import save
 from digseg_export.emulate import emulate
 from digseg_export.few_step_folder import MARK, REPORT, write_configurations
@@ -39,7 +40,6 @@ from digseg_export.preflight import check_few_step
 from digseg_export.progress import Progress, StepTimer
 from digseg_export.ranges import session
 from digseg_export.to_onnx import export_graph, strip
-from digseg_export.verify import LIMITS, Array, Check, Limits, compare, hold_to_limits
 
 STEPS = 4  # of the end-to-end check
 PROMPTS = ("red circle", "a blue square", "the green star that is large", "zebra")
@@ -200,12 +200,12 @@ def verify_few_step(
         want = parts[part](*inputs[part]).numpy()
         for name, form in graphs[part]:
             run = runs[part] = runner(spec, session(form))
-            check = compare(part, name, [(want, run(*inputs[part]))], masks=False)
+            check = compare(part, name, want, run(*inputs[part]), masks=False)
             hold_to_limits(check, limits)
             yield check
     ids, mask = inputs["text encoder"][0], inputs["denoiser"][3]
     got = answer(checkpoint, {k: lambda *a, r=r: torch.from_numpy(r(*a)) for k, r in runs.items()}, inputs, ids, mask)
-    check = compare("end to end", f"{STEPS} steps", [(answer(checkpoint, parts, inputs, ids, mask), got)])
+    check = compare("end to end", f"{STEPS} steps", answer(checkpoint, parts, inputs, ids, mask), got)
     hold_to_limits(check, limits)
     yield check
 
@@ -229,7 +229,7 @@ def reopened(
         raise VerificationError(f"the written folder is not what was exported: {what} differs or is missing; nothing was "
                                 "published")  # fmt: skip
     got = answer(checkpoint, {k: lambda *a, r=r: torch.from_numpy(r(*a)) for k, r in runs.items()}, inputs, ids, mask)
-    check = compare("written folder", f"{STEPS} steps", [(answer(checkpoint, parts, inputs, ids, mask), got)])
+    check = compare("written folder", f"{STEPS} steps", answer(checkpoint, parts, inputs, ids, mask), got)
     hold_to_limits(check, limits)
     return check
 

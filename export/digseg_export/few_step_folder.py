@@ -11,7 +11,7 @@ from digseg_engine.folders import Mark
 
 if TYPE_CHECKING:
     from digseg_engine.model.pretrained import Checkpoint
-    from digseg_export.verify import Check, Limits
+    from digseg_export.comparison import Check, Limits
 
 MARKER, REPORT = "model_index.json", "verification.json"
 FORMAT = "digseg.diffusers/1"

@@ -22,9 +22,10 @@ from digseg_engine.evaluation.metrics import matthews
 from digseg_engine.images import fit
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.worlds.scenes import CLASSES, DOMAINS, scene
+from digseg_export.comparison import Array
 from digseg_export.disk_offload import Offloaded, working_size
 from digseg_export.own_pictures import OwnPictures, own_pictures
-from digseg_export.verify import Array, Graphs
+from digseg_export.verify import Graphs
 
 RECALL = 0.995
 ENOUGH = 200  # pairs of a picture and a prompt that is in it, below which one hidden thing would be over 0.5 %

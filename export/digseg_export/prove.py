@@ -18,7 +18,8 @@ from digseg_engine.errors import DigsegError, VerificationError
 from digseg_engine.runtime.backends import Backend, kinds
 from digseg_engine.runtime.choice import check_golden, look, within_limits
 from digseg_engine.runtime.source import Golden, Source, open_source
-from digseg_export.verify import Graphs, Sample, compare
+from digseg_export.comparison import compare
+from digseg_export.verify import Graphs, Sample
 
 GOLDEN = "the golden sample"
 Corners = dict[str, Sample]  # "the smallest shape" -> what PyTorch answers there
@@ -113,12 +114,10 @@ def prove_large(folder: Path, golden: Sample) -> list[Answer]:
     feeds: dict[str, Any] = {name: getattr(stored, name) for name in ("image", "token_ids", "token_mask")}
     for spec in specs:
         feeds |= dict(zip([tensor.name for tensor in spec.outputs], graphs.run(spec, feeds)))
-    check = compare("written bundle", graphs.names[MASK_DECODER.file], [(stored.logits, feeds["logits"])])
+    check = compare("written bundle", graphs.names[MASK_DECODER.file], stored.logits, feeds["logits"])
     error = check.relative
     if stored.presence is not None:
-        error = max(
-            error, compare("written bundle", PRESENCE.file, [(stored.presence, feeds["presence"])], False).relative
-        )
+        error = max(error, compare("written bundle", PRESENCE.file, stored.presence, feeds["presence"], False).relative)
     iou = 1.0 if check.iou is None else check.iou
     return [_answer("onnxruntime, weights mapped", GOLDEN, error, iou, stored)]
 

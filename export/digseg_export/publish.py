@@ -18,6 +18,7 @@ from digseg_engine.model.folder import BUNDLED, is_large
 from digseg_engine.model.graph_modules import graph_modules
 from digseg_engine.model.pretrained import Checkpoint, load_checkpoint
 from digseg_engine.runtime.profile import Profile
+from digseg_export.comparison import LIMITS, Check, CheckError, Limits
 from digseg_export.conversion import Conversion, Models, Traced, fix_shapes
 from digseg_export.disk_offload import Offloaded, filled, open_offloaded
 from digseg_export.external_data import write_external_data
@@ -31,21 +32,7 @@ from digseg_export.presence_threshold import choose_threshold, labelled
 from digseg_export.progress import Progress, StepTimer
 from digseg_export.prove import Answer, prove, prove_large
 from digseg_export.to_onnx import example_inputs, export_asked, export_image_encoder, export_text_encoder, strip
-from digseg_export.verify import (
-    LIMITS,
-    OWN_PICTURES,
-    PROMPTS,
-    STAGES,
-    Check,
-    CheckError,
-    Graphs,
-    Limits,
-    Sample,
-    report,
-    samples,
-    shaped_sample,
-    verify,
-)
+from digseg_export.verify import OWN_PICTURES, PROMPTS, STAGES, Graphs, Sample, report, samples, shaped_sample, verify
 
 GOLDEN = "golden.safetensors"
 

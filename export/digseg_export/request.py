@@ -141,7 +141,7 @@ class Request:
 
     def limits(self) -> Any:
         """The precision's limits with --atol, --rtol and --min-iou applied."""
-        from digseg_export.verify import LIMITS
+        from digseg_export.comparison import LIMITS
 
         found = LIMITS[self.precision]
         if self.rtol is not None:

@@ -1,35 +1,31 @@
-"""Verification: PyTorch float32 -> PyTorch in the precision -> graphs, part by part, on real pictures and prompts.
+"""Verification: PyTorch float32 -> PyTorch in the precision -> graphs, stage by stage, on real pictures and prompts.
 
-Numbers and masks are compared: a graph that is close in norm but flips masks is wrong, and so is the reverse. Over the
-limit means VerificationError and nothing is published.
+Over the limit means VerificationError and nothing is published (see `comparison.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
-from digseg_engine.errors import VerificationError
 from digseg_engine.images import fit
 from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.model.graph_modules import GraphModules
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.model.student import FoldedText
-from digseg_engine.runtime.choice import pair_iou
 from digseg_engine.runtime.profile import Profile
 from digseg_engine.worlds.scenes import CLASSES, DOMAINS, scene
+from digseg_export.comparison import Array, Check, Limits, Tally, hold_to_limits
 from digseg_export.disk_offload import Offloaded, computing, working_size
 from digseg_export.own_pictures import OwnPictures
 from digseg_export.ranges import session
 
-Array = NDArray[Any]
 SCENES_PER_DOMAIN = 4
 PROMPTS = 5
 OWN_PICTURES = 20
@@ -41,24 +37,6 @@ STAGES = {
 }
 END = "end to end"
 ENOUGH = 10  # pairs with something there, below which the masks are called too little evidence
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Largest relative error (L2 norm of the difference over the norm of the reference) and smallest mean mask IoU."""
-
-    relative: float
-    iou: float
-    absolute: float | None = None  # largest error of any number; None: not looked at
-
-
-LIMITS = {  # wide enough for a model with random weights; the bundled model loses a tenth of them (5e-3 in bf16, 2.6e-2 in int8)
-    "fp32": Limits(1e-3, 0.999),
-    "fp16": Limits(2e-2, 0.99),
-    "bf16": Limits(5e-2, 0.97),
-    "int8": Limits(2e-1, 0.90),
-    "fp8": Limits(2e-1, 0.90),
-}
 
 
 @dataclass(frozen=True)
@@ -81,23 +59,6 @@ class Sample:
         known = {"image": self.image, "token_ids": self.token_ids, "token_mask": self.token_mask,
                  "encoding": self.encoding, "text_keys": self.keys, "text_values": self.values}  # fmt: skip
         return {tensor.name: known[tensor.name] for tensor in spec.inputs}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison with PyTorch float32. `iou` is the mean over the (picture, prompt) pairs in which one of the two masks
-    holds something, None when there is none: agreement on nothing says nothing. `pairs` counts them, `empty` the others."""
-
-    stage: str
-    graph: str
-    max_error: float
-    mean_error: float
-    relative: float
-    iou: float | None = None
-    worst_iou: float | None = None
-    pairs: int = 0
-    label_agreement: float | None = None  # share of pixels whose best prompt (or background) is the same
-    empty: int = 0
 
 
 @torch.no_grad()
@@ -154,14 +115,6 @@ def _answer(checkpoint: Checkpoint, domain: str, image: Array, prompts: tuple[st
         logits = student.answer(encoding, folded)
     return Sample(domain, image, ids, mask, folded.keys.numpy(), folded.values.numpy(), encoding.numpy(), presence,
                   logits.numpy(), prompts)  # fmt: skip
-
-
-class CheckError(VerificationError):
-    """A check over its limits; carries the check, so that the bisect knows which graph to search."""
-
-    def __init__(self, message: str, check: Check) -> None:
-        super().__init__(message)
-        self.check = check
 
 
 class Form(Protocol):
@@ -222,46 +175,40 @@ class Torch:
         return [x.float().numpy() for x in (found if isinstance(found, tuple) else (found,))]
 
 
-@dataclass
 class Stages:
-    """(PyTorch's, the form's) answers of every stage, gathered over the samples."""
+    """What a form answers at every stage, over the samples."""
 
-    text: list[tuple[Array, Array]] = field(default_factory=list)
-    image: list[tuple[Array, Array]] = field(default_factory=list)
-    presence: list[tuple[Array, Array]] = field(default_factory=list)  # on PyTorch's encoding and text
-    masks: list[tuple[Array, Array]] = field(default_factory=list)  # the same
-    present_at_the_end: list[tuple[Array, Array]] = field(default_factory=list)
-    whole: list[tuple[Array, Array]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.text, self.image = Tally(masks=False), Tally(masks=False)
+        self.presence, self.presence_at_the_end = Tally(masks=False), Tally(masks=False)
+        self.masks, self.masks_at_the_end = Tally(), Tally()
 
     def ask(self, form: Form, s: Sample) -> None:
-        """One sample, every graph alone and then all in a row."""
+        """One sample: every graph alone on PyTorch's own inputs, and then all in a row."""
         keys, values = form.run(TEXT_ENCODER, s.feeds(TEXT_ENCODER))
         (encoding,) = form.run(IMAGE_ENCODER, s.feeds(IMAGE_ENCODER))
-        self.text.append((_joined(s.keys, s.values), _joined(keys, values)))
-        self.image.append((s.encoding, encoding))
-        own = {"encoding": encoding, "text_keys": keys, "text_values": values, "token_mask": s.token_mask}
+        for want, got in ((s.keys, keys), (s.values, values)):
+            self.text.add(want, got)
+        self.image.add(s.encoding, encoding)
+        row = {"encoding": encoding, "text_keys": keys, "text_values": values, "token_mask": s.token_mask}
         if s.presence is not None:
-            self.presence.append((s.presence, form.run(PRESENCE, s.feeds(PRESENCE))[0]))
-            self.present_at_the_end.append((s.presence, form.run(PRESENCE, own)[0]))
-        self.masks.append((s.logits, form.run(MASK_DECODER, s.feeds(MASK_DECODER))[0]))
-        self.whole.append((s.logits, form.run(MASK_DECODER, own)[0]))
+            self.presence.add(s.presence, form.run(PRESENCE, s.feeds(PRESENCE))[0])
+            self.presence_at_the_end.add(s.presence, form.run(PRESENCE, row)[0])
+        self.masks.add(s.logits, form.run(MASK_DECODER, s.feeds(MASK_DECODER))[0])
+        self.masks_at_the_end.add(s.logits, form.run(MASK_DECODER, row)[0])
 
     def checks(self, names: dict[str, str]) -> list[Check]:
         """One check for every stage that was asked."""
-        text, image, presence, masks = (names.get(spec.file, "") for spec in STAGES)
-        joined = " + ".join(dict.fromkeys((text, image, masks)))
-        alone = [compare(STAGES[TEXT_ENCODER], text, self.text, masks=False),
-                 compare(STAGES[IMAGE_ENCODER], image, self.image, masks=False)]  # fmt: skip
-        if self.presence:
-            alone.append(compare(STAGES[PRESENCE], presence, self.presence, masks=False))
-        alone.append(compare(STAGES[MASK_DECODER], masks, self.masks))
-        if self.presence:
-            alone.append(compare(f"{STAGES[PRESENCE]}, end to end", presence, self.present_at_the_end, masks=False))
-        return [*alone, compare(END, joined, self.whole)]
-
-
-def _joined(keys: Array, values: Array) -> Array:
-    return np.concatenate([keys.ravel(), values.ravel()])
+        joined = " + ".join(dict.fromkeys(names[spec.file] for spec in (TEXT_ENCODER, IMAGE_ENCODER, MASK_DECODER)))
+        found = [
+            (STAGES[TEXT_ENCODER], names[TEXT_ENCODER.file], self.text),
+            (STAGES[IMAGE_ENCODER], names[IMAGE_ENCODER.file], self.image),
+            (STAGES[PRESENCE], names.get(PRESENCE.file, ""), self.presence),
+            (STAGES[MASK_DECODER], names[MASK_DECODER.file], self.masks),
+            (f"{STAGES[PRESENCE]}, {END}", names.get(PRESENCE.file, ""), self.presence_at_the_end),
+            (END, joined, self.masks_at_the_end),
+        ]
+        return [tally.check(stage, graph) for stage, graph, tally in found if tally.count]
 
 
 def verify(forms: Iterable[Form], data: list[Sample], limits: Limits, progress: Callable[[str], None]) -> list[Check]:
@@ -278,44 +225,6 @@ def verify(forms: Iterable[Form], data: list[Sample], limits: Limits, progress: 
         checks += found
         del form  # a large form is gone before the next one is made
     return checks
-
-
-def compare(stage: str, graph: str, pairs: list[tuple[Array, Array]], masks: bool = True) -> Check:
-    """(reference, exported) arrays -> errors; with masks=True arrays are logits [B, K, h, w] and IoU is computed too."""
-    want = np.concatenate([a.ravel() for a, _ in pairs]).astype(np.float64)
-    got = np.concatenate([b.ravel() for _, b in pairs]).astype(np.float64)
-    error = np.abs(got - want)
-    relative = float(np.linalg.norm(got - want)) / max(float(np.linalg.norm(want)), 1e-12)
-    numbers = (stage, graph, float(error.max()), float(error.mean()), relative)
-    if not masks:
-        return Check(*numbers)
-    ious = np.concatenate([pair_iou(a > 0, b > 0) for a, b in pairs])
-    telling = np.concatenate([((a > 0) | (b > 0)).any((-2, -1)).ravel() for a, b in pairs])
-    ious, empty = ious[telling], int((~telling).sum())
-    same = float(np.concatenate([(labels(a) == labels(b)).ravel() for a, b in pairs]).mean())
-    mean, worst = (float(ious.mean()), float(ious.min())) if len(ious) else (None, None)
-    return Check(*numbers, mean, worst, len(ious), same, empty)
-
-
-def labels(logits: Array) -> NDArray[np.int64]:
-    """logits [B, K, h, w] -> 1 + the index of the best prompt where any is positive, else 0; [B, h, w]."""
-    return np.where((logits > 0).any(1), logits.argmax(1) + 1, 0)
-
-
-def hold_to_limits(check: Check, limits: Limits) -> None:
-    """Raises CheckError when a check is over its limits (or not finite)."""
-    where, end = f"{check.stage} ({check.graph})", "nothing was published"
-    if not np.isfinite(check.relative):
-        raise CheckError(f"{where} gives NaN or infinity; expected finite numbers; {end}", check)
-    if check.relative > limits.relative:
-        raise CheckError(f"{where} differs from PyTorch by {check.relative:.2e} relative, at most "
-                      f"{limits.relative:g} allowed (--rtol); {end}", check)  # fmt: skip
-    if limits.absolute is not None and check.max_error > limits.absolute:
-        raise CheckError(f"{where} differs from PyTorch by {check.max_error:.2e} at one place, at most "
-                      f"{limits.absolute:g} allowed (--atol); {end}", check)  # fmt: skip
-    if check.iou is not None and check.iou < limits.iou:
-        raise CheckError(f"{where} has mask IoU {check.iou:.4f} with PyTorch, at least "
-                      f"{limits.iou} expected (--min-iou); {end}", check)  # fmt: skip
 
 
 def evidence(checks: list[Check]) -> str:

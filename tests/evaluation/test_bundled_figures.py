@@ -25,5 +25,5 @@ def measured(tiny):
 def test_the_bundled_weights_reach_the_stored_figures_on_ten_scenes_of_every_set(measured):
     assert measured.keys() == STORED["figures"].keys()
     apart = {name: (value, measured[name]) for name, value in STORED["figures"].items()
-             if measured[name] != pytest.approx(value, abs=0.02)}  # fmt: skip
+             if measured[name] != pytest.approx(value, abs=2 if "cgF1" in name else 0.02)}  # fmt: skip
     assert not apart

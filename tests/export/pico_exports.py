@@ -9,10 +9,10 @@ import pytest
 
 from digseg_engine.model.pretrained import load_checkpoint
 from digseg_export import calibration, presence_threshold, verify
+from digseg_export.comparison import LIMITS, Limits
 from digseg_export.progress import StepTimer
 from digseg_export.publish import Exported, publish, trace
 from digseg_export.request import Request
-from digseg_export.verify import LIMITS, Limits
 
 __all__ = ["few_scenes", "pico_bundle", "traced"]
 RANGED = {

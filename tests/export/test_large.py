@@ -17,8 +17,8 @@ from digseg_engine.model.pretrained import load_checkpoint
 from digseg_engine.runtime.backends.ort_backend import OrtBackend
 from digseg_engine.runtime.source import open_source
 from digseg_export import disk_offload, preflight
+from digseg_export.comparison import Limits
 from digseg_export.publish import export_bundle
-from digseg_export.verify import Limits
 
 SMALL = 1024  # numbers; what the optimiser compares by content is below
 

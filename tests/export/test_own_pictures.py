@@ -14,10 +14,11 @@ from digseg_engine.bundle import open_bundle
 from digseg_engine.errors import InputError, UsageError
 from digseg_engine.model.pretrained import load_checkpoint
 from digseg_export.calibration import calibration
+from digseg_export.comparison import LIMITS
 from digseg_export.own_pictures import STRANGERS, evenly, own_pictures, trained_on
 from digseg_export.publish import Options, export_bundle
 from digseg_export.request import Request
-from digseg_export.verify import LIMITS, evidence, samples
+from digseg_export.verify import evidence, samples
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from digseg_engine.runtime.backends.ort_backend import OrtBackend
 from digseg_engine.runtime.profile import make_profile
 from digseg_engine.runtime.source import open_source
 from digseg_export import calibration, quantize, verify
+from digseg_export.comparison import LIMITS, Limits
 from digseg_export.progress import StepTimer
 from digseg_export.publish import Options, publish, trace
-from digseg_export.verify import LIMITS, Limits
 
 PLANTED = "a convolution of the trunk, scaled so that its output leaves fp16; the norm behind it takes the scale away"
 

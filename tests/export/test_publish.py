@@ -15,10 +15,11 @@ from digseg_engine.contract import contract_json, graphs_of
 from digseg_engine.errors import CheckpointError, UsageError, VerificationError
 from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.model.folder import BUNDLED, read_config
+from digseg_engine.runtime.choice import pair_iou
+from digseg_export.comparison import Check, Limits, Tally, compare, hold_to_limits
 from digseg_export.graph_check import check_graph
 from digseg_export.publish import export_bundle
 from digseg_export.request import Request
-from digseg_export.verify import Check, Limits, compare, hold_to_limits, pair_iou
 
 HAS_READOUT = bool(read_config(BUNDLED)["student"].get("presence_width"))
 SPECS = graphs_of(HAS_READOUT)
@@ -150,20 +151,26 @@ def test_the_command_refuses_in_one_line(tmp_path, arguments, code, words):
 
 def test_comparison_sees_what_it_should():
     a = np.random.default_rng(0).standard_normal((1, 2, 8, 8)).astype(np.float32)
-    same = compare("s", "g", [(a, a)])
+    same = compare("s", "g", a, a)
     assert same.relative == 0 and same.iou == 1 and same.pairs == 2
-    shifted = compare("s", "g", [(a, np.roll(a, 1, axis=-1))])
+    shifted = compare("s", "g", a, np.roll(a, 1, axis=-1))
     assert shifted.iou < 0.7
     broken = a.copy()
     broken[0, 0, 0, 0] = np.nan
     for check, words in (
-        (compare("s", "g", [(a, broken)]), "NaN"),
+        (compare("s", "g", a, broken), "NaN"),
         (shifted, "differs from PyTorch"),
         (Check("s", "g", 0, 0, 1e-3, iou=0.5, worst_iou=0.1, pairs=9), "mask IoU 0.5000"),
     ):
         with pytest.raises(VerificationError, match=words):
             hold_to_limits(check, Limits(2e-2, 0.99))
     hold_to_limits(same, Limits(2e-2, 0.99))
+    both = Tally()
+    for got in (a, np.roll(a, 1, axis=-1)):
+        both.add(a, got)
+    check = both.check("s", "g")
+    assert check.pairs == 4 and check.iou == pytest.approx((1 + shifted.iou) / 2)
+    assert check.relative == pytest.approx(shifted.relative / np.sqrt(2)) and check.max_error == shifted.max_error
     empty = np.zeros((1, 1, 2, 2), bool)
     assert pair_iou(empty, empty).tolist() == [1.0] and pair_iou(empty, ~empty).tolist() == [0.0]
 

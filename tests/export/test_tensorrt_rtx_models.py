@@ -13,10 +13,10 @@ from digseg_engine.bundle import open_bundle
 from digseg_engine.contract import GRAPHS
 from digseg_engine.runtime.backends.tensorrt_library import TENSORRT_RTX
 from digseg_engine.runtime.plans import open_plans
+from digseg_export.comparison import Limits
 from digseg_export.few_step import REFERENCE_GRAPHS, export_few_step
 from digseg_export.plan_builder import BuildOptions, build_plan
 from digseg_export.to_tensorrt_rtx import EXPLAINED, build_plans
-from digseg_export.verify import Limits
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (extra tensorrt-rtx)")
 TARGETS = (89, 120)  # every precision is for both
