@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from digseg_engine.data.datasets import dataset_splits, open_dataset
 from digseg_engine.data.layouts import recognise
-from digseg_engine.data.shares import parse_shares
+from digseg_engine.data.shares import Share, parse_shares
 from digseg_engine.errors import DigsegError, InputError, UsageError
 from digseg_engine.images import read_image
 
@@ -120,13 +120,17 @@ def evenly(items: Sequence[Any], count: int) -> list[Any]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
+def shares_of(checkpoint: Path) -> tuple[Share, ...]:
+    """The data that the checkpoint's record says it was trained on; none without a record that can be read."""
+    record = checkpoint / "training" / "train.json"
+    try:
+        return parse_shares(json.loads(record.read_text(encoding="utf-8"))["data"])
+    except (UsageError, AttributeError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ()
+
+
 def trained_on(checkpoint: Path) -> Path | None:
     """The folder that the checkpoint's record says it was trained on (of several the one of most weight), when it is (still)
     there; None for painted scenes."""
-    record = checkpoint / "training" / "train.json"
-    try:
-        shares = parse_shares(json.loads(record.read_text(encoding="utf-8"))["data"])
-        folders = [share for share in shares if Path(share.data).is_dir()]
-        return Path(max(folders, key=lambda share: share.weight).data) if folders else None
-    except (UsageError, AttributeError, OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    folders = [share for share in shares_of(checkpoint) if Path(share.data).is_dir()]
+    return Path(max(folders, key=lambda share: share.weight).data) if folders else None

@@ -1,13 +1,13 @@
 """The presence threshold of a bundle: below it a prompt is answered "not there", chosen on labelled pictures.
 
-It is the largest logit that keeps `RECALL` of the prompts that are there, measured with the written graphs as a CPU runs
-them, so that what precision costs is in it. A recall needs enough prompts to be one: with fewer than `ENOUGH` there is no
-threshold, and nothing is turned away.
+It is the largest logit that keeps `RECALL` of the prompts that are there in every set of pictures, measured with the written
+graphs as a CPU runs them, so that what precision costs is in it. A recall needs enough prompts to be one: with fewer than
+`ENOUGH` there is no threshold, and nothing is turned away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digseg_engine.contract import IMAGE_ENCODER, PRESENCE, TEXT_ENCODER
-from digseg_engine.errors import VerificationError
+from digseg_engine.data.shares import Share
+from digseg_engine.errors import InputError, VerificationError
 from digseg_engine.evaluation.metrics import matthews
 from digseg_engine.images import fit
 from digseg_engine.model.pretrained import Checkpoint
-from digseg_engine.worlds.scenes import CLASSES, DOMAINS, scene
+from digseg_engine.worlds.scenes import CLASSES, DOMAINS, is_scenes, scene
+from digseg_engine.worlds.sources import parse_domains
 from digseg_export.comparison import Array
 from digseg_export.disk_offload import Offloaded, working_size
 from digseg_export.own_pictures import OwnPictures, own_pictures
@@ -44,20 +46,41 @@ class Asked:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What a threshold is chosen on: `data` says in words what it is."""
+    """A set of pictures that a threshold is chosen on: `data` says in words what it is."""
 
     asked: Callable[[], Iterator[Asked]]
     data: str
 
 
-def labelled(checkpoint: Checkpoint, *folders: Path | None) -> Labelled:
-    """The first folder that is labelled, else painted scenes of every domain, asked for all its words. Of a large model one
-    scene: it is too slow on a CPU for more."""
-    for folder in folders:
-        if folder is not None and not (folder / "prompts.txt").is_file():
-            own = own_pictures(folder, OWN_PICTURES, PROMPTS)
-            return Labelled(partial(_own, checkpoint, own), own.origin)
-    count, domains = (1, DOMAINS[:1]) if isinstance(checkpoint, Offloaded) else (SCENES_PER_DOMAIN, DOMAINS)
+def labelled(checkpoint: Checkpoint, verify_data: Path | None = None, shares: Sequence[Share] = ()) -> list[Labelled]:
+    """`verify_data` where it is labelled and no part of the training data; else every part of that which is at hand and
+    labelled (`shares`), painted scenes among them; else painted scenes of every domain."""
+    apart = verify_data is not None and str(verify_data) not in [share.data for share in shares]
+    if verify_data is not None and apart and (own := _pictures(checkpoint, verify_data)):
+        return [own]
+    folders = [Path(share.data) for share in shares if Path(share.data).is_dir()]
+    found = [own for folder in folders if (own := _pictures(checkpoint, folder))]
+    painted = [domain for share in shares if is_scenes(share.data) for domain in parse_domains(share.data)]
+    if painted or not found:
+        domains = tuple(domain for domain in DOMAINS if domain in painted or not painted)
+        found.append(_painted(checkpoint, domains))
+    return found
+
+
+def _pictures(checkpoint: Checkpoint, folder: Path) -> Labelled | None:
+    """The held-out pictures of a labelled folder; None where it has no labels."""
+    if (folder / "prompts.txt").is_file():
+        return None
+    try:
+        own = own_pictures(folder, OWN_PICTURES, PROMPTS)
+    except InputError:  # data in another form, such as shards
+        return None
+    return Labelled(partial(_own, checkpoint, own), own.origin)
+
+
+def _painted(checkpoint: Checkpoint, domains: tuple[str, ...]) -> Labelled:
+    """Scenes, asked for all words of their domain. Of a large model one: it is too slow on a CPU for more."""
+    count, domains = (1, domains[:1]) if isinstance(checkpoint, Offloaded) else (SCENES_PER_DOMAIN, domains)
     words = f"{count} test scene{'s' * (count > 1)} of each of {', '.join(domains)}, asked for all words of its domain"
     return Labelled(partial(_scenes, checkpoint, domains, count), words)
 
@@ -81,19 +104,23 @@ def _own(checkpoint: Checkpoint, own: OwnPictures) -> Iterator[Asked]:
 
 
 def choose_threshold(
-    checkpoint: Checkpoint, graphs: Graphs, data: Labelled, progress: Callable[[str], None]
+    checkpoint: Checkpoint, graphs: Graphs, sets: Sequence[Labelled], progress: Callable[[str], None]
 ) -> dict[str, Any]:  # fmt: skip
     """`presence` of the manifest. Raises VerificationError when a logit is not finite."""
-    logits: list[Array] = []
-    truth: list[NDArray[np.bool_]] = []
     text_of = lru_cache(maxsize=8)(lambda prompts: _text(checkpoint, graphs, prompts))
-    for number, asked in enumerate(data.asked()):
-        progress(f"presence in picture {number + 1}")
-        (encoding,) = graphs.run(IMAGE_ENCODER, {"image": asked.image})
-        (found,) = graphs.run(PRESENCE, {"encoding": encoding, **text_of(asked.prompts)})
-        logits.append(found.ravel())
-        truth.append(asked.present.ravel())
-    return decide(np.concatenate(logits), np.concatenate(truth), data.data)
+
+    def answers(one: Labelled) -> Iterator[tuple[Array, NDArray[np.bool_]]]:
+        for number, asked in enumerate(one.asked(), 1):
+            progress(f"presence in picture {number} of {one.data}")
+            (encoding,) = graphs.run(IMAGE_ENCODER, {"image": asked.image})
+            (found,) = graphs.run(PRESENCE, {"encoding": encoding, **text_of(asked.prompts)})
+            yield found.ravel(), asked.present.ravel()
+
+    known = []
+    for one in sets:
+        logits, present = (np.concatenate(parts) for parts in zip(*answers(one)))
+        known.append(Known(logits.astype(np.float64), present, one.data))
+    return decide(known)
 
 
 def _text(checkpoint: Checkpoint, graphs: Graphs, prompts: tuple[str, ...]) -> dict[str, Array]:
@@ -104,9 +131,9 @@ def _text(checkpoint: Checkpoint, graphs: Graphs, prompts: tuple[str, ...]) -> d
 
 def in_words(stated: dict[str, Any]) -> str:
     """`presence` of a manifest as one line."""
-    pairs = stated["pairs"]
     if stated["threshold"] is None:
         return f"no prompt is turned away: {stated['reason']}"
+    pairs = stated["pairs"]
     kept = (
         f"threshold {stated['threshold']:g} keeps {stated['recall']:.1%} of {pairs['present']} prompts that are there"
     )
@@ -115,24 +142,48 @@ def in_words(stated: dict[str, Any]) -> str:
     return f"{kept}, turns away {stated['turned_away']:.1%} of {pairs['absent']} that are not"
 
 
-def decide(logits: Array, present: NDArray[np.bool_], data: str) -> dict[str, Any]:
-    """Presence logits [N] and the truth [N] -> threshold, what was asked of it, what it does on these pairs, and the data."""
-    if not np.isfinite(logits).all():
+@dataclass(frozen=True)
+class Known:
+    """Presence logits [N] of a set of pictures, and what is there [N]."""
+
+    logits: NDArray[np.float64]
+    present: NDArray[np.bool_]
+    data: str
+
+    @property
+    def largest(self) -> float:
+        """The largest threshold that keeps the recall here; infinite where nothing is there."""
+        there = np.sort(self.logits[self.present])
+        missed = len(there) - int(np.ceil(RECALL * len(there)))
+        return float(there[missed]) if len(there) else np.inf
+
+    def figures(self, threshold: float | None) -> dict[str, Any]:
+        """What a threshold does here; None: it turns nothing away. A share of nothing is None."""
+        kept = self.logits >= (-np.inf if threshold is None else threshold)
+        present, mcc = (
+            int(self.present.sum()),
+            matthews(np.bincount(2 * self.present + kept, minlength=4).reshape(2, 2)),
+        )
+        absent = len(kept) - present
+        return {"recall": float(kept[self.present].mean()) if present else None,
+                "turned_away": float((~kept[~self.present]).mean()) if absent else None,
+                "mcc": None if np.isnan(mcc) else mcc, "pairs": {"present": present, "absent": absent}}  # fmt: skip
+
+
+def decide(sets: Sequence[Known]) -> dict[str, Any]:
+    """Threshold, what was asked of it, what it does on all pairs, and the same for every set."""
+    if not all(np.isfinite(one.logits).all() for one in sets):
         raise VerificationError("presence.onnx gives NaN or infinity on labelled pictures; expected finite numbers; nothing was "
                                 "published; try --precision fp32")  # fmt: skip
-    there = np.sort(logits[present].astype(np.float64))
-    missed = len(there) - int(np.ceil(RECALL * len(there)))
-    threshold = float(np.floor(there[missed] * GRID) / GRID) if len(there) >= ENOUGH else None
-    kept = np.ones(len(logits), np.bool_) if threshold is None else logits >= threshold
-    table = np.bincount(2 * present + kept, minlength=4).reshape(2, 2)
-    mcc = matthews(table)
-    found = {"wanted_recall": RECALL, "recall": float(kept[present].mean()) if len(there) else None,
-             "turned_away": float((~kept[~present]).mean()) if len(there) < len(present) else None,
-             "mcc": None if np.isnan(mcc) else mcc,
-             "pairs": {"present": len(there), "absent": len(present) - len(there)}, "data": data}  # fmt: skip
+    whole = Known(np.concatenate([one.logits for one in sets]), np.concatenate([one.present for one in sets]), "")
+    count, threshold = int(whole.present.sum()), None
+    if count >= ENOUGH:
+        threshold = float(np.floor(min(one.largest for one in sets) * GRID) / GRID)
+    found = {"threshold": threshold, "wanted_recall": RECALL, **whole.figures(threshold),
+             "sets": [{"data": one.data, **one.figures(threshold)} for one in sets]}  # fmt: skip
     if threshold is None:
         found["reason"] = (
-            f"{len(there)} pairs with something there, at least {ENOUGH} expected: too few for a recall, so no prompt is turned "
+            f"{count} pairs with something there, at least {ENOUGH} expected: too few for a recall, so no prompt is turned "
             "away; give labelled pictures with --verify-data FOLDER"
         )
-    return {"threshold": threshold, **found}
+    return found

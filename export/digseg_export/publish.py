@@ -12,6 +12,7 @@ import numpy as np
 
 from digseg_engine.bundle import check_target, finish, writing
 from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
+from digseg_engine.data.shares import Share
 from digseg_engine.errors import VerificationError
 from digseg_engine.files import write_arrays, write_bytes, write_json
 from digseg_engine.model.folder import BUNDLED, is_large
@@ -24,7 +25,7 @@ from digseg_export.disk_offload import Offloaded, filled, open_offloaded
 from digseg_export.external_data import write_external_data
 from digseg_export.graph_check import check_graph
 from digseg_export.manifest import manifest_of
-from digseg_export.own_pictures import check_folders, own_pictures, trained_on
+from digseg_export.own_pictures import check_folders, own_pictures, shares_of, trained_on
 from digseg_export.parallel_trace import parallel_trace
 from digseg_export.precision import TYPES, check_precision
 from digseg_export.preflight import check_size, default_output
@@ -44,7 +45,7 @@ class Options:
     shapes: makes the shape profile once the checkpoint's size and stride are known; None leaves all axes dynamic.
     calibration, verify_data: folders of labelled pictures, or of pictures and prompts.txt; None takes what the checkpoint's
     record says it was trained on, where that is a folder that is there, else painted scenes.
-    known: what the record says it was trained on, for what only labelled pictures can say.
+    shares: what the record says it was trained on, for what only labelled pictures can say.
     auto_islands: apply the bisect's cure.
     measured_islands: keep nodes in float32 whose calibration range does not fit fp16.
     """
@@ -55,7 +56,7 @@ class Options:
     auto_islands: bool = False
     measured_islands: bool = True
     extra: Callable[[Checkpoint, Profile | None], dict[str, bytes]] | None = None  # more files for the bundle
-    known: Path | None = None
+    shares: tuple[Share, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def export_bundle(
     folder = model or BUNDLED
     known = trained_on(folder)
     calibrated, verified = options.calibration or known, options.verify_data or known
-    options = replace(options, calibration=calibrated, verify_data=verified, known=known)
+    options = replace(options, calibration=calibrated, verify_data=verified, shares=shares_of(folder))
     check_folders(options.calibration, options.verify_data)
     timer = StepTimer(progress)
     timer.start("load checkpoint")
@@ -227,7 +228,7 @@ def _choose_threshold(
     timer.start("choose the presence threshold")
     weights = folder if isinstance(checkpoint, Offloaded) else None
     graphs = Graphs.of(folder, [spec for spec in traced.specs if spec is not MASK_DECODER], True, weights)
-    return choose_threshold(checkpoint, graphs, labelled(checkpoint, options.verify_data, options.known), timer.detail)
+    return choose_threshold(checkpoint, graphs, labelled(checkpoint, options.verify_data, options.shares), timer.detail)
 
 
 def _failed(check: Check) -> GraphSpec:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from digseg_engine.bundle import open_bundle
 from digseg_engine.contract import PRESENCE
+from digseg_engine.data.shares import Share
 from digseg_engine.errors import VerificationError
 from digseg_engine.runtime.backends.ort_backend import OrtBackend
 from digseg_engine.runtime.source import open_source
@@ -18,7 +19,7 @@ from digseg_engine.worlds.scenes import CLASSES, DOMAINS, scene
 from digseg_export import presence_threshold
 from digseg_export.conversion import PRESENCE_EXACT
 from digseg_export.own_pictures import own_pictures
-from digseg_export.presence_threshold import ENOUGH, RECALL, choose_threshold, decide, labelled
+from digseg_export.presence_threshold import ENOUGH, RECALL, Known, choose_threshold, decide, labelled
 from digseg_export.verify import Graphs
 
 
@@ -32,19 +33,19 @@ def known(present: int, absent: int):
 
 def test_the_threshold_is_the_largest_that_keeps_the_recall():
     logits, truth = known(1000, 3000)
-    chosen = decide(logits, truth, "made up")
+    chosen = decide([Known(logits, truth, "made up")])
     assert chosen["threshold"] == 0.05 and chosen["pairs"] == {"present": 1000, "absent": 3000}
     assert chosen["recall"] == pytest.approx((logits[truth] >= 0.05).mean()) and chosen["recall"] >= RECALL
     assert (logits[truth] >= chosen["threshold"] + 0.02).mean() < RECALL  # one step of the grid more hides too much
     assert (
         chosen["turned_away"] == pytest.approx((logits[~truth] < 0.05).mean()) and 0.66 < chosen["turned_away"] < 0.68
     )
-    assert 0.5 < chosen["mcc"] < 0.7 and chosen["data"] == "made up" and "reason" not in chosen
+    assert 0.5 < chosen["mcc"] < 0.7 and chosen["sets"][0]["data"] == "made up" and "reason" not in chosen
 
 
 @pytest.mark.parametrize("present", [1, ENOUGH - 1, ENOUGH])
 def test_a_recall_of_a_few_is_none(present):
-    chosen = decide(*known(present, 50), "little")
+    chosen = decide([Known(*known(present, 50), "little")])
     if present == ENOUGH:  # one of 200 may be hidden
         assert chosen["threshold"] == 0.05 and chosen["recall"] == RECALL
         return
@@ -57,14 +58,27 @@ def test_a_recall_of_a_few_is_none(present):
 
 def test_all_there_nothing_there_and_no_number():
     logits, truth = known(300, 0)
-    assert decide(logits, truth, "")["turned_away"] is None and decide(logits, ~truth, "")["recall"] is None
+    nothing = decide([Known(logits, ~truth, "")])
+    assert (
+        decide([Known(logits, truth, "")])["turned_away"] is None and nothing["recall"] is nothing["threshold"] is None
+    )
     logits[7] = np.nan
     with pytest.raises(VerificationError, match=r"presence\.onnx gives NaN or infinity"):
-        decide(logits, truth, "")
+        decide([Known(logits, truth, "")])
+
+
+def test_every_set_keeps_its_recall():
+    """A few pictures whose logits are lower than those of many others."""
+    logits, truth = known(1000, 3000)
+    few = Known(logits[:60] - 3, truth[:60], "few")
+    chosen = decide([Known(logits, truth, "many"), few])
+    assert [one["data"] for one in chosen["sets"]] == ["many", "few"] and 10 < few.present.sum() < ENOUGH
+    assert chosen["threshold"] < 0 and chosen["sets"][1]["recall"] == 1.0 > RECALL
+    assert chosen["pairs"]["present"] == sum(one["pairs"]["present"] for one in chosen["sets"])
 
 
 def test_painted_scenes_are_asked_for_every_word_of_their_domain(traced):
-    found = labelled(traced[0], None, None)
+    (found,) = labelled(traced[0])
     asked = list(found.asked())
     assert len(asked) == 10 * len(DOMAINS) and "10 test scenes of each of objects" in found.data
     assert {one.prompts for one in asked} == {CLASSES[domain] for domain in DOMAINS}
@@ -92,15 +106,21 @@ def test_own_labelled_pictures_come_before_painted_scenes_and_say_what_is_there(
     plain = tmp_path / "plain"
     plain.mkdir()
     (plain / "prompts.txt").write_text("square\n")
-    found = labelled(traced[0], plain, data)  # pictures and words alone say nothing of what is there
-    assert "data" in found.data
+    shares = (Share("scenes:crops"), Share(str(data)), Share(str(tmp_path / "gone")))
+    (found,) = labelled(traced[0], data)
+    assert "pictures of data" in found.data
     truth = [{name: bool(there) for name, there in zip(one.prompts, one.present[0])} for one in found.asked()]
     assert [(one["ground"], one["square"], one["zebra"]) for one in truth] == [(True, True, False)] * 2 + [
         (True, False, True)
     ]
     assert not any(one["lighthouse"] for one in truth)
     assert own_pictures(data, prompts=3).examples[0].labelled == 2
-    assert "test scenes of each of objects" in labelled(traced[0], plain, None).data
+    own, crops = labelled(traced[0], plain, shares)  # pictures and words alone say nothing of what is there
+    assert own.data == found.data and "of each of crops, asked" in crops.data
+    (scenes,) = labelled(traced[0], plain)
+    assert "test scenes of each of objects" in scenes.data
+    assert [one.data for one in labelled(traced[0], data, shares)] == [own.data, crops.data]
+    assert len(labelled(traced[0], data, shares[:1])) == 1  # pictures that were asked for, and no others
 
 
 def test_it_is_chosen_with_the_written_graphs_and_written(traced, tmp_path):
