@@ -16,7 +16,11 @@ cmake --install "$build" --prefix "$folder/native" > /dev/null
 # The library loads ONNX Runtime when it needs it; here the one of the Python package, unless another is named.
 if [ -z "${DIGSEG_ONNXRUNTIME:-}" ]; then
   python="$([ -x "$root/.venv/bin/python" ] && [ -z "${VIRTUAL_ENV:-}" ] && echo "$root/.venv/bin/python" || echo python3)"
-  DIGSEG_ONNXRUNTIME="$("$python" -c 'import glob, os, onnxruntime; print(glob.glob(os.path.join(os.path.dirname(onnxruntime.__file__), "capi", "libonnxruntime.so*"))[0])')"
+  find='import glob, os, onnxruntime; print(glob.glob(os.path.join(os.path.dirname(onnxruntime.__file__), "capi", "libonnxruntime.so*"))[0])'
+  if ! DIGSEG_ONNXRUNTIME="$("$python" -c "$find" 2> /dev/null)"; then
+    echo "native.sh: ONNX Runtime is not there for $python; run bash scripts/demo.sh first, or pip install '.[cpu]', or set DIGSEG_ONNXRUNTIME to libonnxruntime.so" >&2
+    exit 1
+  fi
   export DIGSEG_ONNXRUNTIME
 fi
 mkdir -p "$folder/out"
