@@ -134,10 +134,13 @@ def look_alikes(rng: np.random.Generator, present: list[str], count: int) -> lis
 
 
 class SceneBatches:
-    """Draws batches from the pools of all domains; `shares` says how often each domain is drawn."""
+    """Draws batches from the pools of all domains; `shares` says how often each domain is drawn.
 
-    def __init__(self, pools: dict[str, Pool], shares: dict[str, float], seed: int) -> None:
-        self.pools, self.seed = pools, seed
+    crowd: pictures for each that is asked for, where they are smaller than those of other data.
+    """
+
+    def __init__(self, pools: dict[str, Pool], shares: dict[str, float], seed: int, crowd: int = 1) -> None:
+        self.pools, self.seed, self.crowd = pools, seed, crowd
         self.choose: Choose = choose_names
         self.domains = list(pools)
         own = {name for domain in self.domains for name in CLASSES[domain]}
@@ -146,15 +149,15 @@ class SceneBatches:
         self.weights = [shares[d] / total for d in self.domains]
 
     def draw(self, step: int, size: int) -> tuple[np.random.Generator, Drawn]:
-        """The `size` pictures of batch number `step`, all of one domain, and the generator to go on with."""
+        """The pictures of batch number `step`, all of one domain, and the generator to go on with."""
         rng, pool, index = self._choose(step, size)
-        latents = torch.empty(size, 0) if pool.latents is None else pool.latents[index].float()
+        latents = torch.empty(len(index), 0) if pool.latents is None else pool.latents[index].float()
         return rng, Drawn(pool, index, to_tensor(pool.images[index]), latents)
 
     def _choose(self, step: int, size: int) -> tuple[np.random.Generator, Pool, NDArray[np.int64]]:
         rng = np.random.default_rng([self.seed, step])
         pool = self.pools[self.domains[int(rng.choice(len(self.domains), p=self.weights))]]
-        return rng, pool, rng.integers(0, len(pool), size)
+        return rng, pool, rng.integers(0, len(pool), size * self.crowd)
 
     def pictures(self, step: int, size: int) -> list[str]:
         _, pool, index = self._choose(step, size)

@@ -46,8 +46,9 @@ def scene_pools(domains: tuple[str, ...], scenes: int, size: int, cache: Path) -
         return {name: build_pool(name, count, size, cache) for name, count in counts.items()}
 
 
-def scene_batches(pools: dict[str, Pool], seed: int) -> SceneBatches:
-    return SceneBatches(pools, SHARES, seed)
+def scene_batches(pools: dict[str, Pool], seed: int, crowd: int = 1) -> SceneBatches:
+    """Batches of scenes, `crowd` times as many pictures in each as asked for."""
+    return SceneBatches(pools, SHARES, seed, crowd)
 
 
 def chunks(images: NDArray[np.uint8], device: torch.device) -> Iterator[Tensor]:

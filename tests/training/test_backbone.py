@@ -10,10 +10,10 @@ from digseg_engine.training.objectives.dense import (
     PRIMITIVES,
     Backbone,
     BackboneLoss,
-    Tutored,
     dense_loss,
     pool_regions,
 )
+from digseg_engine.training.objectives.learner import Learner
 from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.worlds.pool import INDEX, SceneBatches, build_pool, look_alikes
 from digseg_engine.worlds.scenes import ALL_PAIRS
@@ -120,14 +120,14 @@ def test_look_alikes_are_present_pairs_of_few_colours():
 
 
 def test_a_tutored_student_answers_as_the_student_and_every_weight_learns(batches, nano):
-    model = Tutored(nano.student).train().requires_grad_(True)
+    model = Learner(nano.student, dense=True).train().requires_grad_(True)
     parts = (nano.vae, nano.text_encoder, nano.tokenizer, nano.reference, nano.schedule)
     loss = DistillationLoss(batches, *parts, StageConfig(1, 4, 1e-3, prompts=3), every=10**9)
     value, figures = loss(model, 0)
     alone, plain = loss(nano.student, 0)
     expected = {**plain, "dense": figures["dense"]}
     assert {k: float(v) for k, v in expected.items()} == pytest.approx({k: float(v) for k, v in figures.items()})
-    dense, _ = dense_loss(model.read(described(model, batches)), batches.batch(0, 4, 3).drawn)
+    dense, _ = dense_loss(model.classify(described(model, batches)), batches.batch(0, 4, 3).drawn)
     assert float((value - alone).detach()) == pytest.approx(float(dense.detach()), rel=1e-3)
     value.backward()
     assert all(p.grad is not None and p.grad.any() for p in model.classify.parameters())

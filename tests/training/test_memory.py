@@ -175,18 +175,19 @@ def test_pictures_and_epochs_of_a_folder_are_counted(nano_folder, tmp_path):
 @pytest.mark.parametrize(
     ("change", "heeding"),
     [
-        ("reference.prompts=4", "student"),
+        ("reference.prompts=4", "student, presence"),
         ("reference.validate_every=5", "one_step, student"),
-        ("one_step.prompts=2", "student"),
+        ("one_step.prompts=2", "student, presence"),
     ],
 )
 def test_a_setting_that_a_stage_does_not_heed_is_refused(change, heeding):
-    settings = short_run(reference=CONFIG, one_step=CONFIG, student=CONFIG)
+    settings = short_run(reference=CONFIG, one_step=CONFIG, student=CONFIG, presence=CONFIG)
     with pytest.raises(
         UsageError, match=f"--set '{change}' has no effect on this stage; .* is heeded by {heeding} alone"
     ):
         with_settings(settings, [change])
     assert with_settings(settings, ["student.prompts=4", "one_step.validate_every=5"]).student.prompts == 4
+    assert with_settings(settings, ["presence.prompts=4"]).presence.prompts == 4
 
 
 def test_optimizers_are_named_and_a_missing_package_is_said():

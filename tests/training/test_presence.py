@@ -19,7 +19,9 @@ from digseg_engine.data.negatives import hard_names
 from digseg_engine.errors import UsageError
 from digseg_engine.model.pretrained import add_presence, load_checkpoint
 from digseg_engine.training.loop import StageConfig, train_stage
+from digseg_engine.training.objectives.learner import learner_of
 from digseg_engine.training.objectives.presence import PresenceLoss, PresenceReader, known_presence
+from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.recipes.finetune import finetune, open_batches
 from digseg_engine.worlds.domains import SEEN_PAIRS
 from digseg_engine.worlds.pool import TRAIN_NAMES
@@ -60,6 +62,45 @@ def test_a_readout_learns_on_four_pictures_and_nothing_else_moves(reading, tmp_p
     assert float(value.detach()) < 0.5 * first and float(parts["right"]) == 1.0
     moved = {name for name, weight in reading.student.state_dict().items() if not torch.equal(weight, before[name])}
     assert moved and all(name.startswith("read_presence.") for name in moved)
+
+
+def test_presence_learnt_beside_masks_reaches_the_trunk_and_is_asked_hard_negatives(reading):
+    """The same student, step and batch: what the presence loss adds to every gradient of the trunk."""
+    pictures = Pictures(reading.vae)
+    parts = (reading.vae, reading.text_encoder, reading.tokenizer, reading.reference, reading.schedule)
+    loss = DistillationLoss(pictures, *parts, StageConfig(60, 4, 0.02, prompts=4))
+    reading.student.requires_grad_(True)
+    gradients = []
+    for module in (learner_of(reading.student), learner_of(reading.student, presence=True)):
+        reading.student.zero_grad()
+        value, said = loss(module, 1)
+        value.backward()
+        gradients.append({name: p.grad.clone() for name, p in reading.student.named_parameters() if p.grad is not None})
+    alone, beside = gradients
+    assert pictures.chosen_by is hard_names and {"presence_missed", "presence_false", "presence_right"} <= said.keys()
+    assert all(name in beside for name, _ in reading.student.read_presence.named_parameters(prefix="read_presence"))
+    moved = [name for name in alone if name.startswith("unet.") and not torch.equal(alone[name], beside[name])]
+    assert len(moved) > 0.8 * sum(name.startswith("unet.") for name in alone)
+
+
+def test_a_student_without_a_readout_cannot_learn_presence(nano):
+    assert learner_of(nano.student) is nano.student
+    with pytest.raises(UsageError, match="no presence readout"):
+        learner_of(nano.student, presence=True)
+
+
+def test_small_scenes_come_in_batches_of_as_many_pixels_and_dense_labels_where_they_are(reading, tmp_path):
+    own(tmp_path / "streets", count=5)
+    data = [f"{tmp_path}/streets", "scenes:objects"]
+    settings = short_run(size=64, scene_size=32, scenes=32, folder=FolderOptions(workers=0))
+    mixed = open_batches(reading, data, settings, tmp_path / "out")
+    shapes = {batch.images.shape: batch for batch in (mixed.batch(step, 2, 4) for step in range(8))}
+    assert {(2, 3, 64, 64), (8, 3, 32, 32)} == set(shapes)
+    parts = (reading.vae, reading.text_encoder, reading.tokenizer, reading.reference, reading.schedule)
+    loss = DistillationLoss(mixed, *parts, StageConfig(8, 2, 0.02, prompts=4))
+    learner = learner_of(reading.student, dense=True, presence=True)
+    said = [loss(learner, step)[1] for step in range(8)]
+    assert [("dense" in parts) for parts in said] == [mixed.batch(step, 2, 4).drawn is not None for step in range(8)]
 
 
 def test_half_of_what_is_asked_is_not_there_and_much_of_it_is_alike():

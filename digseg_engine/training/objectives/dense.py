@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.mask_head import upsample_sum
-from digseg_engine.model.student import FoldedText, Student
+from digseg_engine.model.student import Student
 from digseg_engine.training.loop import Parts, StageConfig
 from digseg_engine.training.objectives.losses import shrink
 from digseg_engine.worlds.pool import NAMES, Drawn, SceneBatches
@@ -24,32 +24,31 @@ BCE_WEIGHT = 0.3  # Dice being 1: its sum is over all classes, most of which are
 RARE = -2.0  # starting logit: a pixel belongs to few classes
 
 
+class Classifiers(nn.ModuleList):
+    """One linear classifier per scale of a student's trunk."""
+
+    def __init__(self, student: Student, classes: int = len(PRIMITIVES)) -> None:
+        super().__init__(nn.Conv2d(student.config.width, classes, 1) for _ in student.strides)
+        self.strides = student.strides
+        nn.init.constant_(self[0].bias, RARE)  # type: ignore[arg-type]
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Features of every scale -> logits of every class [B, P, h, w]."""
+        return upsample_sum([read(x) for read, x in zip(self, features)], self.strides)
+
+
 class Backbone(nn.Module):
-    """A student's trunk with one linear classifier per scale."""
+    """A student's trunk with its classifiers."""
 
     def __init__(self, student: Student, classes: int = len(PRIMITIVES)) -> None:
         super().__init__()
-        self.student = student
-        self.classify = nn.ModuleList(nn.Conv2d(student.config.width, classes, 1) for _ in student.strides)
-        nn.init.constant_(self.classify[0].bias, RARE)
+        self.student, self.classify = student, Classifiers(student, classes)
 
     def forward(self, images: Tensor, latents: Tensor) -> Tensor:
         """images [B, 3, H, W], latents [B, 4, h, w] -> logits of every class [B, P, h, w]."""
         features, _ = self.student.describe(images, latents)
-        return self.read(features)
-
-    def read(self, features: list[Tensor]) -> Tensor:
-        """Features of every scale -> logits of every class [B, P, h, w]."""
-        return upsample_sum([read(x) for read, x in zip(self.classify, features)], self.student.strides)
-
-
-class Tutored(Backbone):
-    """A student that also answers to dense labels while it learns to answer prompts; only the student is kept."""
-
-    def forward(self, images: Tensor, latents: Tensor, text: FoldedText) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """As the student's -> (logits of the prompts [B, K, u*h, u*w], logits of every class [B, P, h, w])."""
-        features, to_head = self.student.describe(images, latents)
-        return self.student.answer(self.student.encode(features, to_head), text), self.read(features)
+        answered: Tensor = self.classify(features)
+        return answered
 
 
 def pool_regions(features: list[Tensor], masks: Tensor) -> Tensor:

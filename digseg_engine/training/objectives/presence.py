@@ -20,9 +20,9 @@ from digseg_engine.model.student import FoldedText, Student
 from digseg_engine.text import PromptTokenizer
 from digseg_engine.training.loop import Parts, StageConfig, unwrap
 from digseg_engine.training.objectives.losses import mask_loss, shrink_labels
-from digseg_engine.training.objectives.student import BCE_WEIGHT
 
 SMALLEST = 4  # pixels; whether a smaller piece of a thing is there is not asked
+CELLS_WEIGHT = 2.0  # of the cells' BCE, Dice being 1, as in the student's loss of masks
 KNOWN = 0.75  # of a crop must be labelled before it is said that something is not in it
 
 
@@ -64,16 +64,21 @@ class PresenceLoss:
             bare: PresenceReader = unwrap(reader)
             folded = bare.student.fold_text(text, mask)
         logits, cells = reader(batch.images, batch.latents, folded)
-        logits, labels = logits.float(), shrink_labels(batch.masks, batch.valid, cells.shape[-2:])
-        bce, dice = mask_loss(cells.float(), *labels)
-        there, absent = known_presence(batch)
-        error = F.binary_cross_entropy_with_logits(logits, there.float(), reduction="none")
-        missed = (error * there).sum() / there.sum().clamp(min=1)
-        false = (error * absent).sum() / absent.sum().clamp(min=1)
-        right = ((logits > 0) == there)[there | absent].float().mean()
-        loss = (missed + false) / 2 + BCE_WEIGHT * bce + dice
-        parts = {"missed": missed, "false": false, "right": right, "dice": dice}
-        return loss, {name: value.detach() for name, value in parts.items()}
+        return presence_error(logits, cells, batch)
+
+
+def presence_error(logits: Tensor, cells: Tensor, batch: Batch) -> tuple[Tensor, Parts]:
+    """The loss of presence logits [B, K] and of what the cells say [B, K, h, w] about a batch, and its parts."""
+    logits, labels = logits.float(), shrink_labels(batch.masks, batch.valid, cells.shape[-2:])
+    bce, dice = mask_loss(cells.float(), *labels)
+    there, absent = known_presence(batch)
+    error = F.binary_cross_entropy_with_logits(logits, there.float(), reduction="none")
+    missed = (error * there).sum() / there.sum().clamp(min=1)
+    false = (error * absent).sum() / absent.sum().clamp(min=1)
+    right = ((logits > 0) == there)[there | absent].float().mean()
+    loss = (missed + false) / 2 + CELLS_WEIGHT * bce + dice
+    parts = {"missed": missed, "false": false, "right": right, "dice": dice}
+    return loss, {name: value.detach() for name, value in parts.items()}
 
 
 def known_presence(batch: Batch) -> tuple[Tensor, Tensor]:

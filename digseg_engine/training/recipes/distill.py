@@ -47,6 +47,7 @@ class DistillConfig(RecipeSettings):
 
     scenes: int  # per domain, when distilled on scenes
     size: int | None = None  # pixels; None: the model's own
+    scene_size: int = 0  # as in FinetuneConfig
     imitate_every: int = 0  # as in FinetuneConfig
     teacher_steps: int
     grid: tuple[int, ...]  # numbers of steps that are learned

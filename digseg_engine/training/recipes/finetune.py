@@ -31,7 +31,7 @@ from digseg_engine.model.reference import Slot
 from digseg_engine.model.stable_diffusion import load_stable_diffusion, outline_stable_diffusion
 from digseg_engine.training.loop import Loss, StageConfig
 from digseg_engine.training.objectives.denoising import DenoisingLoss
-from digseg_engine.training.objectives.dense import Tutored
+from digseg_engine.training.objectives.learner import learner_of
 from digseg_engine.training.objectives.noise import NoiseKind
 from digseg_engine.training.objectives.one_step import OneStepLoss
 from digseg_engine.training.objectives.pairs import PairSource, check_dropout
@@ -59,7 +59,11 @@ class FinetuneConfig(RecipeSettings):
     imitate_every: int = 0  # the student imitates the reference in every so manieth micro-batch; 0: never
     noise: NoiseKind = "gaussian"  # of the stage `reference`; or "multi-resolution", annealed (Marigold's)
     prompt_dropout: float = 0.0  # share of the reference's pairs whose trunk is asked the empty prompt
-    dense: bool = False  # the student learns dense labels of single words beside the prompts (scenes only)
+    scene_size: int = 0  # pixels of painted scenes, so many more in a batch; 0: as `size`
+    dense: bool = (
+        False  # the student learns dense labels of single words beside the prompts, where the batch is of scenes
+    )
+    presence_beside: bool = False  # the student's own stage teaches its presence readout too, and the trunk with it
     folder: FolderOptions = FolderOptions()  # when trained on a folder of labelled pictures
     reference: StageConfig | None = None  # None: the stage is left out
     one_step: StageConfig | None = None
@@ -87,6 +91,15 @@ def check_stages(config: FinetuneConfig, trained: bool, source: str) -> None:
         raise UsageError(f"{f'recipe {config.recipe}' if config.recipe else 'this run'} trains the student alone, which needs a "
                          f"DiGSeg checkpoint to start from; {source} is a Stable Diffusion model: use another --recipe, such as "
                          f"{default_recipe(find_start(source))}")  # fmt: skip
+
+
+def _check_beside(config: FinetuneConfig, data: Data) -> None:
+    """Raises UsageError for things to learn beside masks that this run has no data or no stage for."""
+    if config.dense and not any(is_scenes(share.data) for share in parse_shares(data)):
+        raise UsageError(f"dense labels exist for generated scenes only, and --data {data!r} has none; leave out "
+                         "--set dense=true")  # fmt: skip
+    if config.presence_beside and config.student is None:
+        raise UsageError("presence_beside teaches presence in the student's stage, and this run has no [student]")
 
 
 def load_start(folder: Path, slot: Slot = "zero", autoencoder: str | None = None) -> tuple[Checkpoint, str, bool]:
@@ -117,10 +130,7 @@ def finetune(
     config = divided(config, PartialState().num_processes)
     check_stages(config, (start / CONFIG).is_file(), source)
     checkpoint, tokenizer_json, trained = load_start(start, slot, autoencoder)
-    if config.dense and not all(is_scenes(share.data) for share in parse_shares(data)):
-        raise UsageError(
-            f"dense labels exist for generated scenes only, got --data {data!r}; leave out --set dense=true"
-        )
+    _check_beside(config, data)
     checkpoint.config = replace(checkpoint.config, image_size=config.size or checkpoint.config.image_size)
     check_data(checkpoint, data, config)
     torch.manual_seed(config.seed)
@@ -132,7 +142,7 @@ def finetune(
         "slot": slot,
         "autoencoder": autoencoder,
     }
-    if config.student is None:
+    if config.student is None or config.presence_beside:
         add_presence(checkpoint, PRESENCE_WIDTH)
     elif not checkpoint.config.student.presence_width:
         config = replace(config, presence=None)
@@ -167,7 +177,7 @@ def _train_student(
     used = ("vae", "text_encoder", "student", *(("reference",) if config.imitate_every else ()))
     keep_on_device(checkpoint, used)
     parts = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer, checkpoint.reference, checkpoint.schedule)
-    learner = Tutored(checkpoint.student) if config.dense else checkpoint.student
+    learner = learner_of(checkpoint.student, config.dense, config.presence_beside)
     loss = DistillationLoss(batches, *parts, stage, every=config.imitate_every)
 
     def held_out(pictures: Batches) -> Loss:
@@ -232,17 +242,20 @@ class DataSettings(Protocol):
     @property
     def size(self) -> int | None: ...
     @property
+    def scene_size(self) -> int: ...
+    @property
     def folder(self) -> FolderOptions: ...
 
 
 def check_data(checkpoint: Checkpoint, data: Data, config: DataSettings) -> None:
     """Refuse data and a size that cannot be used, before anything is written. Raises UsageError or InputError."""
     size = config.size or checkpoint.config.image_size
-    if size % checkpoint.stride or size < 2 * checkpoint.stride:
-        raise UsageError(
-            f"training size must be a multiple of {checkpoint.stride} for this model, at least {2 * checkpoint.stride}, got "
-            f"{size}"
-        )
+    for side in (size, config.scene_size or size):
+        if side % checkpoint.stride or side < 2 * checkpoint.stride:
+            raise UsageError(
+                f"training size must be a multiple of {checkpoint.stride} for this model, at least {2 * checkpoint.stride}, got "
+                f"{side}"
+            )
     for share in parse_shares(data):
         _check_share(share.data, config.folder)
 
@@ -270,7 +283,8 @@ def open_batches(checkpoint: Checkpoint, data: Data, config: DataSettings, out: 
 def _share_batches(checkpoint: Checkpoint, data: str, config: DataSettings, out: Path) -> Batches:
     size = config.size or checkpoint.config.image_size
     if is_scenes(data):
-        pools = scene_pools(parse_domains(data), config.scenes, size, out / "pools")
+        side = config.scene_size or size
+        pools = scene_pools(parse_domains(data), config.scenes, side, out / "pools")
         cache_latents(checkpoint.vae, pools, out / "pools")
-        return scene_batches(pools, config.seed)
+        return scene_batches(pools, config.seed, crowd=max(1, round(size * size / (side * side))))
     return folder_batches(checkpoint.vae, data, size, config.seed, config.folder, out / "latents")

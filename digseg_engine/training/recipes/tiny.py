@@ -22,7 +22,8 @@ from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.objectives.alignment import AlignmentLoss, TextAlignment
 from digseg_engine.training.objectives.autoencoder import AutoencoderLoss
 from digseg_engine.training.objectives.denoising import DenoisingLoss
-from digseg_engine.training.objectives.dense import Backbone, BackboneLoss, Tutored
+from digseg_engine.training.objectives.dense import Backbone, BackboneLoss
+from digseg_engine.training.objectives.learner import learner_of
 from digseg_engine.training.objectives.pairs import PairSource, check_dropout
 from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.recipe_files import RecipeSettings, Start, default_recipe, recipe_settings
@@ -105,7 +106,7 @@ def train(
     freeze(checkpoint.reference)
     # 5. Student.
     parts = (*frozen, checkpoint.reference, checkpoint.schedule)
-    learner = Tutored(checkpoint.student) if config.dense else checkpoint.student
+    learner = learner_of(checkpoint.student, config.dense)
     imitate = DistillationLoss(batches, *parts, config.student, every=config.imitate_every)
     validator = student_validator(checkpoint, data, config, config.student)
     run.stage("student", learner, imitate, config.student, validator)

@@ -28,7 +28,7 @@ from digseg_engine.evaluation.protocols import (
 )
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.training.loop import Loss, StageConfig
-from digseg_engine.training.objectives.dense import Tutored
+from digseg_engine.training.objectives.learner import student_of
 from digseg_engine.training.run import in_every_stage
 from digseg_engine.training.validation import Validator
 from digseg_engine.worlds.scenes import is_scenes
@@ -63,7 +63,7 @@ def student_validator(
 
     def predictor(module: nn.Module) -> Predict:
         trained = copy.copy(checkpoint)
-        trained.student = module.student if isinstance(module, Tutored) else module  # type: ignore[assignment]
+        trained.student = student_of(module)  # type: ignore[assignment]
         return student_predictor(trained, _size(checkpoint, config), readout=False)  # which is trained after it
 
     return _validator(checkpoint, data, config, stage, predictor, loss)
