@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from digseg_engine.errors import UsageError
@@ -33,10 +33,21 @@ def parse_shares(data: Data) -> tuple[Share, ...]:
     return shares
 
 
+def scored_shares(data: Data) -> tuple[Share, ...]:
+    """The parts of a mixture that figures are about: painted scenes once, whatever sizes they were painted at for training."""
+    parts = [replace(share, data=_unsized(share.data)) for share in parse_shares(data)]
+    return tuple({part.data: part for part in reversed(parts)}.values())[::-1]
+
+
 def short_names(shares: Sequence[Share]) -> list[str]:
     """What the parts are called in figures: the last part of a path, or all of it where two end alike."""
     ends = [Path(share.data).resolve().name for share in shares]
     return [end if ends.count(end) == 1 else share.data for share, end in zip(shares, ends)]
+
+
+def _unsized(data: str) -> str:
+    name = data.partition("@")[0]
+    return name if name == "scenes" or name.startswith("scenes:") else data
 
 
 def _share(text: str) -> Share:

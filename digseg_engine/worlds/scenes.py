@@ -102,7 +102,7 @@ def scene(seed: int, domain: str, size: int = 128, split: str = "train") -> Scen
 
 def is_scenes(data: str) -> bool:
     """Does --data name generated scenes (not a folder)?"""
-    return data == "scenes" or data.startswith("scenes:")
+    return data.partition("@")[0] == "scenes" or data.startswith("scenes:")
 
 
 def phrase(rng: np.random.Generator, name: str) -> Query:

@@ -30,13 +30,26 @@ CROWD = 5  # `objects` has this many times the scenes of another domain
 
 
 def parse_domains(text: str) -> tuple[str, ...]:
-    """ "scenes" -> all domains, "scenes:crops,aerial" -> those. Raises UsageError for unknown ones."""
-    _, _, listed = text.partition(":")
+    """ "scenes" -> all domains, "scenes:crops,aerial@128" -> those. Raises UsageError for unknown ones."""
+    _, _, listed = text.partition("@")[0].partition(":")
     domains = tuple(listed.split(",")) if listed else DOMAINS
     unknown = [name for name in domains if name not in DOMAINS]
     if unknown:
         raise UsageError(f"unknown scene domain {unknown[0]!r} in {text!r}; expected some of {', '.join(DOMAINS)}")
     return domains
+
+
+def painted_side(text: str, size: int) -> int:
+    """The side in pixels that scenes are painted at: what "scenes@128" says, else `size`. Raises UsageError for what is no
+    number."""
+    _, at, side = text.partition("@")
+    if not at:
+        return size
+    if not side.isdecimal() or not int(side):
+        raise UsageError(
+            f"{text}: after @ comes the side of painted scenes in pixels, such as scenes@128, got {side!r}"
+        )
+    return int(side)
 
 
 def scene_pools(domains: tuple[str, ...], scenes: int, size: int, cache: Path) -> dict[str, Pool]:

@@ -111,8 +111,8 @@ def test_a_tutored_run_changes_the_students_weights_and_adds_no_others(tmp_path,
 
 
 def test_a_run_that_teaches_presence_beside_masks_adds_the_readout_and_learns_it_in_one_stage(tmp_path, nano_folder):
-    settings = short_run(scenes=8, size=64, scene_size=32, dense=True, presence_beside=True)
-    folder = finetune(str(nano_folder), tmp_path / "run", settings, data="scenes:crops")
+    settings = short_run(scenes=8, size=64, dense=True, presence_beside=True)
+    folder = finetune(str(nano_folder), tmp_path / "run", settings, data=["scenes:crops@32", "scenes:crops"])
     after = load_checkpoint(folder)
     assert after.config.student.presence_width and after.config.image_size == 64
     assert "presence_missed" in (folder / "training" / "student.csv").read_text().splitlines()[0]
@@ -127,7 +127,9 @@ def test_unusable_settings_are_refused_before_any_work(tmp_path, nano_folder, ra
     with pytest.raises(UsageError, match=r"no \[student\]"):
         finetune(str(nano_folder), tmp_path / "b", short_run(student=None, presence=SHORT, presence_beside=True))
     with pytest.raises(UsageError, match="multiple of 8"):
-        finetune(str(nano_folder), tmp_path / "b", short_run(size=64, scene_size=20))
+        finetune(str(nano_folder), tmp_path / "b", short_run(size=64), data="scenes@20")
+    with pytest.raises(UsageError, match="after @ comes the side"):
+        finetune(str(nano_folder), tmp_path / "b", short_run(size=64), data="scenes@small")
     with pytest.raises(UsageError, match="generated scenes only"):
         finetune(str(nano_folder), tmp_path / "b", short_run(dense=True), data=str(tmp_path / "own"))
     with pytest.raises(UsageError, match="no trained reference"):

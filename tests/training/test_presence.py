@@ -16,6 +16,7 @@ from digseg_engine.data.batch import Batch, Planes, choose_names
 from digseg_engine.data.batches import FolderOptions
 from digseg_engine.data.mixtures import MixedBatches
 from digseg_engine.data.negatives import hard_names
+from digseg_engine.data.shares import scored_shares
 from digseg_engine.errors import UsageError
 from digseg_engine.model.pretrained import add_presence, load_checkpoint
 from digseg_engine.training.loop import StageConfig, train_stage
@@ -89,10 +90,15 @@ def test_a_student_without_a_readout_cannot_learn_presence(nano):
         learner_of(nano.student, presence=True)
 
 
+def test_painted_scenes_are_scored_once_whatever_their_sizes():
+    said = ["scenes@32", "scenes", "streets=2", "scenes:crops@64=0.5", "scenes-of-mine@7"]
+    assert [share.data for share in scored_shares(said)] == ["scenes", "streets", "scenes:crops", "scenes-of-mine@7"]
+
+
 def test_small_scenes_come_in_batches_of_as_many_pixels_and_dense_labels_where_they_are(reading, tmp_path):
     own(tmp_path / "streets", count=5)
-    data = [f"{tmp_path}/streets", "scenes:objects"]
-    settings = short_run(size=64, scene_size=32, scenes=32, folder=FolderOptions(workers=0))
+    data = [f"{tmp_path}/streets", "scenes:objects@32"]
+    settings = short_run(size=64, scenes=32, folder=FolderOptions(workers=0))
     mixed = open_batches(reading, data, settings, tmp_path / "out")
     shapes = {batch.images.shape: batch for batch in (mixed.batch(step, 2, 4) for step in range(8))}
     assert {(2, 3, 64, 64), (8, 3, 32, 32)} == set(shapes)

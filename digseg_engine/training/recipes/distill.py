@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from digseg_engine.console import Pace
 from digseg_engine.data.batches import FolderOptions
-from digseg_engine.data.shares import Data, parse_shares, short_names
+from digseg_engine.data.shares import Data, scored_shares, short_names
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import Predict, reference_predictor, student_predictor
 from digseg_engine.evaluation.protocols import LabelledPictures, Samples, TestScenes
@@ -47,7 +47,6 @@ class DistillConfig(RecipeSettings):
 
     scenes: int  # per domain, when distilled on scenes
     size: int | None = None  # pixels; None: the model's own
-    scene_size: int = 0  # as in FinetuneConfig
     imitate_every: int = 0  # as in FinetuneConfig
     teacher_steps: int
     grid: tuple[int, ...]  # numbers of steps that are learned
@@ -110,7 +109,7 @@ def distill(
 def report_samples(checkpoint: Checkpoint, config: DistillConfig, data: Data) -> list[Samples]:
     """What the report is made on: test scenes, and the held-out split of every folder that was trained on."""
     size, sets = checkpoint.config.image_size, list[Samples]()
-    shares = parse_shares(data)
+    shares = scored_shares(data)
     for share, name in zip(shares, short_names(shares)):
         if is_scenes(share.data):
             sets += [TestScenes(domain, config.report_scenes, size) for domain in ("microscopy", "aerial", "crops")]

@@ -45,7 +45,7 @@ from digseg_engine.training.recipes.validating import reference_validator, stude
 from digseg_engine.training.run import Run, divided, freeze, move, stages_of
 from digseg_engine.training.thrift import keep_on_device, recomputing
 from digseg_engine.worlds.scenes import is_scenes
-from digseg_engine.worlds.sources import cache_latents, parse_domains, scene_batches, scene_pools
+from digseg_engine.worlds.sources import cache_latents, painted_side, parse_domains, scene_batches, scene_pools
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,6 @@ class FinetuneConfig(RecipeSettings):
     imitate_every: int = 0  # the student imitates the reference in every so manieth micro-batch; 0: never
     noise: NoiseKind = "gaussian"  # of the stage `reference`; or "multi-resolution", annealed (Marigold's)
     prompt_dropout: float = 0.0  # share of the reference's pairs whose trunk is asked the empty prompt
-    scene_size: int = 0  # pixels of painted scenes, so many more in a batch; 0: as `size`
     dense: bool = (
         False  # the student learns dense labels of single words beside the prompts, where the batch is of scenes
     )
@@ -242,15 +241,14 @@ class DataSettings(Protocol):
     @property
     def size(self) -> int | None: ...
     @property
-    def scene_size(self) -> int: ...
-    @property
     def folder(self) -> FolderOptions: ...
 
 
 def check_data(checkpoint: Checkpoint, data: Data, config: DataSettings) -> None:
     """Refuse data and a size that cannot be used, before anything is written. Raises UsageError or InputError."""
     size = config.size or checkpoint.config.image_size
-    for side in (size, config.scene_size or size):
+    painted = [painted_side(share.data, size) for share in parse_shares(data) if is_scenes(share.data)]
+    for side in (size, *painted):
         if side % checkpoint.stride or side < 2 * checkpoint.stride:
             raise UsageError(
                 f"training size must be a multiple of {checkpoint.stride} for this model, at least {2 * checkpoint.stride}, got "
@@ -283,7 +281,7 @@ def open_batches(checkpoint: Checkpoint, data: Data, config: DataSettings, out: 
 def _share_batches(checkpoint: Checkpoint, data: str, config: DataSettings, out: Path) -> Batches:
     size = config.size or checkpoint.config.image_size
     if is_scenes(data):
-        side = config.scene_size or size
+        side = painted_side(data, size)
         pools = scene_pools(parse_domains(data), config.scenes, side, out / "pools")
         cache_latents(checkpoint.vae, pools, out / "pools")
         return scene_batches(pools, config.seed, crowd=max(1, round(size * size / (side * side))))

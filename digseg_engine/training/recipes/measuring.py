@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from digseg_engine.console import Pace, note
 from digseg_engine.data.batches import FolderOptions
-from digseg_engine.data.shares import Data, parse_shares, short_names
+from digseg_engine.data.shares import Data, scored_shares, short_names
 from digseg_engine.errors import DigsegError
 from digseg_engine.evaluation.protocols import Samples
 from digseg_engine.evaluation.quality import Case, Rows, cases_of, means, measure
@@ -96,7 +96,7 @@ def by_set(rows: Rows, sources: Sequence[str]) -> dict[str, Any]:
 def _held_out(data: Data, size: int, config: Any, count: int) -> tuple[list[Samples], str]:
     """The run's test sets and what their pictures are; scenes in their plain wording only."""
     sets, kinds = list[Samples](), []
-    shares = parse_shares(data)
+    shares = scored_shares(data)
     for share, name in zip(shares, short_names(shares)):
         opened, kind = scored_sets(share.data, size, getattr(config, "folder", FolderOptions()), name, EMPTY * count)
         sets += [samples for samples in opened if not samples.name.endswith(", reworded")]

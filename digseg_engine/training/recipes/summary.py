@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from digseg_engine.console import Pace
 from digseg_engine.data.batches import FolderOptions
-from digseg_engine.data.shares import Data, parse_shares, short_names
+from digseg_engine.data.shares import Data, scored_shares, short_names
 from digseg_engine.evaluation.predictors import student_predictor
 from digseg_engine.evaluation.protocols import LabelledPictures, Samples, open_samples
 from digseg_engine.evaluation.score import evaluate
@@ -82,7 +82,7 @@ def student_score(checkpoint: Checkpoint, data: Data, config: Any) -> Score | No
     if not PartialState().is_main_process:
         return None
     size = checkpoint.config.image_size
-    shares = parse_shares(data)
+    shares = scored_shares(data)
     chosen = [scored_sets(share.data, size, config.folder, name) for share, name in zip(shares, short_names(shares))]
     predict = student_predictor(checkpoint)
     pace = Pace("scoring the student on pictures", sum(len(samples) for sets, _ in chosen for samples in sets))

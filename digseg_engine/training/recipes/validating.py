@@ -16,7 +16,7 @@ from digseg_engine.console import note
 from digseg_engine.data.batch import Batches
 from digseg_engine.data.batches import FolderOptions, folder_batches
 from digseg_engine.data.datasets import dataset_splits
-from digseg_engine.data.shares import Data, parse_shares, short_names
+from digseg_engine.data.shares import Data, parse_shares, scored_shares, short_names
 from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import Predict, reference_predictor, student_predictor
 from digseg_engine.evaluation.protocols import (
@@ -97,7 +97,7 @@ def _validator(
     if not stage.validate_every:
         return None
     size, sets, losses = _size(checkpoint, config), list[Samples](), list[Loss]()
-    shares = parse_shares(data)
+    shares = scored_shares(data)
     for share, name in zip(shares, short_names(shares)):
         place = share.data
         if is_scenes(share.data):

@@ -1,0 +1,1 @@
+"""What people would otherwise train or run, for benchmarks alone."""
