@@ -44,7 +44,7 @@ PATIENCE = timedelta(hours=6)  # of processes that wait for each other
 WORTH_COMPILING = 100  # steps; compiling takes minutes, which a shorter stage does not win back
 ELSEWHERE = {"lr": "learning_rate", "batch_size": "batch", "wd": "weight_decay", "epochs": "steps"}  # in other programs
 IDLE = {  # settings that only these stages heed
-    "prompts": ("text", "student", "presence"),
+    "prompts": ("denoiser", "text", "student", "presence"),
     **dict.fromkeys(("validate_every", "validate_pictures", "early_stop"), ("one_step", "few_step", "student")),
 }
 Plain = (bool, int, float, str)  # settings that `with_settings` can change

@@ -1,6 +1,7 @@
 """Training: batches are pure functions, resume is exact, the whole run works end to end at a tiny scale."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,6 +101,7 @@ def test_the_whole_run_trains_saves_and_loads(tmp_path, nano_preset, monkeypatch
         imitate_every=16,
         quality_pictures=2,
         autoencoder=short,
+        denoiser=short,
         backbone=short,
         text=short,
         reference=short,
@@ -108,12 +110,12 @@ def test_the_whole_run_trains_saves_and_loads(tmp_path, nano_preset, monkeypatch
     folder = module.train("tiny", tmp_path / "run", settings)
     loaded = load_checkpoint(folder)
     assert loaded.vae.config.scaling_factor != 0.18215
-    for stage in ("autoencoder", "backbone", "text", "reference", "student"):
+    for stage in ("autoencoder", "denoiser", "backbone", "text", "reference", "student"):
         assert (tmp_path / "run" / stage / "curve.png").is_file(), stage
     figures = read_quality(folder)
     assert figures.measured["on"] == "test scenes" and figures.measured["pictures"] == 1  # of 120 that were trained on
     made = json.loads((folder / "training" / "made.json").read_text())
-    assert set(made["seconds"]) == {"autoencoder", "backbone", "text", "reference", "student", "total"}
+    assert set(made["seconds"]) == {"autoencoder", "denoiser", "backbone", "text", "reference", "student", "total"}
     assert (folder / "training" / "student.csv").read_text().startswith("step,seconds,bce,dice")
     assert json.loads((tmp_path / "run" / "train.json").read_text())["seed"] == 0
     stamp = (folder / "student" / "model.safetensors").read_bytes()
@@ -122,6 +124,24 @@ def test_the_whole_run_trains_saves_and_loads(tmp_path, nano_preset, monkeypatch
     ).read_bytes() == stamp
     with pytest.raises(UsageError, match="not empty"):
         module.train("tiny", tmp_path / "run", settings)
+
+
+@pytest.mark.slow
+def test_a_run_may_denoise_pictures_in_place_of_dense_labels_but_not_leave_out_both(tmp_path, nano_preset, monkeypatch):
+    from digseg_engine.model import config
+    from digseg_engine.training.recipes import tiny as module
+    from digseg_engine.training.run import scaled
+
+    monkeypatch.setitem(config.PRESETS, "tiny", nano_preset)
+    shipped = recipe_settings("tiny-denoising", module.TrainConfig)
+    assert shipped.backbone is None and shipped.denoiser is not None
+    settings = replace(scaled(shipped, 0.0005), size=64, scenes=32, presence=None, quality_pictures=0)
+    folder = module.train("tiny", tmp_path / "run", settings, data="scenes:crops")
+    assert set(json.loads((folder / "training" / "made.json").read_text())["seconds"]) == {
+        "autoencoder", "denoiser", "text", "reference", "student", "total",
+    }  # fmt: skip
+    with pytest.raises(UsageError, match=r"give the recipe \[denoiser\], \[backbone\] or both"):
+        replace(settings, denoiser=None)
 
 
 def test_presets_that_need_pretrained_weights_are_refused(tmp_path):

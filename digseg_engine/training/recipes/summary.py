@@ -40,6 +40,7 @@ def print_schedule(out: Path, config: RecipeSettings, checkpoint: Checkpoint, si
         "student": checkpoint.student,
         "autoencoder": checkpoint.vae,
         "text": checkpoint.text_encoder,
+        "denoiser": checkpoint.student.unet,
         "backbone": checkpoint.student,
         **({"presence": checkpoint.student.read_presence} if checkpoint.student.config.presence_width else {}),
     }

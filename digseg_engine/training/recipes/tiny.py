@@ -26,6 +26,7 @@ from digseg_engine.training.objectives.dense import Backbone, BackboneLoss
 from digseg_engine.training.objectives.learner import learner_of
 from digseg_engine.training.objectives.pairs import PairSource, check_dropout
 from digseg_engine.training.objectives.student import DistillationLoss
+from digseg_engine.training.objectives.text_to_image import Denoiser, TextToImageLoss
 from digseg_engine.training.recipe_files import RecipeSettings, Start, default_recipe, recipe_settings
 from digseg_engine.training.recipes.measuring import measure_checkpoint
 from digseg_engine.training.recipes.presence import teach_presence
@@ -48,7 +49,8 @@ class TrainConfig(RecipeSettings):
     prompt_dropout: float = 0.0  # as in FinetuneConfig
     dense: bool = False  # the student learns dense labels of single words beside the prompts
     autoencoder: StageConfig
-    backbone: StageConfig
+    denoiser: StageConfig | None = None  # None: the trunk never denoises pictures
+    backbone: StageConfig | None = None  # None: the trunk sees no dense labels before the student does
     text: StageConfig
     reference: StageConfig
     student: StageConfig
@@ -57,6 +59,9 @@ class TrainConfig(RecipeSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_dropout(self.prompt_dropout)
+        if self.denoiser is None and self.backbone is None:
+            raise UsageError("the trunk needs a pretraining, which the text encoder is aligned with: give the recipe [denoiser], "
+                             "[backbone] or both")  # fmt: skip
 
 
 def train(
@@ -86,8 +91,14 @@ def train(
     run.stage("autoencoder", checkpoint.vae, AutoencoderLoss(batches, config.autoencoder), config.autoencoder)
     set_latent_scale(checkpoint.vae, pools, out / "scale.json")
     cache_latents(checkpoint.vae, pools, out / "pools")
-    # 2. Backbone: what pretrained diffusion weights give a large model.
-    run.stage("backbone", Backbone(checkpoint.student), BackboneLoss(batches, config.backbone), config.backbone)
+    # 2. Trunk: what pretrained diffusion weights give a large model, the same way or by dense labels.
+    if config.denoiser is not None:
+        freeze(checkpoint.text_encoder)  # not trained yet: captions are told apart all the same
+        told = checkpoint.text_encoder, checkpoint.tokenizer, checkpoint.schedule, config.denoiser
+        run.stage("denoiser", Denoiser(checkpoint.student.unet), TextToImageLoss(batches, *told), config.denoiser)
+        checkpoint.text_encoder.requires_grad_(True)
+    if config.backbone is not None:
+        run.stage("backbone", Backbone(checkpoint.student), BackboneLoss(batches, config.backbone), config.backbone)
     # 3. Text encoder, aligned with the backbone's features, then frozen.
     alignment = TextAlignment(
         checkpoint.text_encoder, checkpoint.student.config.width * len(checkpoint.student.strides)
