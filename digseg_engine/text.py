@@ -45,7 +45,15 @@ class PromptTokenizer:
     def load(cls, path: Path) -> PromptTokenizer:
         """Read a `tokenizer.json`. Raises BundleError when it cannot be read."""
         try:
-            return cls(Tokenizer.from_file(str(path)))
+            return cls.parse(path.read_bytes(), path)
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read: {error.strerror or error}; export the bundle again") from error
+
+    @classmethod
+    def parse(cls, body: bytes, path: Path) -> PromptTokenizer:
+        """From the bytes of a `tokenizer.json`, which `path` names in messages. Raises BundleError."""
+        try:
+            return cls(Tokenizer.from_buffer(body))
         except Exception as error:
             raise BundleError(f"{path} is not a readable tokenizer.json: {error}; export the bundle again") from error
 

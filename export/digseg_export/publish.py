@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from digseg_engine.bundle import check_target, finish, writing
+from digseg_engine.bundle import check_target, finish, open_bundle, writing
 from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
 from digseg_engine.data.shares import Share
 from digseg_engine.errors import VerificationError
@@ -19,6 +19,7 @@ from digseg_engine.model.folder import BUNDLED, is_large
 from digseg_engine.model.graph_modules import graph_modules
 from digseg_engine.model.pretrained import Checkpoint, load_checkpoint
 from digseg_engine.runtime.profile import Profile
+from digseg_engine.signatures import sign
 from digseg_export.comparison import LIMITS, Check, CheckError, Limits
 from digseg_export.conversion import Conversion, Models, Traced, fix_shapes
 from digseg_export.disk_offload import Offloaded, filled, open_offloaded
@@ -57,6 +58,7 @@ class Options:
     measured_islands: bool = True
     extra: Callable[[Checkpoint, Profile | None], dict[str, bytes]] | None = None  # more files for the bundle
     shares: tuple[Share, ...] = ()
+    sign: Path | None = None  # private key
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,8 @@ def publish(
         write_json(folder / "precision.json", policy, sort_keys=True)
         verified = report(checks, limits, data, own)
         finish(folder, manifest_of(checkpoint, conversion.report(), graphs, verified, profile, presence))
+        if options.sign is not None:
+            sign(open_bundle(folder), options.sign, target.name)
         timer.start("open the written bundle and ask it")
         answers = _prove(folder, checkpoint, golden, profile, timer)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
