@@ -274,7 +274,7 @@ NEEDED = (  # what readers take from a manifest without asking again
 
 
 def _check_file(folder: Path, name: str, entry: Any) -> Seal:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or not isinstance(entry, dict):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}", name) or not isinstance(entry, dict):
         raise BundleError(
             f"{folder}/{MANIFEST} lists the file name {name!r:.60}; expected plain names only; {HOW_TO_EXPORT}"
         )
