@@ -12,6 +12,7 @@ from digseg_engine.contract import MASK_DECODER, PRESENCE, graphs_of
 from digseg_engine.errors import UsageError
 from digseg_engine.runtime.profile import Profile, make_profile, parse_shapes
 from digseg_engine.signatures import signing_with
+from digseg_export.sbom import SBOM
 from digseg_export.targets import MemoryBudget, build_script, find_target, memory_budget
 
 FORMATS = ("onnx", "tensorrt", "tensorrt-rtx", "all")
@@ -193,7 +194,7 @@ class Request:
         """The --dry-run answer: what would be written where, with which limits. presence: the model has that readout."""
         sizes = self.sizes()
         specs = tuple(graphs_of(presence).values())
-        files = ["manifest.json", "precision.json", "tokenizer.json", "golden.safetensors"]
+        files = ["manifest.json", "precision.json", "tokenizer.json", "golden.safetensors", SBOM]
         files += [name for spec in specs for name in (spec.file, spec.data_file)]
         with_cpu_graph = {"fp32": (PRESENCE, MASK_DECODER), "fp16": specs, "bf16": specs}.get(self.precision, ())
         files += [spec.cpu_file for spec in specs if spec in with_cpu_graph]
