@@ -122,15 +122,23 @@ def wrapped(number: int, body: bytes) -> bytes:
     return bytes([number << 3 | 2]) + length + bytes([size]) + body
 
 
-def test_graphs_nested_without_end_are_refused_not_followed():
+def nested(depth: int) -> bytes:
+    """A graph whose node has an attribute that is a graph, and so on."""
     body = b""
-    for _ in range(2000):
-        body = wrapped(1, wrapped(5, wrapped(6, body)))  # a node whose attribute is a graph
+    for _ in range(depth):
+        body = wrapped(1, wrapped(5, wrapped(6, body)))
+    return wrapped(7, body)
+
+
+def test_graphs_nested_without_end_are_refused_not_followed():
     with pytest.raises(BundleError, match="deep within each other"):
-        check_weights(wrapped(7, body), "g.onnx", "g.data", None)
+        check_weights(nested(2000), "g.onnx", "g.data", None)
 
 
-@pytest.mark.parametrize("body", [b"\xff" * 64, b"\x3a\xff\xff\xff\xff\x0f", b"\x3b", b"\x08", b"\x3a\x05\x2a\x09"])
+NO_GRAPHS = (b"\xff" * 64, b"\x3a\xff\xff\xff\xff\x0f", b"\x3b", b"\x08", b"\x3a\x05\x2a\x09")
+
+
+@pytest.mark.parametrize("body", NO_GRAPHS)
 def test_what_is_no_graph_is_refused(body):
     with pytest.raises(BundleError, match="is refused"):
         check_weights(body, "g.onnx", "g.data", None)
