@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unicodedata import category
 
 from digseg_engine.words import readable
 
 SECONDS = 10.0  # between two lines of a `Pace`
+TURNS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))  # what turns the direction of reading
 
 
 class ReaderGoneError(BaseException):
@@ -79,7 +81,9 @@ def end_output() -> None:
 
 
 def one_line(message: str) -> str:
-    return " ".join(message.split())
+    """Words on one line; characters that would steer a terminal, or turn the direction of reading, are written as escapes."""
+    line = " ".join(message.split())
+    return "".join(c if category(c) != "Cc" and c not in TURNS else c.encode("unicode_escape").decode() for c in line)
 
 
 def complain(name: str, message: str) -> None:

@@ -24,6 +24,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {  # extra -> modules that must be importab
     "lora": ("peft",),
     "augment": ("kornia",),
     "remote": ("fsspec", "filelock"),
+    "sign": ("model_signing", "OpenSSL"),
     "export": ("torch", "diffusers", "transformers", "skimage", "onnx", "onnxscript", "onnxruntime"),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt_rtx",),

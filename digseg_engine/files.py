@@ -1,17 +1,23 @@
 """Every file a user keeps is written here: into a temporary sibling, flushed, renamed into place. Nothing half-written.
 
 A reader never sees a part of a file under its final name, whatever ends the writer: an exception, Ctrl-C, a full disk or
-a kill. (A kill leaves the temporary sibling, whose name begins with `.digseg-` and ends in `.tmp`.) The finished file has
-the mode that the user's umask gives, whatever the library that filled it chose. Torch-free.
+a kill. (A kill leaves the temporary sibling, whose name begins with `.digseg-` and ends in `.tmp`; the next program that
+writes to the folder removes it.) The finished file has the mode that the user's umask gives, whatever the library that filled it
+chose. Torch-free.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
+import re
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +26,60 @@ from numpy.typing import NDArray
 
 from digseg_engine.errors import OutputError
 
+FORGOTTEN = 7 * 86400  # seconds after which what another machine left is nobody's any more
+OWNED = re.compile(r"([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
+_tidied: set[Path] = set()  # folders that this process has looked through
+
 
 def temporary_sibling(target: Path) -> Path:
     """A name beside `target` that nobody uses: short, so that a long final name is judged by itself, and hidden."""
-    return target.absolute().parent / f".digseg-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    return target.absolute().parent / f".digseg-{owned_name()}.tmp"
+
+
+def owned_name() -> str:
+    """A part of a temporary name that says whose it is: this system and its processes, this process, and a number."""
+    return f"{_system()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+@cache
+def _system() -> str:
+    """What tells process numbers of here from those of another machine, container or boot."""
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:8]
+
+
+def abandoned(path: Path) -> bool:
+    """Was a temporary file or folder, called by `owned_name`, left by a process that is no more? Never true when unsure."""
+    owner = OWNED.search(path.name)
+    if owner is None:
+        return False
+    if owner[1] != _system():
+        with suppress(OSError):
+            return time.time() - path.stat().st_mtime > FORGOTTEN
+        return False
+    if os.name != "posix" or int(owner[2]) == os.getpid():
+        return False
+    try:
+        os.kill(int(owner[2]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed writers left in a folder: once for each folder in a process, because folders may be large."""
+    if folder in _tidied:
+        return
+    _tidied.add(folder)
+    with suppress(OSError):
+        for path in folder.glob(".digseg-*.tmp"):
+            if abandoned(path):
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -35,6 +91,7 @@ def replacing(target: Path | str) -> Iterator[Path]:
     """
     target = Path(target)
     temporary = temporary_sibling(target)
+    tidy(temporary.parent)
     try:
         mode = _create(temporary)
         yield temporary

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from digseg_engine.errors import BundleError, OutputError, UsageError
-from digseg_engine.files import flush
+from digseg_engine.files import OWNED, abandoned, flush, owned_name
 
+DRAFT = ".tmp-"  # in the name of a folder that is being filled
 ASIDE = ".tmp-old-"  # in the name of a folder that makes way
 SEALED = "manifest.json"  # in a folder that holds nothing but what is listed there, with its hash
 TRIES = 50  # how often a writer without a lock makes way for another one
@@ -49,7 +50,8 @@ def writing(target: Path, mark: Mark) -> Iterator[Path]:
     recover(target)
     check_target(target, mark)
     target = target.resolve()  # behind a link the folder itself is replaced, the link stays
-    draft = target.with_name(f".{target.name[:100]}.tmp-{uuid.uuid4().hex[:8]}")
+    draft = target.with_name(f".{target.name[:100]}{DRAFT}{owned_name()}")
+    _forget_drafts(target)
     try:
         draft.mkdir(parents=True)
     except OSError as error:
@@ -197,6 +199,15 @@ def recover(target: Path | str) -> None:
             aside = _set_aside(target)
             if aside and not os.path.lexists(target):
                 max(aside, key=lambda path: path.stat().st_ctime_ns).rename(target)
+
+
+def _forget_drafts(target: Path) -> None:
+    """Remove the half-filled folders of `target` whose writers were killed."""
+    start = f".{target.name[:100]}{DRAFT}"
+    with suppress(OSError):
+        for path in target.parent.iterdir():
+            if path.name.startswith(start) and OWNED.fullmatch(path.name[len(start) :]) and abandoned(path):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _set_aside(target: Path) -> list[Path]:

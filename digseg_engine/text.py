@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import category
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,23 +14,37 @@ from digseg_engine.contract import TOKEN_BUCKETS, token_bucket
 from digseg_engine.errors import BundleError, InputError
 
 MAX_TOKENS = TOKEN_BUCKETS[-1]
+MOST_PROMPTS = 10_000
+MOST_CHARACTERS = 4096  # of one prompt; 77 tokens are far fewer
 
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:
-    """The prompts as a list. Raises InputError when there is none, one is not text, or one is blank."""
+    """The prompts as a list. Raises InputError when there is none, more than MOST_PROMPTS, or one is not text, blank, longer
+    than MOST_CHARACTERS or holds control characters: what no model can be asked is refused before anything is made of it."""
     if isinstance(prompts, str):
         raise InputError(f"prompts must be a list of texts, got the single text {prompts!r}; write [{prompts!r}]")
     if not isinstance(prompts, Sequence):
         raise InputError(f"prompts must be a list of texts, got {type(prompts).__name__}; write list(...) around it")
     if not prompts:
         raise InputError('no prompt given; name at least one thing to segment, for example "red circle"')
+    if len(prompts) > MOST_PROMPTS:
+        raise InputError(
+            f"{len(prompts)} prompts given; at most {MOST_PROMPTS} are asked at once; ask in several calls"
+        )
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise InputError(f"prompt {i} must be text, got {type(prompt).__name__}; pass a string")
+        if len(prompt) > MOST_CHARACTERS:
+            raise InputError(f"prompt {i} ({prompt[:20]!r}...) has {len(prompt)} characters, at most {MOST_CHARACTERS} are read; "
+                             "shorten it")  # fmt: skip
         if not prompt.strip():
             raise InputError(f'prompt {i} is empty; expected a few words, for example "red circle"')
         if any("\ud800" <= character <= "\udfff" for character in prompt):  # surrogates: bytes that were not UTF-8
             raise InputError(f"prompt {i} ({prompt!a}) is not valid text; expected UTF-8")
+        if control := next((c for c in prompt if category(c) == "Cc" and not c.isspace()), ""):
+            raise InputError(
+                f"prompt {i} ({prompt!a}) holds the control character U+{ord(control):04X}; expected words"
+            )
     return list(prompts)
 
 
@@ -45,7 +60,15 @@ class PromptTokenizer:
     def load(cls, path: Path) -> PromptTokenizer:
         """Read a `tokenizer.json`. Raises BundleError when it cannot be read."""
         try:
-            return cls(Tokenizer.from_file(str(path)))
+            return cls.parse(path.read_bytes(), path)
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read: {error.strerror or error}; export the bundle again") from error
+
+    @classmethod
+    def parse(cls, body: bytes, path: Path) -> PromptTokenizer:
+        """From the bytes of a `tokenizer.json`, which `path` names in messages. Raises BundleError."""
+        try:
+            return cls(Tokenizer.from_buffer(body))
         except Exception as error:
             raise BundleError(f"{path} is not a readable tokenizer.json: {error}; export the bundle again") from error
 

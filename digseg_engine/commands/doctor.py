@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from digseg_engine.runtime.backends import Usable
-    from digseg_engine.runtime.choice import Verdict
+    from digseg_engine.runtime.choice import Row, Verdict
 
 
 def run(
@@ -102,14 +103,29 @@ def _choice(verdict: Verdict) -> Group:
 
     task = verdict.task
     title = f"golden sample, and time at {task.size} px, {counted(task.batch, 'picture')}, {counted(task.prompts, 'prompt')}"
-    rows, notes = [], []
-    for row in verdict.rows:
-        figures = [f"{row.error:.1e}" if row.error is not None else "", f"{row.iou:.5f}" if row.iou is not None else "",
-                   f"{row.ms:.1f}" if row.ms is not None else ""]  # fmt: skip
-        rows.append([row.backend, "yes" if row.usable else "no", *figures, "<- chosen" if row.chosen else ""])
-        notes.append(f"{row.backend}: {row.detail if row.right else row.why}")
+    rows = [[*_figures(row), f"{row.ms:.1f}" if row.ms is not None else "", "<- chosen" if row.chosen else ""]
+            for row in verdict.rows]  # fmt: skip
     columns = ("backend", "usable", "error", "mask IoU", "ms", "")
-    return Group(_table(title, columns, rows), *(Text(note) for note in notes))
+    return Group(_table(title, columns, rows), *(Text(_remark(row)) for row in verdict.rows))
+
+
+def answers_table(rows: Sequence[Row]) -> Group:
+    """The golden sample alone, as `digseg verify` shows it."""
+    from rich.console import Group
+    from rich.text import Text
+
+    cells = [[*_figures(row), "yes" if row.right else "no" if row.usable else ""] for row in rows]
+    table = _table("golden sample", ("backend", "usable", "error", "mask IoU", "right"), cells)
+    return Group(table, *(Text(_remark(row)) for row in rows))
+
+
+def _figures(row: Row) -> list[str]:
+    numbers = [f"{row.error:.1e}" if row.error is not None else "", f"{row.iou:.5f}" if row.iou is not None else ""]
+    return [row.backend, "yes" if row.usable else "no", *numbers]
+
+
+def _remark(row: Row) -> str:
+    return f"{row.backend}: {row.detail if row.right else row.why}"
 
 
 def _table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Table:

@@ -198,6 +198,9 @@ def list_records(part: Part, root: Path) -> list[Record]:
     if part.listing is not None:
         lines = (root / part.listing).read_text(encoding="utf-8").splitlines()
         keys = list(dict.fromkeys(composed(_bare(line.strip())) for line in lines if line.strip()))
+        if outside := [key for key in keys if _leads_out(key)]:
+            raise InputError(f"{root / part.listing} lists {outside[0]!r:.60}, which leads out of the data set; expected names "
+                             f"in {_folder(part.images)}/; correct the list")  # fmt: skip
     picture, mask = (pattern if Path(pattern).suffix else f"{pattern}.png" for pattern in (part.images, part.masks))
     return [
         Record(part.name.format(k), images.get(k, root / picture.format(k)), masks.get(k, root / mask.format(k)))
@@ -216,6 +219,11 @@ def stray_masks(layout: Layout, root: Path, split: str) -> list[str]:
                 f"{path} has no picture; expected one of its name in {root / _folder(part.images)}" for path in strays
             ]
     return problems
+
+
+def _leads_out(name: str) -> bool:
+    """Is a listed name a path to somewhere else, on any system?"""
+    return name.startswith(("/", "\\")) or ":" in name[:2] or ".." in name.replace("\\", "/").split("/") or "\0" in name
 
 
 def _bare(name: str) -> str:

@@ -5,7 +5,9 @@ Nothing is guessed: a value or colour that the class table does not explain is a
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import zlib
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +15,14 @@ from PIL import Image
 
 from digseg_engine.data.classes import BACKGROUND, IGNORE, UNKNOWN, ClassTable, colour_text, list_text
 from digseg_engine.errors import InputError
-from digseg_engine.reading import PictureFile, decode
+from digseg_engine.reading import PictureFile, decode, pixel_limit
 
 Ids = NDArray[np.int16]
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 THRESHOLD = 128  # of 0..255, for pictures whose compression has blurred black and white
 PACK = np.array((1 << 16, 1 << 8, 1), np.int64)
+MATLAB_HEAD, MATLAB_PACKED = 128, 15  # bytes of a file's head; the mark of a packed part
+PIECE = 1 << 20
 UNPACK = {"L;2": 85, "L;4": 17}  # Pillow stretches grey of 2 and 4 bits to 0..255
 
 
@@ -141,10 +145,38 @@ def _by_colour(image: Image.Image, table: ClassTable, path: PictureFile) -> Ids:
 def _matlab(path: PictureFile) -> NDArray[np.int64]:
     """`LabelMap` of a Pascal Context .mat file."""
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     try:
         with path.open("rb") as file:
-            return np.asarray(loadmat(file)["LabelMap"]).astype(np.int64)
-    except (MatReadError, OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+            _check_unpacked(file, str(path))
+            file.seek(0)
+            return np.asarray(loadmat(file, variable_names=["LabelMap"])["LabelMap"]).astype(np.int64)
+    except InputError:
+        raise
+    except Exception as error:  # a reader of a foreign format raises whatever the damage leads it to
         raise InputError(f"{path} cannot be read: {error}; expected a MATLAB file with LabelMap") from error
+
+
+def _check_unpacked(file: BinaryIO, name: str) -> None:
+    """Raises InputError when the packed parts of a MATLAB file hold more than the largest mask would, before room is made for
+    them. They are unpacked here piece by piece and thrown away."""
+    most = 8 * pixel_limit()  # bytes: the widest numbers that a map can have
+    head = file.read(MATLAB_HEAD)
+    order: Literal["little", "big"] = "little" if head[-2:] == b"IM" else "big"
+    while len(tag := file.read(8)) == 8:
+        kind, size = (int.from_bytes(tag[at : at + 4], order) for at in (0, 4))
+        if kind != MATLAB_PACKED:
+            file.seek(size, os.SEEK_CUR)
+            continue
+        unpacked, body, left = zlib.decompressobj(), b"", size
+        while left > 0 or body:
+            if not body:
+                body = file.read(min(left, PIECE))
+                left -= len(body)
+            if not body:
+                return  # cut short: its reader says so
+            most -= len(unpacked.decompress(body, PIECE))
+            body = unpacked.unconsumed_tail
+            if most < 0:
+                raise InputError(f"{name} unpacks to more than {pixel_limit() / 1e6:.4g} million pixels; expected a mask; set "
+                                 "DIGSEG_MAX_PIXELS higher if it is one")  # fmt: skip

@@ -20,6 +20,7 @@ Prediction = Literal["v_prediction", "epsilon"]
 BetaSchedule = Literal["scaled_linear", "linear"]
 
 
+WIDEST = 16_384  # channels of any part of a student
 PRESENCE_WIDTH = 32  # channels of the bundled model's readout, and of one that `digseg train --presence-only` adds
 
 
@@ -43,6 +44,11 @@ class StudentConfig:
     presence_width: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if type(value) is not int or not 0 <= value <= WIDEST:
+                raise UsageError(f"student {name} must be a whole number from 0 to {WIDEST}, got {value!r:.40}")
+        if self.heads < 1 or self.width < 1:
+            raise UsageError(f"student width and heads must be 1 or more, got {self.width} and {self.heads}")
         if self.width % self.heads:
             raise UsageError(f"student width must be a multiple of its heads, got {self.width} and {self.heads}")
         if self.detail_blocks < 0 or (self.detail_blocks and not self.detail_width):

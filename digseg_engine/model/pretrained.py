@@ -42,6 +42,8 @@ CONTENTS = (CONFIG, "vae", "unet", "text_encoder", "tokenizer", "text_pathway", 
             "distill.json", "distill.png")  # fmt: skip
 
 
+# What building a network from a configuration of a stranger, and filling it, raises.
+UNFIT = (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, MemoryError, SafetensorError)
 PREFIX = "text_model."  # of a text encoder's tensors, in releases of transformers before 5
 
 
@@ -216,8 +218,14 @@ class Networks:
 
 def assemble(config: DigsegConfig, networks: Networks, tokenizer: PromptTokenizer) -> Checkpoint:
     """A checkpoint around networks that are there; the parts that only DiGSeg has, and the student, are drawn at random."""
-    student = new_student(UNet2DConditionModel.from_config(networks.unet.config), config, networks.vae)
-    reference = new_reference(networks.unet, config)
+    try:
+        student = new_student(UNet2DConditionModel.from_config(networks.unet.config), config, networks.vae)
+        reference = new_reference(networks.unet, config)
+    except UNFIT as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"the sizes of {CONFIG} give no network: {first}; use the one it was trained with"
+        ) from error
     return Checkpoint(config, networks.vae, networks.text_encoder, tokenizer, reference, student)
 
 
@@ -243,11 +251,11 @@ def autoencoder_class(folder: Path) -> Any:
     config = folder / "config.json"
     try:
         name = json.loads(config.read_text()).get("_class_name")
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{config} cannot be read: {error}; restore it from the training run") from error
     kinds = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-    if name not in kinds:
-        raise CheckpointError(f"{config} names the class {name!r}; expected one of {', '.join(kinds)}")
+    if not isinstance(name, str) or name not in kinds:
+        raise CheckpointError(f"{config} names the class {name!r:.60}; expected one of {', '.join(kinds)}")
     return kinds[name]
 
 
@@ -270,7 +278,7 @@ def from_pretrained(kind: Any, folder: Path, variant: str | None = None) -> Any:
         missing = sorted(found["missing_keys"])
         if missing and kind is CLIPTextModel:
             missing = _load_text_encoder(network, folder, variant)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except UNFIT as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{folder} cannot be loaded as {kind.__name__}: {first}; restore it from where it came"

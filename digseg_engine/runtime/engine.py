@@ -32,7 +32,8 @@ from digseg_engine.runtime.result import About, Segmentation
 from digseg_engine.runtime.source import Portable, Source, open_source
 from digseg_engine.runtime.streaming import Taken, batches, check_on_error, check_several, take, take_all
 from digseg_engine.runtime.tensors import logits_of, strongest
-from digseg_engine.text import PromptTokenizer, check_prompts
+from digseg_engine.signatures import Signer
+from digseg_engine.text import check_prompts
 
 if TYPE_CHECKING:
     from digseg_engine.runtime.tiles import TiledSegmentation
@@ -49,7 +50,7 @@ class Engine:
         self.runner = ChunkedRunner(backend, profile=source.profile)
         self.gate = gate_of(source)
         self.mark = object()  # what this engine encoded bears it
-        self.prompts = PromptCache(PromptTokenizer.load(source.tokenizer), self.runner.encode_text)
+        self.prompts = PromptCache(source.tokenizer(), self.runner.encode_text)
         self._refiner: Any = None
         self._lock = Lock()
 
@@ -57,7 +58,7 @@ class Engine:
     def load(
         cls, model: Path | str | None = None, backend: str = "auto", checkpoint: Path | str | None = None,
         size: int | None = None, batch: int = 1, prompts: int = 1, pictures: int | None = None, threads: int | None = None,
-        device: str | None = None, engines: Path | str | None = None,
+        device: str | None = None, engines: Path | str | None = None, require_signature: Path | str | Signer | None = None,
     ) -> Engine:  # fmt: skip
         """Open a bundle (every hash is checked) or a checkpoint directory and create a backend.
 
@@ -69,14 +70,18 @@ class Engine:
         is known: for a few small ones ONNX Runtime starts sooner and runs slower. threads: how many a backend on the CPU
         may use (default: the cores of this process, a container's quota respected). device: "cpu", "cuda" or "cuda:1"
         (default: each backend's own). engines: a folder of TensorRT-RTX plans that may be run: they are executable code, so
-        it is never looked for elsewhere.
+        it is never looked for elsewhere. require_signature: a public key (PEM), or a `Signer`: the bundle is refused unless it
+        carries that signer's signature over exactly its files (extra `[sign]`).
         Raises BundleError for a damaged or foreign bundle, CheckpointError for a broken checkpoint, UsageError for an
         unknown backend name, threads or device, BackendError for a backend that cannot run here.
         """
         known = kinds()
         if backend not in ("auto", *known):
             raise UsageError(f"unknown backend {backend!r}; expected auto or one of {', '.join(known)}")
-        source = open_source(find_model(model), checkpoint)
+        signer = require_signature
+        if signer is not None and not isinstance(signer, Signer):
+            signer = Signer(Path(signer).absolute())
+        source = open_source(find_model(model), checkpoint, signer)
         plans = None if engines is None else Path(engines)
         source = replace(source, threads=threads, device=device, engines=plans).with_work(
             pictures, size or source.working_size

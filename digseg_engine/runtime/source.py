@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
 from digseg_engine.bundle import MANIFEST, Bundle, open_bundle
 from digseg_engine.errors import BackendError, BundleError, UsageError
 from digseg_engine.folders import recover
 from digseg_engine.runtime.profile import Profile
+from digseg_engine.signatures import Signer, verify
+from digseg_engine.text import PromptTokenizer
 
 LIMITS = {"fp32": (1e-3, 0.999), "fp16": (2e-2, 0.99), "bf16": (5e-2, 0.97)}  # as an export in that precision is judged
 LITTLE = 5.2e11  # pictures x pixels x bytes of weights: four pictures of 128 pixels for the bundled model in fp16
@@ -57,8 +59,9 @@ class Source:
 
     brief: little work follows; a backend that can should start sooner rather than run faster. threads: how many a
     backend on the CPU may use (None: as many as this process has cores); device: "cpu", "cuda" or "cuda:1" (None: the
-    backend's own choice). engines: a folder of plans that the user named, for the backend that runs them. Raises UsageError
-    for other threads or devices.
+    backend's own choice). engines: a folder of plans that the user named, for the backend that runs them. signer: whose
+    signature the bundle was found to carry. Raises UsageError for other threads or devices, and for parts that a signature
+    does not cover beside one that is required.
     """
 
     bundle: Bundle | None
@@ -67,8 +70,13 @@ class Source:
     threads: int | None = None
     device: str | None = None
     engines: Path | None = None
+    signer: Signer | None = None
 
     def __post_init__(self) -> None:
+        for name, given in (("checkpoint", self.checkpoint), ("engines", self.engines)):
+            if self.signer is not None and given is not None:
+                raise UsageError(f"{name} {given} is not covered by the bundle's signature, which is required here; leave one of "
+                                 "the two out")  # fmt: skip
         count = self.threads
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1024):
             raise UsageError(
@@ -107,13 +115,13 @@ class Source:
         folder = None if self.bundle is None else self.bundle.folder.absolute()
         trained = None if self.checkpoint is None else self.checkpoint.absolute()
         plans = None if self.engines is None else self.engines.absolute()
-        return Portable(folder, trained, self.brief, self.threads, self.device, self.digest, plans)
+        return Portable(folder, trained, self.brief, self.threads, self.device, self.digest, plans, self.signer)
 
-    @property
-    def tokenizer(self) -> Path:
+    def tokenizer(self) -> PromptTokenizer:
+        """The model's own. Raises BundleError when it cannot be read."""
         if self.bundle is not None:
-            return self.bundle.file("tokenizer.json")
-        return self.need_checkpoint("the tokenizer") / "tokenizer" / "tokenizer.json"
+            return PromptTokenizer.parse(self.bundle.read("tokenizer.json"), self.bundle.file("tokenizer.json"))
+        return PromptTokenizer.load(self.need_checkpoint("the tokenizer") / "tokenizer" / "tokenizer.json")
 
     @cached_property
     def sizes(self) -> tuple[int, int]:
@@ -189,9 +197,9 @@ class Source:
             path = self.need_checkpoint("torch")
             image, ids, mask, logits, presence = torch_backend.golden_arrays(path)
             return Golden(image, ids, mask, logits, *LIMITS["fp32"], presence)
-        path = self.bundle.file("golden.safetensors")
+        path, body = self.bundle.file("golden.safetensors"), self.bundle.read("golden.safetensors")
         try:
-            arrays = load_file(str(path))
+            arrays = load(body)
             limits = self.bundle.manifest["verification"]["limits"]
             parts = [arrays[name] for name in ("image", "token_ids", "token_mask", "logits")]
             golden = Golden(*parts, float(limits["relative"]), float(limits["iou"]), arrays.get("presence"))  # type: ignore[call-arg, arg-type, misc]
@@ -216,11 +224,14 @@ class Portable:
     device: str | None
     digest: str
     engines: Path | None = None
+    signer: Signer | None = None
 
     def reopened(self) -> Source:
         """The source. Raises BundleError when its files are gone, damaged or other ones by now."""
         opened = None if self.bundle is None else open_bundle(self.bundle)
-        source = Source(opened, self.checkpoint, self.brief, self.threads, self.device, self.engines)
+        if opened is not None and self.signer is not None:
+            verify(opened, self.signer)
+        source = Source(opened, self.checkpoint, self.brief, self.threads, self.device, self.engines, self.signer)
         if source.digest != self.digest:
             raise BundleError(
                 f"{self.bundle or self.checkpoint} has changed since the engine was opened; load it again"
@@ -228,13 +239,24 @@ class Portable:
         return source
 
 
-def open_source(folder: Path | str, checkpoint: Path | str | None = None) -> Source:
-    """A bundle directory (with the checkpoint it came from, for the torch backends) or a checkpoint directory.
+def open_source(folder: Path | str, checkpoint: Path | str | None = None, signer: Signer | None = None) -> Source:
+    """A bundle directory (with the checkpoint it came from, for the torch backends) or a checkpoint directory. signer: whose
+    signature it must carry.
 
-    Raises BundleError for a damaged or foreign bundle, BackendError for a checkpoint that is not there.
+    Raises BundleError for a damaged or foreign bundle and one that is not so signed, BackendError for a checkpoint that is
+    not there.
     """
     folder = Path(folder)
     recover(folder)
+    if signer is not None:
+        if checkpoint is None and (folder / "digseg.json").is_file():
+            raise UsageError(
+                f"{folder} is a checkpoint, which carries no signature; export it with `digseg-export --sign KEY`"
+            )
+        signer.check()
+        opened = open_bundle(folder)
+        verify(opened, signer)
+        return Source(opened, None if checkpoint is None else Path(checkpoint), signer=signer)
     if (folder / "digseg.json").is_file() and checkpoint is None:
         return Source(None, folder)
     trained = None if checkpoint is None else Path(checkpoint)

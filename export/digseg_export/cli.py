@@ -66,11 +66,26 @@ def export(
 
 
 def _engines_alone(request: Request, bundle: Path, dry_run: bool, quiet: bool, as_json: bool) -> None:
-    """Build the engines of a ready bundle."""
-    from digseg_engine.bundle import open_bundle
+    """Sign a ready bundle, or build its engines, or both."""
+    from digseg_engine.bundle import SIGNATURE, open_bundle
     from digseg_export.engines import Builder, show
 
-    open_bundle(bundle)
+    opened = open_bundle(bundle)
+    if request.sign is not None and not dry_run:
+        from digseg_engine.signatures import sign
+
+        sign(opened, request.sign, bundle.resolve().name)
+    if request.format == "onnx":
+        facts = {"bundle": str(bundle), "signature": str(bundle / SIGNATURE)}
+        if dry_run:
+            _say_preview(facts, as_json)
+        else:
+            print(
+                json.dumps(facts, indent=2)
+                if as_json
+                else f"signed {bundle}; check it: digseg verify {bundle} --key PUBLIC-KEY"
+            )
+        return
     builder = Builder(request, bundle)
     if dry_run:
         _say_preview({"bundle": str(bundle), **builder.preview()}, as_json)
@@ -229,7 +244,7 @@ COMMAND = Command(
                metavar="FOLDER"),
         Option("--format", "onnx; all: also build TensorRT engines here; tensorrt: the same; tensorrt-rtx: also build "
                "TensorRT-RTX plans, on any machine", default="onnx", metavar="NAME"),
-        Option("--bundle", "build the engines of this ready bundle, and export nothing", kind=Path, metavar="FOLDER",
+        Option("--bundle", "sign this ready bundle or build its engines, and export nothing", kind=Path, metavar="FOLDER",
                not_with=EXPORTS),
         Option("--compute-capability", "GPUs that TensorRT-RTX plans are for", metavar="NUMBERS",
                shown="those of 75,80,86,89,120 that take the precision"),
@@ -258,6 +273,8 @@ COMMAND = Command(
         Option("--builder-optimization-level", "0 to 5", kind=int, into="builder_level"),
         Option("--layout", "bundle; diffusers: the few-step reference, for optimum", default="bundle", metavar="NAME"),
         Option("--dry-run", "check the arguments, say what would be done", kind=bool, default=False),
+        Option("--sign", "sign the bundle with this private key (PEM, ECDSA); its password in $DIGSEG_SIGN_PASSWORD", kind=Path,
+               metavar="KEY"),
         Option("--quiet", "no progress and no tables", kind=bool, default=False),
         Option("--json", "print the result as JSON", kind=bool, default=False, into="as_json"),
     ),
@@ -266,6 +283,7 @@ COMMAND = Command(
         "digseg-export runs/mine/checkpoint                      # to mine-fp16/",
         "digseg-export runs/mine/checkpoint --precision int8 --dry-run",
         "digseg-export --bundle mine-fp16 --format tensorrt-rtx  # to mine-fp16-tensorrt-rtx/",
+        "digseg-export --bundle mine-fp16 --sign key.pem         # adds mine-fp16/model.sig",
     ),
 )  # fmt: skip
 

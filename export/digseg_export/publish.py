@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from digseg_engine.bundle import check_target, finish, writing
+from digseg_engine.bundle import check_target, finish, open_bundle, writing
 from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
 from digseg_engine.data.shares import Share
 from digseg_engine.errors import VerificationError
@@ -19,6 +19,7 @@ from digseg_engine.model.folder import BUNDLED, is_large
 from digseg_engine.model.graph_modules import graph_modules
 from digseg_engine.model.pretrained import Checkpoint, load_checkpoint
 from digseg_engine.runtime.profile import Profile
+from digseg_engine.signatures import sign
 from digseg_export.comparison import LIMITS, Check, CheckError, Limits
 from digseg_export.conversion import Conversion, Models, Traced, fix_shapes
 from digseg_export.disk_offload import Offloaded, filled, open_offloaded
@@ -32,6 +33,7 @@ from digseg_export.preflight import check_size, default_output
 from digseg_export.presence_threshold import choose_threshold, labelled
 from digseg_export.progress import Progress, StepTimer
 from digseg_export.prove import Answer, prove, prove_large
+from digseg_export.sbom import SBOM, sbom_of
 from digseg_export.to_onnx import example_inputs, export_asked, export_image_encoder, export_text_encoder, strip
 from digseg_export.verify import OWN_PICTURES, PROMPTS, STAGES, Graphs, Sample, report, samples, shaped_sample, verify
 
@@ -57,6 +59,8 @@ class Options:
     measured_islands: bool = True
     extra: Callable[[Checkpoint, Profile | None], dict[str, bytes]] | None = None  # more files for the bundle
     shares: tuple[Share, ...] = ()
+    sign: Path | None = None  # private key
+    record: Path | None = None  # the checkpoint's folder: what it says of its making goes into the bill of materials
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def export_bundle(
     folder = model or BUNDLED
     known = trained_on(folder)
     calibrated, verified = options.calibration or known, options.verify_data or known
-    options = replace(options, calibration=calibrated, verify_data=verified, shares=shares_of(folder))
+    options = replace(options, calibration=calibrated, verify_data=verified, shares=shares_of(folder), record=folder)
     check_folders(options.calibration, options.verify_data)
     timer = StepTimer(progress)
     timer.start("load checkpoint")
@@ -155,7 +159,11 @@ def publish(
         policy = {"format": "digseg.precision/1", **conversion.report()}
         write_json(folder / "precision.json", policy, sort_keys=True)
         verified = report(checks, limits, data, own)
-        finish(folder, manifest_of(checkpoint, conversion.report(), graphs, verified, profile, presence))
+        manifest = manifest_of(checkpoint, conversion.report(), graphs, verified, profile, presence)
+        write_json(folder / SBOM, sbom_of(folder, manifest, options.record), sort_keys=True)
+        finish(folder, manifest)
+        if options.sign is not None:
+            sign(open_bundle(folder), options.sign, target.name)
         timer.start("open the written bundle and ask it")
         answers = _prove(folder, checkpoint, golden, profile, timer)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}

@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from digseg_engine.bundle import SIGNATURE
 from digseg_engine.contract import MASK_DECODER, PRESENCE, graphs_of
 from digseg_engine.errors import UsageError
 from digseg_engine.runtime.profile import Profile, make_profile, parse_shapes
+from digseg_engine.signatures import signing_with
+from digseg_export.sbom import SBOM
 from digseg_export.targets import MemoryBudget, build_script, find_target, memory_budget
 
 FORMATS = ("onnx", "tensorrt", "tensorrt-rtx", "all")
@@ -43,6 +46,7 @@ class Request:
     bundle: Path | None = None
     compute_capability: str | None = None
     engines: Path | None = None
+    sign: Path | None = None
 
     def check(self) -> None:
         """Raises UsageError for the first argument that is unknown or does not apply, with the reason."""
@@ -71,6 +75,8 @@ class Request:
             raise UsageError(f"--workspace is {self.workspace}; expected 1 or more MiB")
         if self.builder_level is not None and not 0 <= self.builder_level <= 5:
             raise UsageError(f"--builder-optimization-level is {self.builder_level}; expected 0 to 5")
+        if self.sign is not None:
+            signing_with(self.sign)
 
     def _conditions(self) -> list[tuple[Any, str, bool, str]]:
         p, half = self.precision, self.precision in ("fp16", "bf16")
@@ -103,8 +109,9 @@ class Request:
             (self.compute_capability is not None, "--compute-capability", rtx,
              "it names the GPUs of a TensorRT-RTX plan; add --format tensorrt-rtx"),
             (self.engines is not None, "--engines", rtx, "it is the folder of TensorRT-RTX plans; add --format tensorrt-rtx"),
-            (self.bundle is not None, "--bundle", self.format != "onnx",
-             "a ready bundle is what engines are built of; add --format tensorrt-rtx or tensorrt"),
+            (self.bundle is not None, "--bundle", self.format != "onnx" or self.sign is not None,
+             "a ready bundle is signed, or engines are built of it; add --sign KEY, --format tensorrt-rtx or tensorrt"),
+            (self.sign is not None, "--sign", bundle, "a bundle is what is signed, and the diffusers layout is none"),
             (self.target is not None, "--target", self.format == "onnx", "the script builds on the device; --format builds here"),
         ]  # fmt: skip
 
@@ -169,7 +176,7 @@ class Request:
             return self.profile(checkpoint.config.image_size, checkpoint.stride)
 
         return Options(shapes if self.sizes() else None, self.calibration, self.verify_data, self.auto_islands,
-                       self.islands == "measured", self._script if self.target else None)  # fmt: skip
+                       self.islands == "measured", self._script if self.target else None, sign=self.sign)  # fmt: skip
 
     def _script(self, checkpoint: Any, profile: Profile | None) -> dict[str, bytes]:
         parts = (checkpoint.student, checkpoint.vae, checkpoint.text_encoder)
@@ -187,12 +194,14 @@ class Request:
         """The --dry-run answer: what would be written where, with which limits. presence: the model has that readout."""
         sizes = self.sizes()
         specs = tuple(graphs_of(presence).values())
-        files = ["manifest.json", "precision.json", "tokenizer.json", "golden.safetensors"]
+        files = ["manifest.json", "precision.json", "tokenizer.json", "golden.safetensors", SBOM]
         files += [name for spec in specs for name in (spec.file, spec.data_file)]
         with_cpu_graph = {"fp32": (PRESENCE, MASK_DECODER), "fp16": specs, "bf16": specs}.get(self.precision, ())
         files += [spec.cpu_file for spec in specs if spec in with_cpu_graph]
         if self.target:
             files.append(f"build-{self.target}.sh")
+        if self.sign:
+            files.append(SIGNATURE)
         return {"output": os.fspath(output), "precision": self.precision, "format": self.format, "files": files,
                 "shapes": "dynamic" if not sizes else {"min": sizes[0], "opt": sizes[1], "max": sizes[2]},
                 "limits": vars(self.limits())}  # fmt: skip

@@ -6,16 +6,29 @@
 
 #include "error.hpp"
 #include "file.hpp"
+#include "graph_file.hpp"
 #include "sha256.hpp"
 
 namespace digseg {
 namespace {
 
-constexpr uint64_t kManifestLimit = 64ull << 20;
+constexpr uint64_t kManifestLimit = 64ull << 20, kGraphLimit = 2ull << 30;
+const char* const kPlans[] = {".plan", ".engine", ".trt"};  // executable code: never part of a bundle, whoever wrote its hash
 const char* const kAgain = "; copy or export the bundle again";
 
+bool ends_with(const std::string& text, const std::string& end) {
+  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+// The file that holds the weights of a graph and of the form of it that a CPU runs.
+std::string weights_of(std::string graph) {
+  for (const char* end : {".onnx", ".fp32"})
+    if (ends_with(graph, end)) graph.resize(graph.size() - 5);
+  return graph + ".data";
+}
+
 bool plain_name(const std::string& name) {
-  if (name.empty() || name[0] == '.' || name[0] == '-') return false;
+  if (name.empty() || name.size() > 255 || name[0] == '.' || name[0] == '-') return false;
   for (const char c : name) {
     const bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
     if (!letter && c != '_' && c != '.' && c != '-') return false;
@@ -50,6 +63,7 @@ void Bundle::read_manifest() {
   read_model(manifest);
   for (size_t i = 0; i < files.keys.size(); ++i) check_file(files.keys[i], files.items[i]);
   check_others();
+  check_graphs();
 }
 
 void Bundle::read_model(const Json& manifest) {
@@ -83,9 +97,18 @@ void Bundle::check_others() const {
   std::error_code unreadable;
   for (const auto& entry : std::filesystem::directory_iterator(folder, unreadable)) {
     const std::string name = entry.path().filename().string();
-    if (name[0] != '.' && name != "manifest.json" && !lists(name))
+    if (name[0] != '.' && name != "manifest.json" && name != "model.sig" && !lists(name))
       fail(DIGSEG_CORRUPT, folder + " holds " + quoted(name) + ", which its manifest does not list; a bundle holds what was hashed and "
                            "nothing else; move it away");
+  }
+}
+
+// No graph names any file but its own weights.
+void Bundle::check_graphs() const {
+  for (const auto& file : files_) {
+    if (!ends_with(file.first, ".onnx")) continue;
+    const std::string full = folder + "/" + file.first, data = weights_of(file.first);
+    check_weights(read_hashed(full, kGraphLimit, file.second), full, data, lists(data) ? file_size(folder + "/" + data) : -1);
   }
 }
 
@@ -101,6 +124,9 @@ AxisRange Bundle::read_range(const Json& shapes, const char* axis) const {
 void Bundle::check_file(const std::string& name, const Json& entry) {
   if (!plain_name(name))
     fail(DIGSEG_CORRUPT, manifest_path_ + " lists the file name " + quoted(name) + "; expected plain names only" + kAgain);
+  for (const char* end : kPlans)
+    if (ends_with(name, end))
+      fail(DIGSEG_CORRUPT, manifest_path_ + " lists " + quoted(name) + "; a plan is code for one machine and never part of a bundle" + kAgain);
   const std::string full = folder + "/" + name;
   const long long wanted = entry.integer_at("size", 0, 1ll << 50, manifest_path_);
   const std::string& hash = entry.string_at("sha256", manifest_path_);

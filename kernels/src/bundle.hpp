@@ -53,6 +53,7 @@ class Bundle {
   AxisRange read_range(const Json& shapes, const char* axis) const;
   void check_file(const std::string& name, const Json& entry);
   void check_others() const;
+  void check_graphs() const;
 
   std::string manifest_path_;
   std::map<std::string, std::string> files_;  // name to SHA-256

@@ -40,7 +40,7 @@ ssize_t read_some(int file, char* to, size_t size, const std::string& path) {
 }
 
 int open_to_read(const std::string& path) {
-  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe put there is not waited for
   if (file < 0) fail(DIGSEG_NOT_FOUND, path + " cannot be opened: " + std::strerror(errno) + "; check the path");
   return file;
 }
@@ -95,6 +95,8 @@ std::vector<char> read_file(const std::string& path, uint64_t limit) {
 
 std::string file_sha256(const std::string& path) {
   const Descriptor file(open_to_read(path));
+  struct stat info;
+  if (fstat(file.number, &info) != 0 || !S_ISREG(info.st_mode)) fail(DIGSEG_NOT_FOUND, path + " is not a plain file");
   Sha256 digest;
   std::vector<char> chunk(1 << 20);
   while (const ssize_t got = read_some(file.number, chunk.data(), chunk.size(), path))

@@ -95,7 +95,8 @@ def test_every_extra_exists_and_lists_what_its_commands_import():
     for extra, modules in extras.EXTRAS.items():
         text = " ".join(declared[extra] + (declared["train"] if "digseg-engine[train]" in declared[extra] else []))
         for module in modules:
-            assert {"skimage": "scikit-image"}.get(module, module.replace("_", "-")) in text, (
+            named = {"skimage": "scikit-image", "OpenSSL": "pyopenssl"}
+            assert named.get(module, module.replace("_", "-")) in text, (
                 extra,
                 module,
             )

@@ -8,6 +8,7 @@ provider that cannot be created is an error: ONNX Runtime itself would go on wit
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from digseg_engine.bundle import LARGEST_READ, weights_of
 from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.extras import install_line
@@ -41,6 +43,11 @@ EXTRAS = {  # what brings each, and where
 }
 PLUGINS = {"onnxruntime-tensorrt-rtx": "NvTensorRTRTXExecutionProvider"}  # registered at run time, see `ort_plugin.py`
 Provider = tuple[str, dict[str, str]]
+FROM_MEMORY = "add_external_initializers_from_files_in_memory"  # of session options
+IN_MEMORY = (
+    PROVIDER,
+    PROVIDERS["onnxruntime-cuda"],
+)  # providers that take weights so; others may open the files themselves
 PLACES = "session.record_ep_graph_assignment_info"  # remember which node runs on which provider (1.24 and newer)
 # Arithmetic on shapes: GPU providers leave it to the CPU on purpose, where it belongs.
 SHAPE_WORK = {"Shape", "Size", "Constant", "ConstantOfShape", "Gather", "Concat", "Unsqueeze", "Squeeze", "Slice", "Cast",
@@ -95,7 +102,7 @@ class OrtBackend:
         made = {spec.file: self._session(bundle, spec) for spec in bundle.graphs.values()}
         self._text, self._image, self._masks = (made[spec.file] for spec in (TEXT_ENCODER, IMAGE_ENCODER, MASK_DECODER))
         self._presence = made.get(PRESENCE.file)
-        wide = self._graph(bundle, TEXT_ENCODER) != bundle.file(TEXT_ENCODER.file)
+        wide = self._graph(bundle, TEXT_ENCODER) != TEXT_ENCODER.file
         stored = f"{precision} weights widened to fp32" if wide else precision
         self.detail = f"onnxruntime {onnxruntime.__version__}, {self._provider}, {stored}"
         halves = {i.type for i in self._masks.get_inputs() if i.name == "text_keys"} == {"tensor(float16)"}
@@ -103,18 +110,21 @@ class OrtBackend:
 
     def _session(self, bundle: Bundle, spec: GraphSpec) -> Any:
         options = session_options(self._runtime, self._threads)
+        graph = self._graph(bundle, spec)
         if self._brief:  # creates a session in a third of the time; a run takes a quarter longer
             options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return create_session(self._runtime, self._graph(bundle, spec), options, self._provider, self.providers(spec))
+        in_memory = self._provider in IN_MEMORY
+        return opened_as_hashed(bundle, graph, options, in_memory, lambda model: create_session(
+            self._runtime, model, options, self._provider, self.providers(spec), str(bundle.file(graph))))  # fmt: skip
 
     def providers(self, spec: GraphSpec) -> list[Provider]:
         """The providers of a graph's session, first the one asked for, each with its options."""
         return [(self._provider, {})]
 
-    def _graph(self, bundle: Bundle, spec: GraphSpec) -> Path:
-        """On the CPU the graph made for it where the bundle has one, else the graph itself."""
+    def _graph(self, bundle: Bundle, spec: GraphSpec) -> str:
+        """On the CPU the graph made for it where the bundle has one, else the graph itself: its file's name."""
         on_cpu = self._provider == PROVIDER and spec.cpu_file in bundle.manifest["files"]
-        return bundle.file(spec.cpu_file if on_cpu else spec.file)
+        return spec.cpu_file if on_cpu else spec.file
 
     def encode_text(self, token_ids: Tokens, token_mask: TokenMask) -> tuple[Array, Array]:
         keys, values = self._run(self._text, {"token_ids": token_ids, "token_mask": token_mask})
@@ -179,12 +189,35 @@ def create(source: Source, name: str) -> OrtBackend:
     return OrtCudaBackend(source, name)
 
 
-def create_session(
-    runtime: Any, model: Path | bytes, options: Any, provider: str = PROVIDER, providers: list[Provider] | None = None
+def opened_as_hashed(
+    bundle: Bundle, graph: str, options: Any, in_memory: bool, create: Callable[[Path | bytes], Any]
 ) -> Any:
-    """A session for a graph; asserts that the provider asked for is the one that runs, and that nothing but arithmetic on
-    shapes is left to the CPU where that is a GPU."""
-    name = str(model) if isinstance(model, Path) else "a one-node graph"
+    """A session on the very bytes that were hashed, by `create`, which takes a graph or its path.
+
+    The graph asks for nothing but its own weights. Those are handed over as bytes, read once, where this ONNX Runtime takes
+    them so (`in_memory`; 1.24 and newer) and they are no larger than LARGEST_READ. Larger ones are opened by their path,
+    and refused when their seal is another one afterwards. Raises BundleError.
+    """
+    body, data = bundle.graph(graph), weights_of(graph)
+    size = int(bundle.manifest["files"].get(data, {"size": 0})["size"])
+    if in_memory and size <= LARGEST_READ and hasattr(options, FROM_MEMORY):
+        weights = bundle.read(data) if size else b""
+        if weights:
+            getattr(options, FROM_MEMORY)([data], [weights], [size])
+        return create(body)
+    session = create(bundle.file(graph))
+    for name in (graph, data) if size else (graph,):
+        bundle.unchanged(name)
+    return session
+
+
+def create_session(
+    runtime: Any, model: Path | bytes, options: Any, provider: str = PROVIDER, providers: list[Provider] | None = None,
+    name: str = "",
+) -> Any:  # fmt: skip
+    """A session for a graph, called `name` in messages; asserts that the provider asked for is the one that runs, and that
+    nothing but arithmetic on shapes is left to the CPU where that is a GPU."""
+    name = name or (str(model) if isinstance(model, Path) else "a one-node graph")
     offered = runtime.get_available_providers()
     if provider not in offered:
         fix = next(install(backend) for backend, known in PROVIDERS.items() if known == provider)

@@ -16,7 +16,15 @@ from digseg_engine.contract import GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.runtime.backends import Usable, in_one_line
 from digseg_engine.runtime.backends.devices import gpu_index
-from digseg_engine.runtime.backends.ort_backend import PLACES, PLUGINS, PROBE, check_places, install, session_options
+from digseg_engine.runtime.backends.ort_backend import (
+    PLACES,
+    PLUGINS,
+    PROBE,
+    check_places,
+    install,
+    opened_as_hashed,
+    session_options,
+)
 from digseg_engine.runtime.backends.ort_gpu import OrtGpuBackend
 from digseg_engine.runtime.backends.tensorrt_native import bundle_profile, model_sizes
 from digseg_engine.runtime.private_cache import private_folder
@@ -99,7 +107,8 @@ class OrtPluginBackend(OrtGpuBackend):
         if self.index >= len(found):
             raise BackendError(f"{PROVIDER} offers {len(found)} devices, and cuda:{self.index} was asked for")
         options = session_options(self._runtime, self._threads)
-        return make_session(self._runtime, bundle.file(spec.file), options, found[self.index], settings(bundle, spec))
+        return opened_as_hashed(bundle, spec.file, options, False, lambda model: make_session(
+            self._runtime, model, options, found[self.index], settings(bundle, spec)))  # fmt: skip
 
 
 def settings(bundle: Bundle, spec: GraphSpec) -> dict[str, str]:
