@@ -67,9 +67,9 @@ class Engine:
         model's own), `batch` pictures and `prompts` prompts; the verdict is remembered. checkpoint: the directory the
         bundle was exported from, which the torch backends and `refine` need. pictures: how many will follow, if that
         is known: for a few small ones ONNX Runtime starts sooner and runs slower. threads: how many a backend on the CPU
-        may use (default: the cores of this process, a container's quota respected). device: "cpu", "cuda" or "cuda:1"
-        (default: each backend's own). engines: a folder of TensorRT-RTX plans that may be run: they are executable code, so
-        it is never looked for elsewhere.
+        may use (default: the cores of this process, a container's quota respected). device: "cpu", "cuda", "cuda:1", or of
+        OpenVINO "gpu", "gpu:1", "npu" (default: each backend's own). engines: a folder of TensorRT-RTX plans that may be run:
+        they are executable code, so it is never looked for elsewhere.
         Raises BundleError for a damaged or foreign bundle, CheckpointError for a broken checkpoint, UsageError for an
         unknown backend name, threads or device, BackendError for a backend that cannot run here.
         """
