@@ -83,6 +83,8 @@ def probe(name: str = "openvino") -> Usable:
         runtime = load()
     except ImportError as error:
         return Usable(name, False, "", f"not installed ({error})", install_line("openvino"))
+    except Exception as error:
+        return Usable(name, False, "", f"cannot be imported: {in_one_line(error)}", install_line("openvino"))
     variant = VARIANTS[name]
     try:
         core = runtime.Core()
