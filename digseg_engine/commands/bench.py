@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from digseg_engine.commands.declare import Command, Option
+from digseg_engine.words import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,7 +32,6 @@ def run(
     from digseg_engine.named import find_model
     from digseg_engine.runtime import bench
     from digseg_engine.runtime.source import open_source
-    from digseg_engine.words import counted
 
     for path in filter(None, (report, chart)):
         check_output_file(path)
@@ -55,12 +55,8 @@ def run(
     console = Console()
     for table in tables(body):
         console.print(table)
-    for one in body["backends"]:
-        console.print(f"{one['backend']}: {one['reason'] or one['detail']}", highlight=False, markup=False)
-        for row in one["rows"]:
-            for said in row.get("notes", ()):
-                where = f"{row['size']} px, batch {row['batch']}, {counted(row['prompts'], 'prompt')}"
-                console.print(f"{one['backend']}, {where}: {said}", highlight=False, markup=False)
+    for line in remarks(body):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if report is not None:
         write_json(report, body)
     if chart is not None:
@@ -111,41 +107,66 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def tables(body: dict[str, Any]) -> list[Table]:
-    """One table of starts, and one for every size and batch: a row per number of prompts and backend."""
-    from rich.table import Table
+STAGES = {"text": "text", "encode": "encode", "presence": "presence", "masks": "decode", "label": "resize"}
 
-    began = Table(title="from process start to the first mask, seconds", title_justify="left")
-    for column in ("backend", "first start", "later starts"):
-        began.add_column(column, justify="left" if column == "backend" else "right", overflow="fold")
-    shapes: dict[tuple[int, int], list[list[str]]] = {}
+
+def tables(body: dict[str, Any]) -> list[Table]:
+    """One table of starts, and one for every size and batch: a row per number of prompts and backend. A stage that no model
+    here has is left out."""
+    began = _table("from process start to the first mask, seconds", ("backend", "first start", "later starts"))
+    shapes: dict[tuple[int, int], list[tuple[str, dict[str, Any]]]] = {}
     for one in body["backends"]:
         if one["startup"]:
             seconds = one["startup"]["first_ms"] / 1000, one["startup"]["later"]["median_ms"] / 1000
             began.add_row(one["backend"], *(f"{value:.2f}" for value in seconds))
         for row in one["rows"]:
-            shapes.setdefault((row["size"], row["batch"]), []).append(
-                [str(row["prompts"]), one["backend"], *_cells(row)]
-            )
+            shapes.setdefault((row["size"], row["batch"]), []).append((one["backend"], row))
+    stages = [step for step in STAGES if any(_takes(row, step) for rows in shapes.values() for _, row in rows)]
     found = [began] if began.row_count else []
     for (size, batch), rows in shapes.items():
         words = "one picture" if batch == 1 else f"{batch} pictures at once"
-        table = Table(title=f"{size} px, {words}: milliseconds, median (95 %)", title_justify="left")
-        for column in ("prompts", "backend", "first question", *STAGES.values(), "later question", "MiB"):
-            table.add_column(column, justify="left" if column == "backend" else "right", overflow="fold")
-        for cells in sorted(rows, key=lambda cells: int(cells[0])):
-            table.add_row(*cells)
-        found.append(table)
+        names = ("K", "backend", "first", "95 %", *(STAGES[step] for step in stages), "later", "95 %", "MiB")
+        found.append(_table(f"{size} px, {words}, K prompts: milliseconds of a first and a later question", names))
+        for name, row in sorted(rows, key=lambda pair: pair[1]["prompts"]):
+            found[-1].add_row(str(row["prompts"]), name, *_cells(row, stages))
     return found
 
 
-STAGES = {"text": "text", "encode": "encode", "presence": "presence", "masks": "decode", "label": "to picture"}
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column == "backend" else "right", no_wrap=True)
+    return table
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    if "reason" in row:
-        return [row["reason"], *[""] * (len(STAGES) + 2)]
-    steps = [f"{row['first']['steps'][step]['median_ms']:.1f}" for step in STAGES]
-    whole = [f"{row[kind]['median_ms']:.1f} ({row[kind]['p95_ms']:.1f})" for kind in ("first", "later")]
-    memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
-    return [whole[0], *steps, whole[1], memory]
+def _takes(row: dict[str, Any], step: str) -> bool:
+    return "reason" not in row and row["first"]["steps"][step]["median_ms"] > 0
+
+
+def _cells(row: dict[str, Any], stages: list[str]) -> list[str]:
+    if "reason" in row:  # told below the tables
+        return ["-"]
+    steps = [_shown(row["first"]["steps"][step]["median_ms"]) for step in stages]
+    first, later = ([_shown(row[kind][which]) for which in ("median_ms", "p95_ms")] for kind in ("first", "later"))
+    return [*first, *steps, *later, "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"]
+
+
+def _shown(milliseconds: float) -> str:
+    """Three figures or more, in little room."""
+    return f"{milliseconds:.1f}" if milliseconds < 99.95 else f"{milliseconds:.0f}"
+
+
+def remarks(body: dict[str, Any]) -> list[str]:
+    """What each backend runs or why it does not, and what did not fit or had to be done otherwise, a line each."""
+    lines = []
+    for one in body["backends"]:
+        lines.append(f"{one['backend']}: {one['reason'] or one['detail']}")
+        for row in one["rows"]:
+            where = f"{row['size']} px, {counted(row['batch'], 'picture')}, {counted(row['prompts'], 'prompt')}"
+            lines += [
+                f"{one['backend']}, {where}: {said}" for said in [*row.get("notes", ()), row.get("reason")] if said
+            ]
+    return lines

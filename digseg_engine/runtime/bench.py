@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -112,6 +113,7 @@ def measure_backend(name: str, plan: Plan, done: Callable[[], None]) -> Measured
                 answered += 1
                 done()
         left = left[answered:]
+        ended = ended or ("its process ended before it had answered" if left else "")
         if ended and not found.detail:
             found.reason = ended
         elif ended and left:  # the shape that it was at, and on with the next in another process
@@ -167,7 +169,7 @@ def report(plan: Plan, source: Source, measured: list[Measured], command: list[s
     name = source.bundle.folder.name if source.bundle is not None else source.need_checkpoint("digseg bench").name
     return {
         "format": FORMAT,
-        "command": " ".join(command),
+        "command": shlex.join(command),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "note": note,
         "machine": {**device_key(), "system": platform.system(), "python": platform.python_version(),

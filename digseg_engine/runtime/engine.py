@@ -183,8 +183,9 @@ class Engine:
         options = Options(
             size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks), tuple(against), all_prompts
         )
-        self._encode_ahead(prompts, against)
         clock = Clock(len(images))
+        self._encode_ahead(prompts, against)
+        clock.lap("text")
         inputs = take_all(images)
         clock.lap("decode")
         results = self._each(inputs, prompts, options, clock)

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from programs import run_program
 
 from digseg_engine import Engine
-from digseg_engine.commands.bench import numbers, tables
+from digseg_engine.commands.bench import numbers, remarks, tables
 from digseg_engine.errors import BackendError, UsageError
 from digseg_engine.named import SHIPPED_BUNDLE
 from digseg_engine.runtime import bench, bench_worker
@@ -86,7 +87,10 @@ def test_every_stage_of_every_shape(measured):
 def test_what_it_says(measured):
     done, _, room = measured
     assert "from process start to the first mask" in done.stdout and "64 px, 2 pictures at once" in done.stdout
-    assert "onnxruntime-cuda: " in done.stdout and "working size must be" in done.stdout
+    assert (
+        "onnxruntime-cuda: " in done.stdout and "onnxruntime, 16 px, 2 pictures, 1 prompt: working size" in done.stdout
+    )
+    assert "presence" not in done.stdout  # the shipped model has no readout
     assert "digseg: measuring onnxruntime, 4 shapes and its start (5)" in done.stderr
     assert (room / "b.png").read_bytes().startswith(b"\x89PNG")
 
@@ -137,9 +141,10 @@ def test_a_first_question_encodes_its_prompts_and_a_later_one_does_not(monkeypat
     engine = Engine.load(SHIPPED_BUNDLE, "onnxruntime", threads=1)
     texts, encoded = [], []
     text, image = engine.backend.encode_text, engine.backend.encode_image
-    monkeypatch.setattr(engine.backend, "encode_text", lambda *given: texts.append(1) or text(*given))
+    monkeypatch.setattr(engine.backend, "encode_text", lambda *given: texts.append(time.sleep(0.01)) or text(*given))
     monkeypatch.setattr(engine.backend, "encode_image", lambda given: encoded.append(len(given)) or image(given))
-    bench_worker.measure(engine, Task(64, batch=2, prompts=3), runs=4, seconds=60)
+    found = bench_worker.measure(engine, Task(64, batch=2, prompts=3), runs=4, seconds=60)
+    assert found["first"]["steps"]["text"]["median_ms"] >= 30  # all three are in the stage that is theirs
     asked = 1 + bench_worker.WARM_UP + 4  # the very first call, the warm-up, the runs
     assert len(texts) == 3 * asked and sum(encoded) == 2 * (asked + 1)
 
@@ -199,6 +204,7 @@ def test_a_peak_is_that_since_it_was_forgotten():
 
 def test_what_did_not_fit_is_told_in_the_table():
     row = {"size": 64, "batch": 1, "prompts": 3, "reason": "out of memory"}
-    body = {"backends": [{"backend": "b", "startup": None, "rows": [row], "reason": "", "detail": ""}]}
+    body = {"backends": [{"backend": "b", "startup": None, "rows": [row], "reason": "", "detail": "runs"}]}
     (table,) = tables(body)
-    assert [next(iter(column.cells)) for column in table.columns][:3] == ["3", "b", "out of memory"]
+    assert [next(iter(column.cells)) for column in table.columns][:3] == ["3", "b", "-"]
+    assert remarks(body) == ["b: runs", "b, 64 px, 1 picture, 3 prompts: out of memory"]
