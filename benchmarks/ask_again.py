@@ -24,6 +24,7 @@ from cpu_runtime import medians
 from digseg_engine import Engine
 from digseg_engine.evaluation.protocols import TEST_SEED
 from digseg_engine.named import SHIPPED_BUNDLE
+from digseg_engine.runtime.timing import keeping
 from digseg_engine.worlds.scenes import CLASSES, scene
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -52,21 +53,15 @@ def questions(engine: Engine, size: int, counts: list[int], runs: int) -> dict[s
         def ask(about: Any, asked: Any = asked, size: int | None = None) -> Any:
             return engine.segment(about, asked, size, keep_masks=False, all_prompts=True)
 
-        steps: dict[str, list[float]] = {"first": [], "later": []}
-
-        def noted(name: str, run: Question, steps: dict[str, list[float]] = steps) -> Question:
-            def timed() -> None:
-                seconds = run().timings
-                steps[name].append(sum(seconds.get(step, 0.0) for step in MODEL))
-
-            return timed
-
+        steps: dict[str, list[dict[str, float]]] = {"first": [], "later": []}
         whole = medians({
-            "first": noted("first", lambda ask=ask: ask(picture, size=size)),
-            "later": noted("later", lambda ask=ask: ask(encoding)),
+            "first": keeping(lambda ask=ask: ask(picture, size=size), steps["first"]),
+            "later": keeping(lambda ask=ask: ask(encoding), steps["later"]),
             "two_steps": lambda ask=ask: ask(engine.encode(picture, size)),
         }, runs)  # fmt: skip
-        model = {name: 1000 * sorted(values[-runs:])[runs // 2] for name, values in steps.items()}
+        inside = {name: sorted(sum(each.get(step, 0.0) for step in MODEL) for each in kept[-runs:])
+                  for name, kept in steps.items()}  # fmt: skip
+        model = {name: 1000 * seconds[runs // 2] for name, seconds in inside.items()}
         rows[str(k)] = {**{f"{name}_ms": ms for name, ms in whole.items()},
                         **{f"{name}_model_ms": ms for name, ms in model.items()},
                         "later_over_first": whole["later"] / whole["first"],

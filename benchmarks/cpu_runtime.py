@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from digseg_engine import Engine
+from digseg_engine.runtime.timing import in_turns
 
 RESULTS = Path(__file__).resolve().parent / "results"
 IMPORTS = "import numpy, PIL, onnxruntime"
@@ -33,14 +34,7 @@ IMPORTS = "import numpy, PIL, onnxruntime"
 
 def medians(calls: dict[str, Callable[[], object]], runs: int, warm_up: int = 2) -> dict[str, float]:
     """Median milliseconds of every call; the calls take turns, so that a busy moment hits all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(warm_up + runs):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if i >= warm_up:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+    return {name: 1000 * statistics.median(values) for name, values in in_turns(calls, runs, warm_up).items()}
 
 
 def prompt_scaling(bundle: Path, size: int, counts: list[int], runs: int) -> dict[str, Any]:

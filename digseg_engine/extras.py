@@ -18,6 +18,7 @@ from digseg_engine.errors import MissingPackageError
 EXTRAS: dict[str, tuple[str, ...]] = {  # extra -> modules that must be importable
     "cpu": ("onnxruntime",),
     "gpu": ("onnxruntime",),
+    "openvino": ("openvino",),
     "train": ("torch", "diffusers", "transformers", "accelerate", "skimage", "matplotlib"),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),

@@ -178,6 +178,21 @@ def own_cache(monkeypatch, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def usual_backends(request, monkeypatch):
+    """`auto` chooses among the backends that tests know the speed of; OpenVINO, which compiles for seconds, is there for the
+    tests that ask for `with_openvino`."""
+    if "with_openvino" not in request.fixturenames:
+        from digseg_engine.runtime.backends import openvino_backend
+
+        monkeypatch.setattr(openvino_backend, "VARIANTS", {})
+
+
+@pytest.fixture
+def with_openvino():
+    """A mark: this test wants OpenVINO among the backends."""
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """The bundled checkpoint."""

@@ -105,7 +105,7 @@ MEANT = {  # words that are no command of `digseg`, and what does what they say
     "evaluate": "digseg eval", "val": "digseg eval", "validate": "digseg eval",
     "finetune": "digseg train --init MODEL --data DATA",
     "check": "digseg data FOLDER, for labelled pictures, or digseg doctor, for the machine",
-    "info": "digseg doctor", "benchmark": "digseg doctor --bundle FOLDER", "bench": "digseg doctor --bundle FOLDER",
+    "info": "digseg doctor", "benchmark": "digseg bench", "profile": "digseg bench",
 }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ MODEL = (  # also of `digseg ask`
     Option("--backend", "auto (measured) or a name that `digseg doctor` lists", default="auto", metavar="NAME"),
     Option("--engines", "folder of TensorRT-RTX plans to run, see digseg-export --format tensorrt-rtx", kind=Path,
            metavar="FOLDER"),
-    Option("--device", "cpu, cuda or cuda:1", shown="the backend's own", metavar="NAME"),
+    Option("--device", "cpu, cuda or cuda:1; of OpenVINO also gpu, gpu:1 or npu", shown="the backend's own", metavar="NAME"),
     Option("--threads", "threads on a CPU", kind=int, at_least=1, shown="the cores of this process"),
 )  # fmt: skip
 THRESHOLD = Option("--threshold", "probability from which a pixel belongs to a mask, between 0 and 1", kind=float,

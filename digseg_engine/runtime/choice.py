@@ -24,10 +24,11 @@ from digseg_engine.runtime.machine import device_key, library_versions
 from digseg_engine.runtime.presence import Asker, Gate
 from digseg_engine.runtime.prompts import to_length
 from digseg_engine.runtime.source import Golden, Source
+from digseg_engine.runtime.timing import repeated
 from digseg_engine.words import counted
 
 WARM_UP, RUNS, SECONDS = 2, 7, 3.0
-LEFT_OUT = "not tried for so little work: it compiles for tens of seconds"
+LEFT_OUT = "not tried for so little work: it compiles for longer than that takes"
 _log = logging.getLogger("digseg_engine")
 PROMPT_STEPS = (1, 4, 20, 64, 256)
 
@@ -156,7 +157,7 @@ def measure(source: Source, task: Task, time_the_only_one: bool = True) -> Verdi
     for kind in kinds().values():
         if kind.name in usable and len(usable) > 1:
             _log.info("choosing a backend, %d of %d: %s%s; the choice is remembered", usable.index(kind.name) + 1, len(usable),
-                      kind.name, ", which compiles for tens of seconds" if kind.slow_start else "")  # fmt: skip
+                      kind.name, ", which compiles first" if kind.slow_start else "")  # fmt: skip
         rows.append(assess(kind, looks[kind.name], source, task, timed))
     verdict = Verdict(task, tuple(_crown(rows)))
     if any(row.chosen for row in verdict.rows):
@@ -260,16 +261,7 @@ def time_backend(backend: Backend, task: Task, source: Source, clock: Callable[[
     text = tuple(np.repeat(array, task.prompts, axis=0) for array in (keys, values, mask))
     asker = Asker(runner, text, Gate(None, 1), source.sizes[1])  # type: ignore[arg-type]
     image = np.random.default_rng(0).uniform(-1, 1, (task.batch, 3, height, width)).astype(np.float32)
-    seconds: list[float] = []
-    began = clock()
-    for i in range(WARM_UP + RUNS):
-        start = clock()
-        asker.about_pixels(image)
-        if i >= WARM_UP:
-            seconds.append(clock() - start)
-        if seconds and clock() - began > SECONDS:
-            break
-    return 1000 * float(np.median(seconds))
+    return 1000 * float(np.median(repeated(lambda: asker.about_pixels(image), RUNS, WARM_UP, SECONDS, clock)))
 
 
 def verdict_key(source: Source, task: Task) -> str:

@@ -68,10 +68,10 @@ class Engine:
         model's own), `batch` pictures and `prompts` prompts; the verdict is remembered. checkpoint: the directory the
         bundle was exported from, which the torch backends and `refine` need. pictures: how many will follow, if that
         is known: for a few small ones ONNX Runtime starts sooner and runs slower. threads: how many a backend on the CPU
-        may use (default: the cores of this process, a container's quota respected). device: "cpu", "cuda" or "cuda:1"
-        (default: each backend's own). engines: a folder of TensorRT-RTX plans that may be run: they are executable code, so
-        it is never looked for elsewhere. require_signature: a public key (PEM), or a `Signer`: the bundle is refused unless it
-        carries that signer's signature over exactly its files (extra `[sign]`).
+        may use (default: the cores of this process, a container's quota respected). device: "cpu", "cuda", "cuda:1", or of
+        OpenVINO "gpu", "gpu:1", "npu" (default: each backend's own). engines: a folder of TensorRT-RTX plans that may be run:
+        they are executable code, so it is never looked for elsewhere. require_signature: a public key (PEM), or a `Signer`: the
+        bundle is refused unless it carries that signer's signature over exactly its files (extra `[sign]`).
         Raises BundleError for a damaged or foreign bundle, CheckpointError for a broken checkpoint, UsageError for an
         unknown backend name, threads or device, BackendError for a backend that cannot run here.
         """
@@ -188,8 +188,9 @@ class Engine:
         options = Options(
             size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks), tuple(against), all_prompts
         )
-        self._encode_ahead(prompts, against)
         clock = Clock(len(images))
+        self._encode_ahead(prompts, against)
+        clock.lap("text")
         inputs = take_all(images)
         clock.lap("decode")
         results = self._each(inputs, prompts, options, clock)

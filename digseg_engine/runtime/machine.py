@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "torch", "diffusers", "triton", "tensorrt", "tensorrt-rtx-cu13",
-             "onnxruntime-ep-nv-tensorrt-rtx-cu13", "numpy",
+             "onnxruntime-ep-nv-tensorrt-rtx-cu13", "openvino", "numpy",
              "digseg-engine")  # fmt: skip
 WATCHED = ("DIGSEG_DEVICE", "DIGSEG_TRITON", "DIGSEG_CUDA_GRAPHS", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 

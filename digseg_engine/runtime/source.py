@@ -58,10 +58,10 @@ class Source:
     """At least one of bundle and checkpoint is given. Every hash of the bundle has been checked.
 
     brief: little work follows; a backend that can should start sooner rather than run faster. threads: how many a
-    backend on the CPU may use (None: as many as this process has cores); device: "cpu", "cuda" or "cuda:1" (None: the
-    backend's own choice). engines: a folder of plans that the user named, for the backend that runs them. signer: whose
-    signature the bundle was found to carry. Raises UsageError for other threads or devices, and for parts that a signature
-    does not cover beside one that is required.
+    backend on the CPU may use (None: as many as this process has cores); device: "cpu", "cuda", "cuda:1", or of OpenVINO "gpu",
+    "gpu:1", "npu" (None: the backend's own choice). engines: a folder of plans that the user named, for the backend that runs
+    them. signer: whose signature the bundle was found to carry. Raises UsageError for other threads or devices, and for parts
+    that a signature does not cover beside one that is required.
     """
 
     bundle: Bundle | None
@@ -82,8 +82,11 @@ class Source:
             raise UsageError(
                 f"threads must be a whole number from 1 to 1024, got {count!r}; leave it out for all cores"
             )
-        if self.device is not None and not re.fullmatch(r"cpu|cuda(:\d{1,3})?", str(self.device)):
-            raise UsageError(f"unknown device {self.device!r}; expected cpu, cuda or cuda:NUMBER")
+        if self.device is not None and not re.fullmatch(r"cpu|npu|(cuda|gpu)(:\d{1,3})?", str(self.device)):
+            raise UsageError(
+                f"unknown device {self.device!r}; expected cpu, cuda or cuda:NUMBER, or for OpenVINO "
+                "gpu, gpu:NUMBER or npu"
+            )
 
     def need_bundle(self, backend: str) -> Bundle:
         """The bundle. Raises BackendError when there is none."""

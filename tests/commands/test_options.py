@@ -15,7 +15,12 @@ from digseg_export.cli import COMMAND as EXPORT
 COMMANDS = {**{name: command_named(name) for name in NAMES}, "digseg-export": EXPORT}
 OPTIONS = [pytest.param(command, option, id=f"{name} {option.spellings[0]}")
            for name, command in COMMANDS.items() for option in command.options]  # fmt: skip
-TEXTS = {"steps_listed": "1,2,4", "counted": "all", "scaled": "0.5,1"}  # of options whose `kind` is their own
+TEXTS = {
+    "steps_listed": "1,2,4",
+    "counted": "all",
+    "scaled": "0.5,1",
+    "numbers": "1,2",
+}  # of options whose `kind` is their own
 CONDITIONAL = [one for one in OPTIONS if one.values[1].only_with]
 EXCLUSIVE = [one for one in OPTIONS if one.values[1].not_with]
 

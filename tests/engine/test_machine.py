@@ -103,7 +103,7 @@ def test_threads_and_devices_that_do_not_exist(nano_models):
     for threads in (0, -1, 1.5, True, "2"):
         with pytest.raises(UsageError, match="threads must be a whole number"):
             Engine.load(nano_models.fp32, threads=threads)
-    for device in ("gpu", "cuda:", "cuda:x", "", 1):
+    for device in ("xpu", "cuda:", "cuda:x", "npu:1", "", 1):
         with pytest.raises(UsageError, match="unknown device"):
             Engine.load(nano_models.fp32, device=device)
 

@@ -5,6 +5,8 @@
 | `onnxruntime` | bundle | CPU provider (the float32 graphs of a reduced-precision bundle) |
 | `onnxruntime-cuda`, `onnxruntime-tensorrt` | bundle | the graphs as stored, on an NVIDIA GPU |
 | `onnxruntime-tensorrt-rtx` | bundle | the graphs as stored, by NVIDIA's plug-in, on an RTX GPU |
+| `openvino`, `openvino-bf16` | bundle | the graphs as stored, on the CPU, in float32 or bf16 |
+| `openvino-gpu`, `openvino-npu` | bundle | the graphs as stored, on an Intel GPU or NPU |
 | `tensorrt` | bundle | engines built on this machine, on an NVIDIA GPU |
 | `tensorrt-rtx` | bundle, folder of plans | plans built ahead of time, on an NVIDIA RTX GPU |
 | `torch`, `torch-compile` | checkpoint | float32, on the GPU with our Triton kernels when there is one, else on the CPU |
@@ -86,8 +88,8 @@ class Usable:
 @dataclass(frozen=True)
 class BackendKind:
     """How to look for and create one backend. `needs` is what it is created from. version: a remembered verdict holds
-    for this one alone; without it, for the file that `create` is defined in as it is. slow_start: it compiles for tens of
-    seconds, so `auto` leaves it out where little work follows."""
+    for this one alone; without it, for the file that `create` is defined in as it is. slow_start: it compiles for longer
+    than little work takes, so `auto` leaves it out where no more follows."""
 
     name: str
     probe: Callable[[], Usable]
@@ -149,7 +151,7 @@ def unregister(name: str) -> None:
 
 def kinds() -> dict[str, BackendKind]:
     """All known backends, built in, of other packages, and registered, in order of preference when speeds are equal."""
-    from digseg_engine.runtime.backends import ort_backend, plugins, torch_backend
+    from digseg_engine.runtime.backends import openvino_backend, ort_backend, plugins, torch_backend
 
     listed = [
         BackendKind(
@@ -159,6 +161,15 @@ def kinds() -> dict[str, BackendKind]:
             slow_start=name == "onnxruntime-tensorrt",
         )
         for name in ort_backend.PROVIDERS
+    ]
+    listed += [
+        BackendKind(
+            name,
+            partial(openvino_backend.probe, name),
+            partial(openvino_backend.OpenvinoBackend, name=name),
+            slow_start=True,
+        )
+        for name in openvino_backend.VARIANTS
     ]
     listed.append(BackendKind("onnxruntime-tensorrt-rtx", _probe_plugin, _create_plugin, slow_start=True))
     listed.append(BackendKind("tensorrt", _probe_tensorrt, _create_tensorrt))

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from digseg_engine.bundle import LARGEST_READ, weights_of
-from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
+from digseg_engine.contract import TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.extras import install_line
-from digseg_engine.runtime.backends import Array, TokenMask, Tokens, Usable, failing_as, in_one_line
+from digseg_engine.runtime.backends import Array, Usable, in_one_line
 from digseg_engine.runtime.backends.devices import no_gpu
+from digseg_engine.runtime.backends.graphs import GraphBackend
 from digseg_engine.runtime.machine import cores_if_bound
-from digseg_engine.runtime.profile import Profile
 
 if TYPE_CHECKING:
     from digseg_engine.bundle import Bundle
@@ -79,10 +78,8 @@ def probe(name: str = "onnxruntime") -> Usable:
     return Usable(name, True, f"onnxruntime {onnxruntime.__version__}, {wanted}")
 
 
-class OrtBackend:
+class OrtBackend(GraphBackend):
     """The graphs of a bundle as ONNX Runtime sessions. `Run` on one session is thread-safe by contract."""
-
-    precision = "fp32"  # that of the bundle, whose golden sample already allows for it
 
     def __init__(self, source: Source, name: str = "onnxruntime") -> None:
         try:
@@ -98,10 +95,7 @@ class OrtBackend:
         self._brief = source.brief and self._provider == PROVIDER
         bundle = source.need_bundle(name)
         precision = bundle.manifest["precision"]["name"]
-        self._profile = Profile.from_json(bundle.manifest["shapes"])  # None: free shapes
-        made = {spec.file: self._session(bundle, spec) for spec in bundle.graphs.values()}
-        self._text, self._image, self._masks = (made[spec.file] for spec in (TEXT_ENCODER, IMAGE_ENCODER, MASK_DECODER))
-        self._presence = made.get(PRESENCE.file)
+        self.open(bundle, self._session)
         wide = self._graph(bundle, TEXT_ENCODER) != TEXT_ENCODER.file
         stored = f"{precision} weights widened to fp32" if wide else precision
         self.detail = f"onnxruntime {onnxruntime.__version__}, {self._provider}, {stored}"
@@ -126,48 +120,8 @@ class OrtBackend:
         on_cpu = self._provider == PROVIDER and spec.cpu_file in bundle.manifest["files"]
         return spec.cpu_file if on_cpu else spec.file
 
-    def encode_text(self, token_ids: Tokens, token_mask: TokenMask) -> tuple[Array, Array]:
-        keys, values = self._run(self._text, {"token_ids": token_ids, "token_mask": token_mask})
-        return keys, values
-
-    def encode_image(self, image: Array) -> Any:
-        self.check_picture(image.shape)
-        (encoding,) = self._run(self._image, {"image": image})
-        return encoding
-
-    def presence(
-        self, encoding: Any, keys: Array, values: Array, token_mask: TokenMask
-    ) -> NDArray[np.float32] | None:  # fmt: skip
-        return None if self._presence is None else self._ask(self._presence, encoding, keys, values, token_mask)
-
-    def decode(self, encoding: Any, keys: Array, values: Array, token_mask: TokenMask) -> NDArray[np.float32]:
-        return self._ask(self._masks, encoding, keys, values, token_mask)
-
-    def _ask(
-        self, session: Any, encoding: Any, keys: Array, values: Array, token_mask: TokenMask
-    ) -> NDArray[np.float32]:  # fmt: skip
-        (found,) = self._run(session, {"encoding": encoding, **self.asked(len(encoding), keys, values, token_mask)})
-        result: NDArray[np.float32] = found
-        return result
-
-    def asked(self, pictures: int, keys: Array, values: Array, token_mask: TokenMask) -> dict[str, Array]:
-        """The text of a question about so many pictures. Raises InputError outside the bundle's profile."""
-        if self._profile is not None:
-            k, length = token_mask.shape
-            self._profile.check({"B": pictures, "K": k, "L": length})
-        return {"text_keys": keys.astype(self._text_dtype, copy=False),
-                "text_values": values.astype(self._text_dtype, copy=False), "token_mask": token_mask}  # fmt: skip
-
-    def check_picture(self, shape: tuple[int, ...]) -> None:
-        """Raises InputError for pictures [B, 3, H, W] outside the bundle's profile."""
-        if self._profile is not None:
-            b, _, h, w = shape
-            self._profile.check({"B": b, "H": h, "W": w})
-
-    def _run(self, session: Any, feeds: dict[str, Array]) -> list[Array]:
-        shapes = {name: list(array.shape) for name, array in feeds.items()}
-        with failing_as(self.name, f"on shapes {shapes}"):
-            results: list[Array] = session.run(None, feeds)
+    def answers(self, graph: Any, feeds: dict[str, Array]) -> list[Array]:
+        results: list[Array] = graph.run(None, feeds)
         return results
 
 

@@ -1,0 +1,48 @@
+"""Tables that are made from committed figures are those figures."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from programs import run_program
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import report  # noqa: E402
+
+
+@pytest.mark.parametrize("path", report.PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_table_is_what_its_figures_say(path):
+    text = path.read_text(encoding="utf-8")
+    assert report.rewritten(text) == text, "python benchmarks/report.py"
+
+
+def test_every_table_stands_somewhere():
+    """A comment that is misspelt would leave its table to nobody."""
+    text = "".join(path.read_text(encoding="utf-8") for path in report.PAGES)
+    named = [found["name"] for found in report.MARKED.finditer(text)]
+    assert sorted(named) == sorted(report.TABLES)
+    assert text.count("<!-- table:") == text.count("<!-- end -->") == len(named)
+
+
+def test_a_page_that_differs_is_named_and_written(tmp_path):
+    """The script itself, on a copy with one figure changed."""
+    for name in ("benchmarks/report.py", "benchmarks/results", "docs", "README.md"):
+        source, target = ROOT / name, tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    page = tmp_path / "README.md"
+    right = page.read_text()
+    page.write_text(right.replace("| crops | 0.", "| crops | 1.", 1))
+    script = [sys.executable, tmp_path / "benchmarks" / "report.py"]
+    checked = run_program([*script, "--check"])
+    assert checked.returncode == 1 and checked.stdout == "README.md differs from the figures\n"
+    assert page.read_text() != right
+    assert run_program(script).returncode == 0 and page.read_text() == right
+    assert run_program([*script, "--check"]).returncode == 0
+
+
+def test_a_table_that_nobody_makes():
+    with pytest.raises(SystemExit, match="no table 'what'"):
+        report.rewritten("<!-- table: what -->\n<!-- end -->")
