@@ -36,9 +36,10 @@ def test_what_is_not_there_is_empty_and_the_others_are_as_if_all_were_asked(engi
     assert some.presence.dtype == np.float32 and some.presence.shape == (len(prompts),)
     assert np.array_equal(some.presence, every.presence) and ((some.presence > 0) & (some.presence < 1)).all()
     assert np.array_equal(there, logit(some.presence) >= engine.gate.threshold)
-    assert np.array_equal(some.logits[there], every.logits[there]) and np.array_equal(
-        some.masks[there], every.masks[there]
-    )
+    apart = np.abs(some.logits[there] - every.logits[there]).max()
+    assert np.array_equal(some.masks[there], every.masks[there])
+    # PyTorch chooses its kernels by the number of prompts, and on some processors they differ in the last bits.
+    assert apart == 0 if engine.backend.name == "onnxruntime" else apart <= 1e-6 * np.abs(every.logits).max()
     assert (some.logits[~there] == ABSENT).all() and not some.masks[~there].any() and every.masks[~there].any()
     assert not some.found[~there].any() and not np.isin(some.label_map, 1 + np.flatnonzero(~there)).any()
     for threshold in (1e-6, 0.99):

@@ -52,7 +52,8 @@ NEUTRAL = {  # what may stand in Python: it is off, everything, or changes no we
     "wandb": False, "validate_every": 0, "validate_pictures": 20, "early_stop": 0,
 }  # fmt: skip
 OF_EVERY_RUN = {"recipe": "", "seed": 0, "quality_pictures": 0, "size": None, "imitate_every": 0, "noise": "gaussian",
-                "prompt_dropout": 0.0, "dense": False, "folder": FolderOptions(), "reference": None,
+                "prompt_dropout": 0.0, "dense": False, "presence_beside": False, "folder": FolderOptions(), "reference": None,
+                "denoiser": None, "backbone": None,
                 "one_step": None, "student": None, "presence": None}  # fmt: skip
 SAID = (
     "steps",
