@@ -62,7 +62,7 @@ def export(
     if engines is not None:
         show(_console(), engines, done.folder, quiet)
     print(f"{request.precision} bundle written to {done.folder} in {sum(done.seconds.values()):.1f} s; try it:")
-    print(tried_with(done.folder))
+    print(tried_with(done.folder, request.vocabulary is not None))
 
 
 def _engines_alone(request: Request, bundle: Path, dry_run: bool, quiet: bool, as_json: bool) -> None:
@@ -216,6 +216,7 @@ def _policy_line(words: dict[str, Any]) -> str:
 EXPORTS = (
     "model", "--precision", "--output", "--target", "--imgsz", "--batch", "--prompts", "--minShapes", "--optShapes",
     "--maxShapes", "--calibration", "--verify-data", "--auto-islands", "--islands", "--atol", "--rtol", "--min-iou", "--layout",
+    "--vocabulary", "--labels-only",
 )  # fmt: skip
 
 COMMAND = Command(
@@ -247,6 +248,10 @@ COMMAND = Command(
                shown="the training data where they are at hand, else painted scenes"),
         Option("--verify-data", "verify on these pictures: labelled, or with prompts.txt", kind=Path, metavar="FOLDER",
                shown="the same"),
+        Option("--vocabulary", "fold these names into the graphs: one prompt a line, or name = prompt", kind=Path,
+               metavar="FILE"),
+        Option("--labels-only", "of a vocabulary: answer the label map alone, neither logits nor scores", kind=bool,
+               default=False),
         Option("--auto-islands", "keep in float32 what the bisect names", kind=bool, default=False),
         Option("--islands", "measured: by kind and by measured range; kinds: by kind alone", default="measured",
                metavar="RULE"),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
+from digseg_engine.contract import IMAGE_ENCODER, LABELS, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.extras import install_line
 from digseg_engine.runtime.backends import Array, TokenMask, Tokens, Usable, failing_as, in_one_line
@@ -93,12 +93,13 @@ class OrtBackend:
         precision = bundle.manifest["precision"]["name"]
         self._profile = Profile.from_json(bundle.manifest["shapes"])  # None: free shapes
         made = {spec.file: self._session(bundle, spec) for spec in bundle.graphs.values()}
-        self._text, self._image, self._masks = (made[spec.file] for spec in (TEXT_ENCODER, IMAGE_ENCODER, MASK_DECODER))
-        self._presence = made.get(PRESENCE.file)
-        wide = self._graph(bundle, TEXT_ENCODER) != bundle.file(TEXT_ENCODER.file)
+        self._image = made[IMAGE_ENCODER.file]
+        graphs: list[Any] = [made.get(spec.file) for spec in (TEXT_ENCODER, MASK_DECODER, PRESENCE, LABELS)]
+        self._text, self._masks, self._presence, self._labels = graphs  # of a folded bundle the last alone
+        wide = self._graph(bundle, IMAGE_ENCODER) != bundle.file(IMAGE_ENCODER.file)
         stored = f"{precision} weights widened to fp32" if wide else precision
         self.detail = f"onnxruntime {onnxruntime.__version__}, {self._provider}, {stored}"
-        halves = {i.type for i in self._masks.get_inputs() if i.name == "text_keys"} == {"tensor(float16)"}
+        halves = self._image.get_outputs()[0].type == "tensor(float16)"
         self._text_dtype = np.float16 if halves else np.float32
 
     def _session(self, bundle: Bundle, spec: GraphSpec) -> Any:
@@ -139,6 +140,16 @@ class OrtBackend:
         (found,) = self._run(session, {"encoding": encoding, **self.asked(len(encoding), keys, values, token_mask)})
         result: NDArray[np.float32] = found
         return result
+
+    def labels(self, encoding: Any, wanted: tuple[str, ...]) -> dict[str, Array]:
+        """Of a folded bundle: outputs of its graph, by name. What leads to others alone is not computed."""
+        if self._profile is not None:
+            self._profile.check({"B": len(encoding)})
+        names = [output.name for output in self._labels.get_outputs() if output.name in wanted]
+        options = self._runtime.RunOptions()
+        options.only_execute_path_to_fetches = True
+        with failing_as(self.name, f"on {len(encoding)} pictures"):
+            return dict(zip(names, self._labels.run(names, {"encoding": encoding}, options)))
 
     def asked(self, pictures: int, keys: Array, values: Array, token_mask: TokenMask) -> dict[str, Array]:
         """The text of a question about so many pictures. Raises InputError outside the bundle's profile."""
