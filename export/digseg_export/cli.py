@@ -270,6 +270,7 @@ COMMAND = Command(
         "digseg-export --precision fp16",
         "digseg-export runs/mine/checkpoint                      # to mine-fp16/",
         "digseg-export runs/mine/checkpoint --precision int8 --dry-run",
+        "digseg-export runs/mine/checkpoint --vocabulary names.txt --labels-only",
         "digseg-export --bundle mine-fp16 --format tensorrt-rtx  # to mine-fp16-tensorrt-rtx/",
     ),
 )  # fmt: skip

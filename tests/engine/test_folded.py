@@ -10,6 +10,7 @@ import pytest
 from digseg_engine import Engine
 from digseg_engine.bundle import MANIFEST, finish, open_bundle
 from digseg_engine.errors import BackendError, BundleError, InputError, UsageError
+from digseg_engine.images import fit
 from digseg_engine.runtime.backends import BackendKind, Usable
 from digseg_engine.runtime.backends.ort_backend import OrtBackend
 from digseg_engine.runtime.choice import check_golden, create, named
@@ -82,8 +83,8 @@ def test_some_names_answer_as_they_do_among_all(engines, folded, asked):
 def test_the_label_map_alone_is_the_graphs_own(engines, asked, tmp_path):
     engine, full = engines["labels_only"], engines["full"]
     result = engine.segment(asked[1])
-    same = full.label_map(pixels_of(asked[1]))[0]
-    side = same.shape[1] * asked[1].shape[0] // asked[1].shape[1]
+    same = full.label_map(pixels_of(asked[1], engine))[0]
+    side = round(engine.image_size * asked[1].shape[0] / asked[1].shape[1])
     assert np.array_equal(result.label_map, nearest(same[:side], asked[1].shape[:2]))
     assert len(np.unique(result.label_map)) > 1
     for k in range(len(result.prompts)):
@@ -96,11 +97,9 @@ def test_the_label_map_alone_is_the_graphs_own(engines, asked, tmp_path):
     assert "None" not in repr(result) and result.as_coco()[0]["score"] is None
 
 
-def pixels_of(picture):
-    """The picture at the working size of the small models, 64 pixels, as the graph takes it."""
-    from digseg_engine.images import fit
-
-    return fit(picture, 64, 16).pixels
+def pixels_of(picture, engine):
+    """The picture as the graph takes it, at the engine's own working size."""
+    return fit(picture, engine.image_size, engine.stride).pixels
 
 
 def nearest(array, shape):
@@ -115,7 +114,7 @@ def nearest(array, shape):
         lambda engine, picture, folder: engine.segment(picture).confidence(0),
         lambda engine, picture, folder: engine.segment_tiles(picture, None, folder, tile=32),
         lambda engine, picture, folder: engine.segment(picture, threshold=0.7),
-        lambda engine, picture, folder: engine.logits(pixels_of(picture)),
+        lambda engine, picture, folder: engine.logits(pixels_of(picture, engine)),
     ],
 )
 def test_what_needs_logits_is_refused_without_them(engines, asked, needing, tmp_path):
@@ -178,7 +177,7 @@ def test_tiles_of_a_bundle_with_logits(engines, asked, tmp_path):
 
 
 def test_label_map_of_pixels(engines, asked):
-    pixels = np.concatenate([pixels_of(picture)[:, :, :32] for picture in open_pictures(asked)])
+    pixels = np.concatenate([pixels_of(picture, engines["full"])[:, :, :16] for picture in open_pictures(asked)])
     found, alone = (engines[name].label_map(pixels) for name in ("full", "labels_only"))
     wanted = engines["open"].label_map(pixels, asked[0])
     assert found.dtype == np.int32 and np.array_equal(found, alone) and (found == wanted).mean() > 0.999
@@ -275,7 +274,7 @@ def test_a_profile_of_pictures(engines, folded):
         "W": Range(64, 64, 64),
     }
     engine, picture = Engine.load(folded.full, "onnxruntime"), np.full((64, 64, 3), 80, np.uint8)
-    wanted = engine.segment(picture)
+    wanted = engine.segment(picture, size=64)
     engine.runner.profile = replace(Profile(shapes))
     assert np.array_equal(engine.segment(picture).label_map, wanted.label_map)
 
