@@ -14,6 +14,7 @@ from digseg_engine.model.folder import BUNDLED, LARGE, check_complete, is_large,
 from digseg_engine.runtime.profile import Profile
 from digseg_export.few_step_folder import MARK
 from digseg_export.own_pictures import check_folders
+from digseg_export.plan_builder import check_labels
 
 if TYPE_CHECKING:
     from digseg_export.request import Request
@@ -49,7 +50,10 @@ def check_bundle(request: Request, model: Path | None, output: Path) -> Ready:
     config = read_config(folder)
     check_complete(folder)
     check_folders(request.calibration, request.verify_data)
-    check_size(folder, request.precision, request.names() is not None)
+    names = request.names()
+    check_size(folder, request.precision, names is not None)
+    if names is not None and (request.format != "onnx" or request.target is not None):
+        check_labels(names.folding)
     profile = request.profile(picture_size(folder), stride_of(folder))
     return Ready(str(config.get("name")), replaces, profile, _has_presence(config))
 

@@ -150,7 +150,7 @@ Check check_folded(Backend& backend, const Bundle& bundle, const Golden& golden)
   const Difference masks = difference(got.logits, golden.logits, 1e-12), presence = difference(got.presence, golden.presence, 1.0);
   size_t same = 0;
   for (size_t i = 0; i < golden.label_map.data.size(); ++i) same += got.label_map.data[i] == golden.label_map.data[i];
-  Check check{masks.largest, std::max(masks.relative, presence.relative), static_cast<double>(same) / static_cast<double>(golden.label_map.data.size()), false};
+  Check check{masks.largest, std::max(presence.relative, masks.relative), static_cast<double>(same) / static_cast<double>(golden.label_map.data.size()), false};
   check.passed = check.relative <= bundle.limit_relative && check.iou >= bundle.limit_labels;
   return check;
 }
