@@ -1,9 +1,9 @@
 """Folded bundles against open ones: bytes, agreement and milliseconds.
 
-Usage: python benchmarks/folded_vocabulary.py -o FOLDER [--checkpoint DIR] [--precision NAME]. Vocabularies: the words of every painted
-domain, and the class lists of scripts/bundled_classes. One trace serves all exports; each is verified as `digseg-export` does it.
-Then a painted scene is segmented by each, in turns: the open bundle with the vocabulary as prompts (their text is encoded before),
-the folded ones without prompts. Medians of one thread on this machine.
+Usage: python benchmarks/folded_vocabulary.py -o FOLDER [--checkpoint DIR] [--precision NAME]. Vocabularies: the words of every
+painted domain, and the class lists of scripts/bundled_classes. One trace serves all exports; each is verified as an export is.
+Then a painted scene is segmented by each, in turns: the open bundle with the vocabulary as prompts (their text is encoded
+before), the folded ones without prompts. Medians of one thread on this machine.
 """
 
 from __future__ import annotations
