@@ -73,7 +73,6 @@ GRAPHS = {
     "presence": PRESENCE,
     "mask_decoder": MASK_DECODER,
 }
-EVERY_GRAPH = {**GRAPHS, "labels": LABELS}  # of open and of folded bundles
 MOST_NAMES = 65_534  # of a folded bundle: the largest label is 65535
 BYTE_NAMES = 255  # more names than this, and labels have 16 bits
 

@@ -50,6 +50,7 @@ def camel(name: str) -> str:
 def header() -> str:
     """The text of the header."""
     tensors = {name: value for name, value in vars(contract).items() if isinstance(value, contract.TensorSpec)}
+    graphs = {**contract.GRAPHS, "labels": contract.LABELS}
     lines = [
         f"constexpr const char* {camel(name)} = {json.dumps(spec.name)};"
         f"  // {spec.dtype} [{', '.join(map(str, spec.axes))}]: {spec.meaning}"
@@ -57,7 +58,7 @@ def header() -> str:
     ]
     files = [
         "    {" + ", ".join(map(json.dumps, (name, graph.file, graph.cpu_file, graph.data_file))) + "},"
-        for name, graph in contract.EVERY_GRAPH.items()
+        for name, graph in graphs.items()
     ]
     return FRAME.format(
         format=json.dumps(contract.BUNDLE_FORMAT),
@@ -67,7 +68,7 @@ def header() -> str:
         most_names=contract.MOST_NAMES,
         shipped=json.dumps(SHIPPED_BUNDLE.relative_to(ROOT).as_posix()),
         tensors="\n".join(lines),
-        graphs=", ".join(map(camel, contract.EVERY_GRAPH)),
+        graphs=", ".join(map(camel, graphs)),
         files="\n".join(files),
     )
 

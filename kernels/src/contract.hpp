@@ -22,7 +22,8 @@ constexpr const char* kLogits = "logits";  // float32 [B, K, H/r, W/r]: 0 is the
 constexpr const char* kLabelMap = "label_map";  // label [B, H, W]: 0 nothing, k + 1 the k-th name; uint8, uint16 with more than 255 names
 constexpr const char* kScores = "scores";  // float32 [B, K]: mean probability over the cells whose logit is above 0, else 0
 
-// The graphs in the order they are asked. An open bundle may lack `presence` and has no `labels`; a folded one has image encoder and labels.
+// The graphs in the order they are asked. An open bundle may lack `presence` and has no `labels`; a folded one has
+// image encoder and labels.
 enum Graph { kTextEncoder, kImageEncoder, kPresence, kMaskDecoder, kLabels, kGraphs };
 struct GraphFile {
   const char *name, *file, *cpu_file, *data_file;
