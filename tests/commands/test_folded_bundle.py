@@ -1,11 +1,16 @@
 """The commands with a folded bundle: no prompts needed, what makes no sense refused in one line, scores of its names."""
 
 import json
+import re
 
 import numpy as np
 import pytest
-from conftest import run_command
+from conftest import ROOT, run_command
 from PIL import Image
+
+from digseg_engine.commands.main import command_named
+from digseg_engine.commands.parser import parse
+from digseg_engine.vocabulary import read_vocabulary
 
 
 @pytest.fixture
@@ -72,3 +77,20 @@ def test_a_dry_run_says_which_files(tmp_path):
     files = json.loads(done.stdout)["files"]
     assert {"labels.onnx", "labels.fp32.onnx", "image_encoder.onnx"} <= set(files)
     assert not {"tokenizer.json", "text_encoder.onnx", "mask_decoder.onnx"} & set(files)
+
+
+def test_the_commands_of_the_page_are_what_they_say(tmp_path):
+    page = (ROOT / "docs" / "export.md").read_text()
+    names = next(
+        body for body in re.findall(r"^```\w*\n(.*?)^```", page, re.M | re.S) if body.startswith("# names.txt")
+    )
+    (tmp_path / "names.txt").write_text(names)
+    export, segment = (
+        next(line.split("#")[0] for line in page.splitlines() if line.startswith(start))
+        for start in ("digseg-export --vocabulary", "digseg segment photo.jpg --bundle")
+    )
+    done = run_command(*export.split(), "--dry-run", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["output"] == segment.split()[-1]
+    assert parse(command_named("segment"), "digseg segment", segment.split()[2:])["prompt"] == []
+    assert read_vocabulary(tmp_path / "names.txt").names == ("road", "building", "car")
