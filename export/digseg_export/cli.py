@@ -192,8 +192,9 @@ def _print(console: Console, done: Any) -> None:
         from digseg_export.presence_threshold import in_words
 
         console.print(f"  presence: {in_words(done.presence)}", highlight=False, markup=False)
+    judged = "share of the label map" if "labels.onnx" in done.sizes else "mask IoU"
     for answer in done.answers:
-        words = answer.reason or f"error {answer.error:.1e}, mask IoU {answer.iou:.4f}"
+        words = answer.reason or f"error {answer.error:.1e}, {judged} {answer.iou:.4f}"
         console.print(f"  written bundle, {answer.backend} at {answer.at}: {words}", highlight=False, markup=False)
     console.print(f"  {total:.1f} s: {steps}", highlight=False, markup=False)
 
