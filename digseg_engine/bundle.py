@@ -15,6 +15,7 @@ import re
 import stat
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +25,7 @@ from digseg_engine.errors import BundleError
 from digseg_engine.files import write_json
 from digseg_engine.graph_files import check_weights
 from digseg_engine.named import meant_instead
+from digseg_engine.vocabulary import Vocabulary, vocabulary_of
 
 MANIFEST = "manifest.json"
 SIGNATURE = "model.sig"  # of the other files, the manifest's among them; see `signatures.py`
@@ -64,8 +66,16 @@ class Bundle:
 
     @property
     def graphs(self) -> dict[str, GraphSpec]:
-        """Its graphs by name, in the order they are asked; presence is one of them where the model has the readout."""
+        """Its graphs by name, in the order they are asked; presence is one of them where the model of an open bundle has the
+        readout."""
+        if self.vocabulary is not None:
+            return graphs_of(self.manifest.get("presence") is not None, self.vocabulary.folding)
         return graphs_of(PRESENCE.file in self.manifest["files"])
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The names of a folded bundle; None for an open one, which takes any prompt."""
+        return vocabulary_of(self.manifest, self.folder / MANIFEST)
 
     def file(self, name: str) -> Path:
         """Path of a listed file. Raises BundleError for a name the manifest does not list."""
@@ -182,6 +192,7 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
     for key, fits, wanted in NEEDED:
         if not fits(value := _look_up(manifest, key)):
             raise BundleError(f"{path}: {key} is {value!r:.60}; expected {wanted}; {HOW_TO_EXPORT}")
+    vocabulary_of(manifest, path)
     contract = manifest["contract"]["version"]
     if contract != CONTRACT_VERSION:
         raise BundleError(

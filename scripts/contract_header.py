@@ -24,10 +24,12 @@ constexpr long long kVersion = {version};
 constexpr float kAbsent = {absent};
 constexpr size_t kTokenBuckets[] = {{{buckets}}};
 constexpr const char* kShippedBundle = {shipped};
+constexpr size_t kMostNames = {most_names};
 
 {tensors}
 
-// The graphs in the order they are asked; `presence` is the only one that a bundle may lack.
+// The graphs in the order they are asked. An open bundle may lack `presence` and has no `labels`; a folded one has
+// image encoder and labels.
 enum Graph {{ {graphs}, kGraphs }};
 struct GraphFile {{
   const char *name, *file, *cpu_file, *data_file;
@@ -48,6 +50,7 @@ def camel(name: str) -> str:
 def header() -> str:
     """The text of the header."""
     tensors = {name: value for name, value in vars(contract).items() if isinstance(value, contract.TensorSpec)}
+    graphs = {**contract.GRAPHS, "labels": contract.LABELS}
     lines = [
         f"constexpr const char* {camel(name)} = {json.dumps(spec.name)};"
         f"  // {spec.dtype} [{', '.join(map(str, spec.axes))}]: {spec.meaning}"
@@ -55,16 +58,17 @@ def header() -> str:
     ]
     files = [
         "    {" + ", ".join(map(json.dumps, (name, graph.file, graph.cpu_file, graph.data_file))) + "},"
-        for name, graph in contract.GRAPHS.items()
+        for name, graph in graphs.items()
     ]
     return FRAME.format(
         format=json.dumps(contract.BUNDLE_FORMAT),
         version=contract.CONTRACT_VERSION,
         absent=f"{contract.ABSENT}f",
         buckets=", ".join(map(str, contract.TOKEN_BUCKETS)),
+        most_names=contract.MOST_NAMES,
         shipped=json.dumps(SHIPPED_BUNDLE.relative_to(ROOT).as_posix()),
         tensors="\n".join(lines),
-        graphs=", ".join(map(camel, contract.GRAPHS)),
+        graphs=", ".join(map(camel, graphs)),
         files="\n".join(files),
     )
 

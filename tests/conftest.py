@@ -35,6 +35,7 @@ def pytest_report_header() -> str:
 HEAVY_FIXTURES = {
     "bundle",
     "compiled",
+    "folded",
     "installed",
     "library",
     "nano_models",
@@ -156,6 +157,19 @@ def with_presence(nano_preset, raw_tokenizer, tmp_path_factory):
             tmp_path_factory, "with-presence", lambda room: make_presence_models(room, nano_preset, raw_tokenizer)
         )
     return PresenceModels(folder / "checkpoint", folder / "bundle")
+
+
+@pytest.fixture(scope="session")
+def folded(with_presence, tmp_path_factory):
+    """A vocabulary of the checkpoint with a readout folded, exported once. DIGSEG_TEST_FOLDED names a folder of ready ones."""
+    from nano_models import FoldedModels, make_folded_models
+
+    if ready := os.environ.get("DIGSEG_TEST_FOLDED"):
+        folder = Path(ready)
+    else:
+        folder = made_once(tmp_path_factory, "folded", lambda room: make_folded_models(room, with_presence))
+    names = (*(f"{prompt}!" for prompt in with_presence.prompts[:-1]), with_presence.prompts[-1])
+    return FoldedModels(folder / "full", folder / "labels", with_presence.bundle, names)
 
 
 @pytest.fixture(scope="session")

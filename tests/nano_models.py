@@ -110,6 +110,44 @@ def make_presence_models(folder: Path, preset, raw_tokenizer) -> PresenceModels:
     return made
 
 
+@dataclass(frozen=True)
+class FoldedModels:
+    """A vocabulary of the checkpoint of `PresenceModels` folded, with the threshold of its open bundle: with logits, and the
+    label map alone."""
+
+    full: Path
+    labels_only: Path
+    open: Path
+    names: tuple[str, ...]
+
+
+def make_folded_models(folder: Path, models: PresenceModels) -> FoldedModels:
+    """Names differ from the prompts they stand for; the last one is its own."""
+    import json
+
+    from digseg_engine.bundle import MANIFEST
+    from digseg_engine.model.pretrained import load_checkpoint
+    from digseg_engine.vocabulary import Vocabulary
+    from digseg_export import publish
+    from digseg_export.comparison import LIMITS
+    from digseg_export.progress import StepTimer
+
+    names = (*(f"{prompt}!" for prompt in models.prompts[:-1]), models.prompts[-1])
+    stated = json.loads((models.bundle / MANIFEST).read_text())["presence"]
+    made = FoldedModels(folder / "full", folder / "labels", models.bundle, names)
+    silent = StepTimer(lambda step: None)
+    checkpoint = load_checkpoint(models.checkpoint)
+    traced, chosen = publish.trace(checkpoint, silent), publish._choose_threshold
+    publish._choose_threshold = lambda *given: {**stated, "threshold": stated["threshold"]}
+    try:
+        for path, labels_only in ((made.full, False), (made.labels_only, True)):
+            options = publish.Options(vocabulary=Vocabulary(names, models.prompts, labels_only))
+            publish.publish(checkpoint, traced, b"", path, "fp32", LIMITS["fp32"], silent, options)
+    finally:
+        publish._choose_threshold = chosen
+    return made
+
+
 class AsItIs:
     """Part of a made-up backend: an encoding is the picture, and nothing is said of presence."""
 

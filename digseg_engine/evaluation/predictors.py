@@ -166,9 +166,19 @@ def reference_predictor(
 def bundle_predictor(folder: Path, size: int, device: str | None = None, views: Views = WHOLE) -> Predict:
     """An exported bundle through the engine's own runtime."""
     from digseg_engine.runtime.engine import Engine
-    from digseg_engine.runtime.pipeline import picture_logits
+    from digseg_engine.runtime.pipeline import picture_logits, picture_map
 
     engine = Engine.load(folder, device=device)
+    names = engine.source.vocabulary
+
+    def ask_map(image: Rgb, prompts: list[str], longer: int) -> Said:
+        """Of a bundle that answers its label map alone: 1 where the map shows a name, -1 elsewhere."""
+        label_map, presence, there, frame = picture_map(engine, image, prompts, longer)
+        shown = label_map[None] == np.arange(1, len(prompts) + 1)[:, None, None]
+        planes = torch.from_numpy(np.where(shown, np.float32(1), np.float32(-1)))
+        if presence is None:
+            return Said(planes, frame)
+        return Said(planes, frame, presence >= 0.5 if engine.gate.threshold is None else there)
 
     def ask(image: Rgb, prompts: list[str], longer: int) -> Said:
         found, frame = picture_logits(engine, image, prompts, longer)
@@ -177,7 +187,7 @@ def bundle_predictor(folder: Path, size: int, device: str | None = None, views: 
             return Said(planes, frame)
         return Said(planes, frame, found.presence >= 0.5 if engine.gate.threshold is None else found.there)
 
-    return predictor(ask, size, engine.stride, views)
+    return predictor(ask_map if names is not None and names.labels_only else ask, size, engine.stride, views)
 
 
 def choose_labels(logits: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:

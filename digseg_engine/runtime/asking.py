@@ -21,7 +21,7 @@ from digseg_engine.names import stems
 from digseg_engine.runtime.encoding import Encoding
 from digseg_engine.runtime.engine import Engine
 from digseg_engine.runtime.inputs import check_output
-from digseg_engine.runtime.record import missing, percent
+from digseg_engine.runtime.record import known, missing, percent
 from digseg_engine.runtime.result import Segmentation
 
 QUESTION, LEAVE, ENDS = "find> ", "-", ("quit", "exit")
@@ -66,10 +66,10 @@ class Session:
         path = self.draw(result if self.shown == [prompt] else None)
         (found,) = result.answers
         if self.question.as_json:
-            body = {**asdict(found), "seconds": round(seconds, 5), "overlay": str(path)}
+            body = {**asdict(found), "score": known(found.score), "seconds": round(seconds, 5), "overlay": str(path)}
             print(json.dumps(body, ensure_ascii=False), flush=True)
             return
-        said = f"{percent(found.area)}, score {found.score:.2f}" if found.found else missing(found)
+        said = percent(found.area) + _scored(found.score) if found.found else missing(found)
         print(f"{prompt}: {said}  ({1000 * seconds:.0f} ms)  ->  {path}", flush=True)
 
     def leave_out(self, prompt: str) -> None:
@@ -94,6 +94,10 @@ class Session:
         return self.engine.segment(
             self.picture, prompts, threshold=question.threshold, all_prompts=question.all_prompts
         )
+
+
+def _scored(score: float) -> str:
+    return "" if known(score) is None else f", score {score:.2f}"
 
 
 def ask(question: Question) -> int:

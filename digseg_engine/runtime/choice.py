@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from digseg_engine.contract import LABEL_MAP, LOGITS, PRESENCE_LOGITS
 from digseg_engine.errors import BackendError
 from digseg_engine.runtime import verdicts
 from digseg_engine.runtime.backends import Array, Backend, BackendKind, Usable, failing_as, in_one_line, kinds
-from digseg_engine.runtime.chunks import ChunkedRunner
+from digseg_engine.runtime.chunks import ChunkedRunner, joined
 from digseg_engine.runtime.machine import device_key, library_versions
 from digseg_engine.runtime.presence import Asker, Gate
 from digseg_engine.runtime.prompts import to_length
@@ -27,7 +28,9 @@ from digseg_engine.runtime.source import Golden, Source
 from digseg_engine.runtime.timing import repeated
 from digseg_engine.words import counted
 
+FOLDED = (LABEL_MAP.name, LOGITS.name, PRESENCE_LOGITS.name)  # what is asked of a folded bundle, as far as it has it
 WARM_UP, RUNS, SECONDS = 2, 7, 3.0
+ASKS_PROMPTS = "asks a checkpoint prompts, and this bundle's names are folded into its graph"
 LEFT_OUT = "not tried for so little work: it compiles for longer than that takes"
 _log = logging.getLogger("digseg_engine")
 PROMPT_STEPS = (1, 4, 20, 64, 256)
@@ -114,9 +117,18 @@ def choose(source: Source, task: Task) -> tuple[Verdict, Backend]:
 
 def create(kind: BackendKind, source: Source) -> Backend:
     """The backend. Raises BackendError, or another of our errors, whatever went wrong."""
+    if source.vocabulary is not None and kind.needs == "checkpoint":
+        raise BackendError(
+            f"backend {kind.name} {ASKS_PROMPTS}; load the checkpoint itself, or choose another --backend"
+        )
     try:
         with failing_as(kind.name, "to start"):
-            return kind.create(source)
+            backend = kind.create(source)
+        if source.vocabulary is not None and not hasattr(backend, "labels"):
+            raise BackendError(
+                f"backend {kind.name} does not run folded bundles (it has no `labels`); choose another --backend"
+            )
+        return backend
     except MemoryError as error:
         raise BackendError(f"backend {kind.name} failed to start: out of memory; use a smaller model") from error
 
@@ -180,6 +192,8 @@ def look(kind: BackendKind, source: Source) -> Usable:
     """Whether a backend can run here and has what it is made from."""
     if (source.bundle if kind.needs == "bundle" else source.checkpoint) is None:
         return Usable(kind.name, False, "", f"needs a {kind.needs}", _how_to_give(kind))
+    if source.vocabulary is not None and kind.needs == "checkpoint":
+        return Usable(kind.name, False, "", ASKS_PROMPTS)
     try:
         return kind.probe()
     except Exception as failure:
@@ -207,6 +221,8 @@ def check_golden(backend: Backend, golden: Golden) -> tuple[float, float]:
     A mask counts where one of the two holds something: agreement on nothing says nothing. With no such mask the IoU is 1,
     and the error alone decides. Raises BackendError when the backend fails.
     """
+    if golden.label_map is not None:
+        return _check_folded(backend, golden)
     with failing_as(backend.name, "on the golden sample"):
         runner = ChunkedRunner(backend)
         keys, values = runner.encode_text(golden.token_ids, golden.token_mask)
@@ -230,6 +246,25 @@ def check_golden(backend: Backend, golden: Golden) -> tuple[float, float]:
     return error, float(pair_iou(got, want)[telling].mean()) if telling.any() else 1.0
 
 
+def _check_folded(backend: Backend, golden: Golden) -> tuple[float, float]:
+    """(relative L2 error of logits and presence, share of the label map that is right) of a folded bundle's golden sample; NaN,
+    or something that lacks or has another shape, gives an infinite error."""
+    with failing_as(backend.name, "on the golden sample"):
+        found = backend.labels(backend.encode_image(golden.image), tuple(FOLDED))  # type: ignore[attr-defined]
+    label_map, error = found.get(LABEL_MAP.name), 0.0
+    logits = golden.logits if golden.logits.size else None
+    for name, want, least in ((LOGITS.name, logits, 1e-12), (PRESENCE_LOGITS.name, golden.presence, 1.0)):
+        got = None if want is None or name not in found else np.asarray(found[name], np.float32)[:, : want.shape[1]]
+        if (want is None) != (name not in found) or (got is not None and want is not None and got.shape != want.shape):
+            return float("inf"), 0.0
+        if got is not None and want is not None:
+            error = max(error, float(np.linalg.norm(got - want)) / max(float(np.linalg.norm(want)), least))
+    wanted = golden.label_map
+    if label_map is None or wanted is None or label_map.shape != wanted.shape or not np.isfinite(error):
+        return float("inf"), 0.0
+    return error, float((label_map == wanted).mean())
+
+
 def pair_iou(got: Array, want: Array) -> Array:
     """IoU of every (picture, prompt) pair of masks [B, K, h, w], [B * K]; 1 where both masks are empty."""
     inter, union = (m.sum((-2, -1)).ravel() for m in (got & want, got | want))
@@ -243,25 +278,33 @@ def within_limits(error: float, iou: float, golden: Golden) -> tuple[bool, str]:
     if error > golden.relative:
         return False, f"wrong: error {error:.2e} on the golden sample, at most {golden.relative:.0e} allowed"
     if iou < golden.iou:
-        return False, f"wrong: mask IoU {iou:.4f} on the golden sample, at least {golden.iou} expected"
+        return False, f"wrong: {golden.judged} {iou:.4f} on the golden sample, at least {golden.iou} expected"
     return True, ""
 
 
 def time_backend(backend: Backend, task: Task, source: Source, clock: Callable[[], float] = time.perf_counter) -> float:
     """Median milliseconds of a first question (picture encoded, presence read, every prompt decoded) at the task's shape, or the
     nearest that a profile allows, after warm-up; up to RUNS runs or SECONDS."""
-    golden, side = source.golden, -(-task.size // source.sizes[1]) * source.sizes[1]
+    side = -(-task.size // source.sizes[1]) * source.sizes[1]
     runner = ChunkedRunner(backend, profile=source.profile)
     height, width = side, side
     if runner.profile is not None:
         spans = (runner.profile.ranges[axis] for axis in "HW")
         height, width = (min(max(side, span.min), span.max) for span in spans)
+    image = np.random.default_rng(0).uniform(-1, 1, (task.batch, 3, height, width)).astype(np.float32)
+    question = _first_question(runner, task, source)
+    return 1000 * float(np.median(repeated(lambda: question(image), RUNS, WARM_UP, SECONDS, clock)))
+
+
+def _first_question(runner: ChunkedRunner, task: Task, source: Source) -> Callable[[Array], object]:
+    """Asks about pixels [B, 3, H, W]: as many prompts as the task says, or for all that a folded bundle answers."""
+    golden = source.golden
+    if golden.label_map is not None:
+        return lambda image: [runner.labels(about, FOLDED) for about in joined(runner.encode(image)[0])]
     keys, values = runner.encode_text(golden.token_ids[:1], golden.token_mask[:1])
     mask = to_length(golden.token_mask[:1], keys.shape[-1], 1)
     text = tuple(np.repeat(array, task.prompts, axis=0) for array in (keys, values, mask))
-    asker = Asker(runner, text, Gate(None, 1), source.sizes[1])  # type: ignore[arg-type]
-    image = np.random.default_rng(0).uniform(-1, 1, (task.batch, 3, height, width)).astype(np.float32)
-    return 1000 * float(np.median(repeated(lambda: asker.about_pixels(image), RUNS, WARM_UP, SECONDS, clock)))
+    return Asker(runner, text, Gate(None, 1), source.sizes[1]).about_pixels  # type: ignore[arg-type]
 
 
 def verdict_key(source: Source, task: Task) -> str:

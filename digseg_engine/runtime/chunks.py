@@ -21,6 +21,7 @@ from digseg_engine.runtime.prompts import to_length
 
 BUDGET = 2 << 30
 BYTES_PER_PIXEL = 64  # of the working picture, for one picture or one mask: attention scores and maps, generously
+FOLDED_TOGETHER = 32  # names that a folded bundle's graph computes at once
 OUT_OF_MEMORY = re.compile(
     r"out of memory|failed to allocate|bad.?alloc|cannot allocate|unable to allocate|alloc_failed", re.IGNORECASE
 )
@@ -96,11 +97,13 @@ class ChunkedRunner:
     """Wraps a backend. Thread-safe; results do not depend on other threads unless memory runs out.
 
     profile: the shapes a bundle was exported for; a backend with a `profile` of its own (engines built for shapes) is
-    kept to that one, its text encoder too.
+    kept to that one, its text encoder too. names: how many a folded bundle answers for.
     """
 
-    def __init__(self, backend: Backend, budget: int = BUDGET, profile: Profile | None = None) -> None:
-        self.backend = backend
+    def __init__(
+        self, backend: Backend, budget: int = BUDGET, profile: Profile | None = None, names: int = 0
+    ) -> None:  # fmt: skip
+        self.backend, self.names = backend, names
         self._pictures, self._masks = Room(budget, "pictures"), Room(budget, "masks")
         self._engines: Profile | None = getattr(backend, "profile", None)
         self.profile = self._engines or profile
@@ -147,6 +150,24 @@ class ChunkedRunner:
         """
         run = self.backend.decode_tensor if tensors else self.backend.decode  # type: ignore[attr-defined]
         return self._asked(run, about, text)
+
+    def labels(self, about: Stretch, wanted: tuple[str, ...]) -> Noted[dict[str, Any]]:
+        """What a folded bundle answers about n pictures, [n, ...] each, by name of the contract: what is wanted and it has."""
+        height, width = about.working
+
+        def run(pairs: int) -> dict[str, Any]:
+            pictures = min(max(1, pairs // max(1, min(self.names, FOLDED_TOGETHER))), self._most("B"))
+            parts = []
+            for i in range(0, len(about), pictures):
+                part = about.part(slice(i, i + pictures))
+                kept, own = part.window(self._least("B"))
+                with failing_as(self.backend.name, f"on {len(part)} pictures of {width}x{height} pixels"):
+                    found = self.backend.labels(kept, wanted)  # type: ignore[attr-defined]
+                parts.append({name: array[own] for name, array in found.items()})
+            return {name: together([part[name] for part in parts], 0) for name in parts[0]}
+
+        most = len(about) * max(1, min(self.names, FOLDED_TOGETHER))
+        return self._masks.share(most, about.working, run, self.backend.name, "one picture")
 
     def _asked(self, question: Callable[..., Any], about: Stretch, text: Text) -> Noted[Any]:
         keys, values, mask = text

@@ -118,7 +118,8 @@ class Driver:
 
 def zeros(shape: tuple[int, ...], kind: str) -> NDArray[Any]:
     """A host array for a tensor of the contract; bf16 travels as its 16 bits."""
-    kinds = {"float32": np.float32, "fp16": np.float16, "bf16": np.uint16, "int64": np.int64, "bool": np.bool_}
+    kinds = {"float32": np.float32, "fp16": np.float16, "bf16": np.uint16, "int64": np.int64, "bool": np.bool_,
+             "uint8": np.uint8, "uint16": np.uint16}  # fmt: skip
     return np.zeros(shape, kinds[kind])
 
 

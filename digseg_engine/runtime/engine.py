@@ -16,7 +16,8 @@ from digseg_engine.named import find_model
 from digseg_engine.runtime.backends import Backend, failing_as, kinds
 from digseg_engine.runtime.chunks import ChunkedRunner
 from digseg_engine.runtime.encoding import Encoding
-from digseg_engine.runtime.labels import Rules
+from digseg_engine.runtime.folded import NO_LOGITS, NameList
+from digseg_engine.runtime.labels import USUAL, Rules
 from digseg_engine.runtime.pipeline import (
     Clock,
     Options,
@@ -31,9 +32,10 @@ from digseg_engine.runtime.prompts import Prepared, PromptCache
 from digseg_engine.runtime.result import About, Segmentation
 from digseg_engine.runtime.source import Portable, Source, open_source
 from digseg_engine.runtime.streaming import Taken, batches, check_on_error, check_several, take, take_all
-from digseg_engine.runtime.tensors import logits_of, strongest
+from digseg_engine.runtime.tensors import logits_of, map_of, strongest
 from digseg_engine.signatures import Signer
 from digseg_engine.text import check_prompts
+from digseg_engine.vocabulary import RULE, check_folded
 
 if TYPE_CHECKING:
     from digseg_engine.runtime.tiles import TiledSegmentation
@@ -47,10 +49,13 @@ class Engine:
         self.source, self.fallbacks = source, fallbacks
         self.image_size, self.stride = source.sizes
         self.backend = backend
-        self.runner = ChunkedRunner(backend, profile=source.profile)
+        names = source.vocabulary
+        self.runner = ChunkedRunner(backend, profile=source.profile, names=0 if names is None else len(names.names))
         self.gate = gate_of(source)
         self.mark = object()  # what this engine encoded bears it
-        self.prompts = PromptCache(source.tokenizer(), self.runner.encode_text)
+        self.prompts: Any = (
+            PromptCache(source.tokenizer(), self.runner.encode_text) if names is None else NameList(names)
+        )
         self._refiner: Any = None
         self._lock = Lock()
 
@@ -105,6 +110,20 @@ class Engine:
         """The bundle. Raises BackendError for an engine loaded from a checkpoint alone."""
         return self.source.need_bundle(self.backend.name)
 
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The names that a folded bundle answers for, in the order of their labels; none for what takes any prompt."""
+        return () if self.source.vocabulary is None else self.source.vocabulary.names
+
+    def texts(self, prompts: Sequence[str] | None) -> list[str]:
+        """Prompts as a list; of a folded bundle names of its vocabulary, and all of them for None. Raises InputError for what
+        cannot be asked."""
+        if self.source.vocabulary is None:
+            return check_prompts(() if prompts is None else prompts)
+        texts = list(self.vocabulary) if prompts is None else check_prompts(prompts)
+        self.source.vocabulary.numbers(texts)
+        return texts
+
     def __enter__(self) -> Engine:
         _ = self.backend  # raises when closed
         return self
@@ -150,11 +169,11 @@ class Engine:
         return replace(encoding, seconds=dict(clock.seconds))
 
     def segment(
-        self, image: object, prompts: Sequence[str], size: int | None = None, refine: int = 0, steps: int = 4, seed: int = 0,
-        threshold: float = 0.5, labels: str = "parts", keep_masks: bool = True, force: bool = False,
+        self, image: object, prompts: Sequence[str] | None = None, size: int | None = None, refine: int = 0, steps: int = 4,
+        seed: int = 0, threshold: float = 0.5, labels: str | None = None, keep_masks: bool = True, force: bool = False,
         against: Sequence[str] = (), all_prompts: bool = False,
     ) -> Segmentation:  # fmt: skip
-        """One mask per prompt.
+        """One mask per prompt; of a folded bundle one per name, all of them where no prompts are given.
 
         image: path, Pillow picture, uint8 array or DLPack tensor [H, W, 3] RGB; arrays and tensors are copied, so that the
         caller may refill them; or what `encode` returned, for which only the prompts are new work. prompts: K texts. size:
@@ -166,8 +185,8 @@ class Engine:
         all_prompts: make masks also for prompts that the model says are not in the picture, which otherwise stay empty.
         Raises InputError for a picture or prompt it cannot use, UsageError for a size or steps out of range.
         """
-        options = Options(
-            size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks), tuple(against), all_prompts
+        options = self._options(
+            size, Quality(refine, steps, seed, force), threshold, labels, keep_masks, against, all_prompts
         )
         clock = Clock(1)
         picture = take(image)
@@ -175,8 +194,9 @@ class Engine:
         return segment_pictures(self, [picture], prompts, options, clock)[0]
 
     def segment_batch(
-        self, images: Sequence[object], prompts: Sequence[str], size: int | None = None, refine: int = 0, steps: int = 4,
-        seed: int = 0, threshold: float = 0.5, labels: str = "parts", keep_masks: bool = True, force: bool = False,
+        self, images: Sequence[object], prompts: Sequence[str] | None = None, size: int | None = None, refine: int = 0,
+        steps: int = 4, seed: int = 0, threshold: float = 0.5, labels: str | None = None, keep_masks: bool = True,
+        force: bool = False,
         on_error: Literal["raise", "return"] = "raise", against: Sequence[str] = (), all_prompts: bool = False,
     ) -> list[Any]:  # fmt: skip
         """The same prompts about several pictures, one result for each, in their order; options as for `segment`.
@@ -185,8 +205,8 @@ class Engine:
         that cannot be used, or `return` a DigsegError in the place of its result.
         """
         check_on_error(on_error)
-        options = Options(
-            size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks), tuple(against), all_prompts
+        options = self._options(
+            size, Quality(refine, steps, seed, force), threshold, labels, keep_masks, against, all_prompts
         )
         clock = Clock(len(images))
         self._encode_ahead(prompts, against)
@@ -201,8 +221,9 @@ class Engine:
         return results
 
     def stream(
-        self, images: Iterable[object], prompts: Sequence[str], size: int | None = None, batch: int = 1, refine: int = 0,
-        steps: int = 4, seed: int = 0, threshold: float = 0.5, labels: str = "parts", keep_masks: bool = True,
+        self, images: Iterable[object], prompts: Sequence[str] | None = None, size: int | None = None, batch: int = 1,
+        refine: int = 0, steps: int = 4, seed: int = 0, threshold: float = 0.5, labels: str | None = None,
+        keep_masks: bool = True,
         force: bool = False, on_error: Literal["raise", "return"] = "raise", against: Sequence[str] = (),
         all_prompts: bool = False,
     ) -> Iterator[Any]:  # fmt: skip
@@ -217,30 +238,41 @@ class Engine:
         check_on_error(on_error)
         if batch < 1:
             raise UsageError(f"a batch must hold at least 1 picture, got {batch}")
-        options = Options(
-            size, Quality(refine, steps, seed, force), Rules(threshold, labels, keep_masks), tuple(against), all_prompts
+        options = self._options(
+            size, Quality(refine, steps, seed, force), threshold, labels, keep_masks, against, all_prompts
         )
         self._encode_ahead(prompts, against)
-        kept = prompts if isinstance(prompts, Prepared) else list(prompts)
+        kept = prompts if prompts is None or isinstance(prompts, Prepared) else list(prompts)
         return self._streamed(images, kept, options, batch, on_error)
 
     def prepare(self, prompts: Sequence[str]) -> Prepared:
         """Prompts ready to be asked again and again: a list of texts that every method takes where prompts are, with their
         text encoded and stacked. For video and other loops. Raises InputError for what is no prompt."""
-        texts = check_prompts(prompts)
+        texts = self.texts(prompts)
         return Prepared(texts, self.prompts.fold(texts), self.prompts)
 
-    def _encode_ahead(self, prompts: Sequence[str], against: Sequence[str]) -> None:
+    def _options(
+        self, size: int | None, quality: Quality, threshold: float, labels: str | None, keep_masks: bool, against: Sequence[str],
+        all_prompts: bool,
+    ) -> Options:  # fmt: skip
+        """Options of a question. Raises UsageError for what a folded bundle does not do."""
+        names = self.source.vocabulary
+        if names is not None:
+            check_folded(names, against, all_prompts, labels, quality.refine)
+        usual = USUAL.labels if names is None else RULE
+        return Options(size, quality, Rules(threshold, labels or usual, keep_masks), tuple(against), all_prompts)
+
+    def _encode_ahead(self, prompts: Sequence[str] | None, against: Sequence[str]) -> None:
         """Check and encode prompts ahead: what is wrong with one is no picture's fault."""
-        texts = check_prompts(prompts)
-        self.prompts.check_owner(prompts)
+        texts = self.texts(prompts)
+        self.prompts.check_owner(prompts or ())
         for prompt in [] if isinstance(prompts, Prepared) else texts:
             self.prompts.one(prompt)
         for prompt in contrasts(texts, against):
             self.prompts.one(prompt)
 
     def _streamed(
-        self, images: Iterable[object], prompts: Sequence[str], options: Options, batch: int, on_error: str
+        self, images: Iterable[object], prompts: Sequence[str] | None, options: Options, batch: int, on_error: str
     ) -> Iterator[Any]:
         with closing(batches(images, batch)) as coming:
             for inputs in coming:
@@ -252,7 +284,7 @@ class Engine:
                     yield result
 
     def _each(
-        self, inputs: list[Taken], prompts: Sequence[str], options: Options, clock: Clock
+        self, inputs: list[Taken], prompts: Sequence[str] | None, options: Options, clock: Clock
     ) -> list[Segmentation | DigsegError]:
         """A result or an error for every picture. Where a batch fails, each of its pictures is asked about alone."""
         good = [picture for picture in inputs if not isinstance(picture, DigsegError)]
@@ -270,7 +302,7 @@ class Engine:
         return [picture if isinstance(picture, DigsegError) else next(answers) for picture in inputs]
 
     def segment_tiles(
-        self, image: object, prompts: Sequence[str], output: Path | str, stem: str = "tiled", tile: int = 512,
+        self, image: object, prompts: Sequence[str] | None, output: Path | str, stem: str = "tiled", tile: int = 512,
         overlap: float = 0.25, size: int | None = None, masks: bool = False, threshold: float = 0.5,
         labels: str = "strongest", only: Collection[str] | None = None, against: Sequence[str] = (), all_prompts: bool = False,
     ) -> TiledSegmentation:  # fmt: skip
@@ -285,8 +317,13 @@ class Engine:
         from digseg_engine.runtime.tiles import Tiling, check_rule, kinds_of, segment_tiles
 
         check_rule(labels)
-        texts = tuple(check_prompts(prompts))
-        self.prompts.check_owner(prompts)
+        names = self.source.vocabulary
+        if names is not None:
+            check_folded(names, against, all_prompts, labels)
+        if names is not None and names.labels_only:
+            raise UsageError(NO_LOGITS.format("tiles, which are blended by their logits"))
+        texts = tuple(self.texts(prompts))
+        self.prompts.check_owner(prompts or ())
         rivals = contrasts(texts, against)
         if self.runner.profile is not None and size is None:
             size = self.runner.profile.square(tile)
@@ -302,16 +339,19 @@ class Engine:
             open_windows(image), asker, texts, tiling, Path(output), stem, kinds_of(only, masks), about, path
         )
 
-    def logits(self, pixels: Any, prompts: Sequence[str], all_prompts: bool = False) -> Any:
+    def logits(self, pixels: Any, prompts: Sequence[str] | None = None, all_prompts: bool = False) -> Any:
         """Logits [B, K, h', w'] of pixels [B, 3, H, W] float32 in -1..1, sides multiples of the stride, -20 everywhere for a
         prompt that is not there; see `tensors`."""
-        return logits_of(Asker(self.runner, self._folded(prompts), self.gate.opened(all_prompts), self.stride), pixels)
+        return logits_of(self._asker(prompts, all_prompts), pixels)
 
-    def _folded(self, prompts: Sequence[str]) -> Any:
-        return self.prompts.fold(prompts if isinstance(prompts, Prepared) else check_prompts(prompts))
+    def _asker(self, prompts: Sequence[str] | None, all_prompts: bool) -> Asker:
+        if self.source.vocabulary is not None:
+            check_folded(self.source.vocabulary, (), all_prompts, None)
+        text = self.prompts.fold(prompts if isinstance(prompts, Prepared) else self.texts(prompts))
+        return Asker(self.runner, text, self.gate.opened(all_prompts), self.stride)
 
     def label_map(
-        self, pixels: Any, prompts: Sequence[str], size: tuple[int, int] | None = None, threshold: float = 0.5,
+        self, pixels: Any, prompts: Sequence[str] | None = None, size: tuple[int, int] | None = None, threshold: float = 0.5,
         all_prompts: bool = False,
     ) -> Any:  # fmt: skip
         """`logits`, and which prompt is the strongest at every pixel: int32 [B, height, width], 0 none, k + 1 prompt k.
@@ -321,6 +361,8 @@ class Engine:
         prompts at full size.
         """
         rules, shape = Rules(threshold, "strongest", False), tuple(pixels.shape[2:])
+        if self.source.vocabulary is not None and rules.border == 0 and size in (None, shape):
+            return map_of(self._asker(prompts, all_prompts), pixels)  # as the graph answers it
         return strongest(self.logits(pixels, prompts, all_prompts), shape, size or shape, rules)
 
     def reference(self) -> Any:

@@ -95,6 +95,15 @@ def label(
     return Labelled(masks, scores, label_map, pixels, tuple(boxes))
 
 
+def label_of_map(label_map: NDArray[np.int32], count: int) -> Labelled:
+    """The answer of a label map [H, W] that stands for itself: K masks that do not overlap; scores are unknown, NaN where a mask
+    is not empty."""
+    pixels = np.bincount(label_map.ravel(), minlength=count + 1)[1:].astype(np.int64)
+    boxes = tuple(box(label_map == k + 1) if pixels[k] else None for k in range(count))
+    scores = np.where(pixels > 0, np.float32(np.nan), np.float32(0))
+    return Labelled(None, scores, label_map, pixels, boxes)
+
+
 def floor_of(
     rivals: Iterable[Plane], enlarge: Callable[[Plane], Plane], border: float | np.float32
 ) -> Plane | np.float32:

@@ -9,11 +9,11 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from digseg_engine.bundle import MANIFEST
+from digseg_engine.bundle import MANIFEST, read_manifest
 from digseg_engine.console import complain, note, telling
 from digseg_engine.errors import BundleError, CheckpointError, UsageError
 from digseg_engine.faults import described
@@ -28,6 +28,7 @@ from digseg_engine.runtime.saving import is_ours, name_files
 from digseg_engine.runtime.strips import NAMES, TILED
 from digseg_engine.runtime.tiles import TiledSegmentation, check_rule
 from digseg_engine.text import check_prompts
+from digseg_engine.vocabulary import RULE, Vocabulary, check_folded, vocabulary_of
 from digseg_engine.words import counted
 
 NAMED = 5  # prompts without a mask that a line names; the JSON has them all
@@ -77,7 +78,13 @@ class Work:
 
 def segment_pictures(work: Work) -> int:
     """Exit code: 0 when all was done, 2 when pictures could not be used, 1 when results could not be written or the like."""
-    prompts = check_prompts(read_prompts(work.prompt, work.prompts_file))
+    names = folded_names(work)
+    prompts = read_prompts(work.prompt, work.prompts_file)
+    if names is not None:
+        check_folded(names, work.against, work.all_prompts, work.labels, work.refine)
+        work, prompts = replace(work, labels=RULE), prompts or list(names.names)
+        names.numbers(prompts)
+    prompts = check_prompts(prompts)
     contrasts(prompts, work.against)
     found = find_pictures(work.photos, work.recursive)
     check_output(work.output)
@@ -92,10 +99,20 @@ def segment_pictures(work: Work) -> int:
         notes += (
             [f"{counted(count - len(todo), 'picture')} skipped: the results are there"] if len(todo) < count else []
         )
-    notes += [f"{prompt!r} is asked as one prompt; for several, repeat -p" for prompt in several_in_one(prompts)]
+    loose = prompts if names is None else []
+    notes += [f"{prompt!r} is asked as one prompt; for several, repeat -p" for prompt in several_in_one(loose)]
     for text in [] if work.quiet else notes:
         note("digseg", text)
     return _all(work, prompts, todo) if todo else 0
+
+
+def folded_names(work: Work) -> Vocabulary | None:
+    """The names of the bundle that is asked for, where it is a folded one. What is wrong with it is said when it is opened."""
+    model = find_model(work.bundle)
+    try:
+        return vocabulary_of(read_manifest(model), model) if (model / MANIFEST).is_file() else None
+    except BundleError:
+        return None
 
 
 def check_refine(work: Work) -> None:

@@ -15,10 +15,11 @@ from digseg_engine.images import Canvas, Frame, Picture, fit, unfit_plane
 from digseg_engine.runtime.backends import Array
 from digseg_engine.runtime.chunks import Stretch, Text, joined
 from digseg_engine.runtime.encoding import Encoding
-from digseg_engine.runtime.labels import USUAL, Rules, label, probability
+from digseg_engine.runtime.folded import NO_LOGITS, Chosen, answer_map, unfit_labels
+from digseg_engine.runtime.labels import USUAL, Rules, label, label_of_map, probability
 from digseg_engine.runtime.presence import ask
 from digseg_engine.runtime.prompts import Prepared
-from digseg_engine.runtime.result import About, Segmentation
+from digseg_engine.runtime.result import NOTHING, About, MapSegmentation, Segmentation
 from digseg_engine.text import check_prompts
 
 if TYPE_CHECKING:
@@ -61,13 +62,17 @@ class Clock:
 
 
 def segment_pictures(
-    engine: Engine, pictures: Sequence[Picture | Encoding], prompts: Sequence[str], options: Options, clock: Clock
+    engine: Engine,
+    pictures: Sequence[Picture | Encoding],
+    prompts: Sequence[str] | None,
+    options: Options,
+    clock: Clock,
 ) -> list[Segmentation]:
     """The pipeline. The same prompts about B pictures, each [H, W, 3] of its own size, or encoded before."""
     quality = options.quality
     # 1 check the request
-    texts = check_prompts(prompts)
-    engine.prompts.check_owner(prompts)
+    texts = engine.texts(prompts)
+    engine.prompts.check_owner(prompts or ())
     rivals = contrasts(texts, options.against)
     if quality.refine < 0:
         raise UsageError(f"the number of prompts to refine must be 0 or more, got {quality.refine}")
@@ -81,6 +86,8 @@ def segment_pictures(
     clock.lap("text")
     # 3 pictures, encoded once each
     encodings = encode_pictures(engine, pictures, options.size, clock)  # B x [1, M, Hc / s, Wc / s]
+    if engine.source.vocabulary is not None and engine.source.vocabulary.labels_only:
+        return _mapped(engine, encodings, texts, text, options, clock)
     # 4 presence of all prompts, masks of those that are there
     found = _answer(engine, encodings, text, options.all_prompts, clock)  # B x presence [K], logits [K, h', w']
     answers = [each.cut(len(texts)) for each in found]
@@ -112,6 +119,31 @@ def segment_pictures(
         )
         for encoding, masks, answer, final, about_picture, chosen in parts
     ]  # fmt: skip
+
+
+def _mapped(
+    engine: Engine, encodings: list[Encoding], texts: list[str], chosen: Chosen, options: Options, clock: Clock
+) -> list[Segmentation]:
+    """Steps 4 to 6 of a bundle that answers its label map alone: masks are where the map shows a name."""
+    if options.rules.border != 0:
+        raise UsageError(NO_LOGITS.format("a threshold other than 0.5"))
+    results: list[Segmentation] = []
+    for encoding in encodings:
+        (maps, presence), notes = answer_map(
+            engine.runner, encoding.place, chosen
+        )  # [1, H, W] at the working size, [1, K]
+        clock.lap("masks")
+        answer = label_of_map(unfit_labels(maps[0], encoding.frame), len(texts))
+        clock.lap("label")
+        sure = None if presence is None else probability(presence[0])
+        there = engine.gate.there(presence, len(texts), 1)[0]
+        results.append(MapSegmentation(
+            tuple(texts), encoding.picture, answer, NOTHING, (), encoding.frame, _about(engine, encoding, options, notes, ()),
+            {}, presence=sure, there=there,
+        ))  # fmt: skip
+    for result in results:
+        result.timings.update(clock.seconds)
+    return results
 
 
 def encode_pictures(
@@ -146,12 +178,25 @@ def picture_logits(
 
     For evaluation and tools, which go on by themselves; nothing is enlarged.
     """
-    texts, picture, clock = check_prompts(prompts), Picture(pixels), Clock(1)
+    texts, picture, clock = engine.texts(prompts), Picture(pixels), Clock(1)
     check_pictures(engine, [picture], size)
     text = engine.prompts.fold(texts)
     (encoding,) = encode_pictures(engine, [picture], size, clock)
     (found,) = _answer(engine, [encoding], text, all_prompts, clock)
     return found, encoding.frame
+
+
+def picture_map(
+    engine: Engine, pixels: Any, prompts: Sequence[str], size: int | None = None
+) -> tuple[Array, Array | None, Array, Frame]:  # fmt: skip
+    """As `picture_logits` of a folded bundle: its label map [H, W] at the working size (1 + the number of a prompt), presence as
+    probabilities [K] or None, which prompts are there [K], and how the picture lies in the map."""
+    texts, picture, clock = engine.texts(prompts), Picture(pixels), Clock(1)
+    check_pictures(engine, [picture], size)
+    (encoding,) = encode_pictures(engine, [picture], size, clock)
+    (maps, presence), _ = answer_map(engine.runner, encoding.place, engine.prompts.fold(texts))
+    there = engine.gate.there(presence, len(texts), 1)[0]
+    return maps[0], None if presence is None else probability(presence[0]), there, encoding.frame
 
 
 def contrasts(prompts: Sequence[str], against: Sequence[str]) -> list[str]:
@@ -215,7 +260,9 @@ class OfPicture:
         return OfPicture(self.logits[:count], presence, self.there[:count], self.notes, rivals)
 
 
-def _answer(engine: Engine, encodings: list[Encoding], text: Text, all_prompts: bool, clock: Clock) -> list[OfPicture]:
+def _answer(
+    engine: Engine, encodings: list[Encoding], text: Text | Chosen, all_prompts: bool, clock: Clock
+) -> list[OfPicture]:
     """What the model says about every picture; neighbours that were encoded together are asked together."""
     order = sorted(range(len(encodings)), key=lambda i: (id(encodings[i].place.kept), encodings[i].place.first))
     answers: dict[int, OfPicture] = {}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from digseg_engine.contract import ABSENT
 from digseg_engine.runtime.chunks import ChunkedRunner, Noted, Stretch, Text, joined, together
+from digseg_engine.runtime.folded import Chosen, answer_names
 
 if TYPE_CHECKING:
     from digseg_engine.runtime.source import Source
@@ -63,9 +64,14 @@ class Asker:
     """
 
     runner: ChunkedRunner
-    text: Text
+    text: Text | Chosen
     gate: Gate
     stride: int
+
+    @property
+    def count(self) -> int:
+        """Of the prompts."""
+        return len(self.text) if isinstance(self.text, Chosen) else len(self.text[2])
 
     def about_pixels(self, pixels: Any, device: Any = None) -> Noted[Found]:
         """Pixels [B, 3, H, W] in -1..1 -> what is found, its logits on `device` when that is given."""
@@ -82,11 +88,13 @@ class Asker:
 
 
 def ask(
-    runner: ChunkedRunner, about: Stretch, text: Text, gate: Gate, lap: Callable[[str], None] = lambda name: None,
+    runner: ChunkedRunner, about: Stretch, text: Text | Chosen, gate: Gate, lap: Callable[[str], None] = lambda name: None,
     device: Any = None,
 ) -> Noted[Found]:  # fmt: skip
     """K prompts about n encoded pictures: presence of all, masks of those that are there. lap: told what was just done.
     device: the torch device that logits stay on, None for an array."""
+    if isinstance(text, Chosen):
+        return _ask_names(runner, about, text, gate, lap, device)
     presence, notes = runner.presence(about, text)
     there = gate.there(presence, len(text[2]), len(about))
     if presence is not None:
@@ -110,6 +118,19 @@ def ask(
         notes += noted
     lap("masks")
     return Found(logits, presence, there), notes
+
+
+def _ask_names(
+    runner: ChunkedRunner, about: Stretch, chosen: Chosen, gate: Gate, lap: Callable[[str], None], device: Any
+) -> Noted[Found]:
+    """Names of a folded bundle, all of which its graph answers at once; it has turned away what is not there."""
+    (logits, presence), notes = answer_names(runner, about, chosen)
+    lap("masks")
+    if device is not None:
+        import torch
+
+        logits = torch.from_numpy(np.ascontiguousarray(logits)).to(device)
+    return Found(logits, presence, gate.there(presence, len(chosen), len(about))), notes
 
 
 def _alike(there: NDArray[np.bool_]) -> list[slice]:

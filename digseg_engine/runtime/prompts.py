@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Prepared(Sequence[str]):
     """Prompts with their folded text, made by `Engine.prepare` and taken wherever prompts are: nothing is tokenised, looked
     up or stacked again. It belongs to the engine that made it."""
 
-    def __init__(self, texts: Sequence[str], folded: tuple[Array, Array, TokenMask], owner: PromptCache) -> None:
+    def __init__(self, texts: Sequence[str], folded: Any, owner: Any) -> None:
         self.texts, self.folded, self.owner = tuple(texts), folded, owner
 
     @overload
@@ -83,7 +83,8 @@ class PromptCache:
         UsageError for prompts that another engine prepared."""
         self.check_owner(prompts)
         if isinstance(prompts, Prepared):
-            return prompts.folded
+            folded: tuple[Array, Array, TokenMask] = prompts.folded
+            return folded
         parts = [self.one(prompt) for prompt in prompts]
         length = token_bucket(max(part.tokens for part in parts))
         keys = np.stack([to_length(part.keys, length, 3) for part in parts])

@@ -71,7 +71,7 @@ def record(
 
     masks = [
         {"prompt": answer.prompt, "label": k + 1, "found": answer.found, "area": round(answer.area, 6), "pixels": answer.pixels,
-         "score": round(answer.score, 4), "box": answer.box, "there": answer.there,
+         "score": known(answer.score), "box": answer.box, "there": answer.there,
          "presence": None if answer.presence is None else round(answer.presence, 4)}
         for k, answer in enumerate(answers)
     ]  # fmt: skip
@@ -93,6 +93,11 @@ def summary(
     words += [f"and {len(answers) - NAMED} more"] if len(answers) > NAMED else []
     took = f"{sum(seconds.values()):.2f} s"
     return f"{kind}({shape[1]}x{shape[0]}: {', '.join(words)}; {about.model}, {about.backend}, {took})"
+
+
+def known(score: float) -> float | None:
+    """A score as JSON has it: None where the bundle gives none."""
+    return None if score != score else round(score, 4)
 
 
 def percent(area: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,10 @@ from PIL import Image
 from digseg_engine.errors import UsageError
 from digseg_engine.images import Frame, Picture, unfit_plane
 from digseg_engine.names import mask_names
+from digseg_engine.runtime.folded import NO_LOGITS, unfit_labels
 from digseg_engine.runtime.labels import Labelled, floor_of, probability
 from digseg_engine.runtime.overlay import LONGEST, draw
-from digseg_engine.runtime.record import About, Answer, listed_presence, percent, record, summary
+from digseg_engine.runtime.record import About, Answer, known, listed_presence, percent, record, summary
 from digseg_engine.runtime.rle import encode
 from digseg_engine.runtime.saving import (
     PALETTE,
@@ -35,6 +36,7 @@ from digseg_engine.runtime.saving import (
 
 __all__ = ["PALETTE", "SAVED", "About", "Segmentation", "mask_names"]
 SAVED = ("overlay", "masks", "labels", "json")
+NOTHING = np.zeros((0, 0, 0), np.float32)  # logits of a result that has none
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,27 +158,34 @@ class Segmentation:
             )
         )
 
+    def _masks_at(self, order: list[int], shape: tuple[int, int]) -> Iterator[NDArray[np.bool_]]:
+        """The masks of these prompts at the size of the overlay."""
+        floor = self._floor(shape)
+        whole = self.answer.masks is not None and shape == self.label_map.shape
+        for k in order:
+            yield self.mask(k) if whole else np.asarray(unfit_plane(self.frame, self.planes[k], shape) > floor)
+
     def overlay(self, longest: int | None = None) -> Image.Image:
         """The picture in grey with every mask tinted and outlined in the colours of the legend below. longest: reduce the
         picture to this many pixels of its longer side first."""
         height, width = self.label_map.shape
         scale = min(1.0, (longest or max(height, width)) / max(height, width))
         shape = (max(1, round(height * scale)), max(1, round(width * scale)))
-        floor = self._floor(shape)
         order = [int(k) for k in np.argsort(-self.answer.pixels, kind="stable")]
-        whole = self.answer.masks is not None and shape == (height, width)
-        masks = (self.mask(k) if whole else unfit_plane(self.frame, self.planes[k], shape) > floor for k in order)
         small = self.image
         if shape != (height, width):
             small = np.asarray(
                 Image.fromarray(small).resize((shape[1], shape[0]), Image.Resampling.BOX, reducing_gap=2.0)
             )
-        return draw(small, zip(order, masks), [self._legend_line(k) for k in range(len(self.prompts))])
+        return draw(
+            small, zip(order, self._masks_at(order, shape)), [self._legend_line(k) for k in range(len(self.prompts))]
+        )
 
     def _legend_line(self, k: int) -> tuple[str, str]:
         if not self.found[k]:
             return self.prompts[k], "not found" if self.there is None or self.there[k] else "not there"
-        return self.prompts[k], f"{percent(float(self.areas[k]))}   score {self.scores[k]:.2f}"
+        score = "" if np.isnan(self.scores[k]) else f"   score {self.scores[k]:.2f}"
+        return self.prompts[k], f"{percent(float(self.areas[k]))}{score}"
 
     def as_dict(self) -> dict[str, Any]:
         """Areas, boxes, scores and what made them as plain JSON values; the schema is in docs/runtime.md."""
@@ -195,7 +204,7 @@ class Segmentation:
             notes.append({
                 "id": first_id + len(notes), "image_id": image_id, "category_id": k + 1, "prompt": self.prompts[k],
                 "segmentation": encode(self.mask(k)), "bbox": [left, top, right - left, bottom - top],
-                "area": int(self.answer.pixels[k]), "score": round(float(self.scores[k]), 4), "iscrowd": 0,
+                "area": int(self.answer.pixels[k]), "score": known(float(self.scores[k])), "iscrowd": 0,
             })  # fmt: skip
         return notes
 
@@ -239,3 +248,35 @@ class Segmentation:
             remove_stale(folder, stem, earlier - standing)
             written.append(record_path)
         return written
+
+
+class MapSegmentation(Segmentation):
+    """The result of a bundle that answers its label map alone: a mask is where the map shows a name, so masks do not overlap, and
+    scores are NaN where there is a mask. There are no logits: whatever needs them raises UsageError."""
+
+    @property
+    def logits(self) -> NDArray[np.float32]:  # type: ignore[override]
+        raise UsageError(NO_LOGITS.format("logits"))
+
+    @logits.setter
+    def logits(self, none: NDArray[np.float32]) -> None:
+        """Set once, by the constructor, to nothing."""
+
+    def mask(self, k: int) -> NDArray[np.bool_]:
+        """The mask of name number k, [H, W] bool."""
+        return np.asarray(self.label_map == range(1, len(self.prompts) + 1)[k])
+
+    def confidence(self, k: int) -> NDArray[np.float32]:
+        raise UsageError(NO_LOGITS.format("confidence"))
+
+    @property
+    def found(self) -> NDArray[np.bool_]:
+        """Which names count as found, [K]: those whose mask is no smaller than one pixel of the model."""
+        content = self.frame.content
+        return np.asarray(self.answer.pixels >= max(1, self.label_map.size // (content[0] * content[1])), np.bool_)
+
+    def _masks_at(self, order: list[int], shape: tuple[int, int]) -> Iterator[NDArray[np.bool_]]:
+        whole = Frame(self.label_map.shape, self.label_map.shape, self.label_map.shape)  # type: ignore[arg-type]
+        small = unfit_labels(self.label_map, whole, shape)
+        for k in order:
+            yield np.asarray(small == k + 1)

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from digseg_engine.bundle import MANIFEST, Bundle, open_bundle
+from digseg_engine.contract import LABEL_MAP, LOGITS
 from digseg_engine.errors import BackendError, BundleError, UsageError
 from digseg_engine.folders import recover
 from digseg_engine.runtime.profile import Profile
 from digseg_engine.signatures import Signer, verify
 from digseg_engine.text import PromptTokenizer
+from digseg_engine.vocabulary import Vocabulary
 
 LIMITS = {"fp32": (1e-3, 0.999), "fp16": (2e-2, 0.99), "bf16": (5e-2, 0.97)}  # as an export in that precision is judged
 LITTLE = 5.2e11  # pictures x pixels x bytes of weights: four pictures of 128 pixels for the bundled model in fp16
@@ -31,7 +33,11 @@ LITTLE = 5.2e11  # pictures x pixels x bytes of weights: four pictures of 128 pi
 @dataclass(frozen=True)
 class Golden:
     """image [1, 3, H, W], token_ids and token_mask [3, L], logits [1, 3, h', w']; the largest relative error (L2) and
-    smallest mean mask IoU that count as right; presence logits [1, 3], None for a model without the readout."""
+    smallest mean mask IoU that count as right; presence logits [1, 3], None for a model without the readout.
+
+    Of a folded bundle: no tokens, logits of the first names (of none where it has the map alone), presence of all, label_map
+    [1, H, W], and `iou` is the smallest share of it that counts as right.
+    """
 
     image: NDArray[np.float32]
     token_ids: NDArray[np.int64]
@@ -40,12 +46,18 @@ class Golden:
     relative: float
     iou: float
     presence: NDArray[np.float32] | None = None
+    label_map: NDArray[Any] | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Sizes of the axes B, K, L, H and W."""
+        """Sizes of the axes B, K, L, H and W; of a folded bundle without K and L."""
         (b, _, h, w), (k, length) = self.image.shape, self.token_ids.shape
-        return {"B": b, "K": k, "L": length, "H": h, "W": w}
+        return {"B": b, "H": h, "W": w, **({"K": k, "L": length} if self.label_map is None else {})}
+
+    @property
+    def judged(self) -> str:
+        """What `iou` is the least of, in words."""
+        return "mask IoU" if self.label_map is None else "share of the label map"
 
     def allowing(self, precision: str) -> Golden:
         """The same sample with room for a backend that computes in `precision`, where it has less room than that."""
@@ -120,6 +132,11 @@ class Source:
         plans = None if self.engines is None else self.engines.absolute()
         return Portable(folder, trained, self.brief, self.threads, self.device, self.digest, plans, self.signer)
 
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The names of a folded bundle; None for what takes any prompt."""
+        return None if self.bundle is None else self.bundle.vocabulary
+
     def tokenizer(self) -> PromptTokenizer:
         """The model's own. Raises BundleError when it cannot be read."""
         if self.bundle is not None:
@@ -151,6 +168,8 @@ class Source:
     def cell(self) -> int:
         """Pixels of one logit along a side."""
         if self.bundle is not None:
+            if self.golden.logits.size == 0:
+                return 1  # of a folded bundle with the map alone
             return int(self.golden.image.shape[2] // self.golden.logits.shape[2])
         from digseg_engine.runtime.backends import torch_backend
 
@@ -204,16 +223,43 @@ class Source:
         try:
             arrays = load(body)
             limits = self.bundle.manifest["verification"]["limits"]
+            if self.bundle.vocabulary is not None:
+                return self._folded_golden(arrays, limits)
             parts = [arrays[name] for name in ("image", "token_ids", "token_mask", "logits")]
             golden = Golden(*parts, float(limits["relative"]), float(limits["iou"]), arrays.get("presence"))  # type: ignore[call-arg, arg-type, misc]
             sizes = golden.sizes
+        except BundleError:
+            raise
         except Exception as error:  # safetensors raises an error of its own
             raise BundleError(
                 f"{path} holds no golden sample that can be read: {error!r}; export the bundle again"
             ) from error
+        self._check_golden(path, sizes)
+        return golden
+
+    def _folded_golden(self, arrays: dict[str, Any], limits: dict[str, Any]) -> Golden:
+        """Of a folded bundle. Raises KeyError for what lacks, ValueError for what has another shape than the map."""
+        image, label_map, none = arrays["image"], arrays[LABEL_MAP.name], np.zeros((0, 0), np.int64)
+        logits = arrays.get(LOGITS.name, np.zeros((len(image), 0, 1, 1), np.float32))
+        if label_map.shape != (len(image), *image.shape[2:]) or len(logits) != len(image):
+            raise ValueError(f"a label map of shape {list(label_map.shape)} of pictures {list(image.shape)}")
+        least = float(limits["labels"])
+        golden = Golden(
+            image,
+            none,
+            none.astype(np.bool_),
+            logits,
+            float(limits["relative"]),
+            least,
+            arrays.get("presence"),
+            label_map,
+        )
+        self._check_golden(self.need_bundle("a golden sample").file("golden.safetensors"), golden.sizes)
+        return golden
+
+    def _check_golden(self, path: Path, sizes: dict[str, int]) -> None:
         if self.profile is not None and not self.profile.holds(sizes):
             raise BundleError(f"{path} does not fit the shapes in the manifest: {sizes}; export the bundle again")
-        return golden
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,19 @@ import numpy as np
 
 from digseg_engine.errors import InputError
 from digseg_engine.images import Frame, host_view, unfit_plane
+from digseg_engine.runtime.chunks import joined
+from digseg_engine.runtime.folded import answer_map
 from digseg_engine.runtime.labels import Rules, label
 from digseg_engine.runtime.presence import Asker
+
+
+def map_of(asker: Asker, pixels: Any) -> Any:
+    """pixels as for `logits_of` -> the label map that a folded bundle's graph answers, int32 [B, H, W] NumPy array."""
+    takes_tensors = hasattr(asker.runner.backend, "decode_tensor") and not isinstance(pixels, np.ndarray)
+    given = pixels if takes_tensors or isinstance(pixels, np.ndarray) else host_view(pixels, "pixels")
+    _check(tuple(given.shape), str(given.dtype).removeprefix("torch."), asker.stride)
+    places, _ = asker.runner.encode(given if takes_tensors else np.ascontiguousarray(given))
+    return np.concatenate([answer_map(asker.runner, about, asker.text)[0][0] for about in joined(places)])  # type: ignore[arg-type]
 
 
 def logits_of(asker: Asker, pixels: Any) -> Any:

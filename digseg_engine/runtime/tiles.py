@@ -179,7 +179,7 @@ class TileWalk:
         # What is not in a tile may lie in its neighbour: there it votes no, and does not cut off what the neighbour sees.
         self.faint = border - FAINT
         self.presence: NDArray[np.float32] | None = None  # the highest logit of every prompt [K]
-        self.there = np.zeros(len(asker.text[2]), np.bool_)  # whether it is in any tile [K]
+        self.there = np.zeros(asker.count, np.bool_)  # whether it is in any tile [K]
         self.notes: tuple[str, ...] = ()
         self.tiles = 0
         self.cell = 1  # pixels per logit, once the first tile has told

@@ -62,7 +62,7 @@ def export(
     if engines is not None:
         show(_console(), engines, done.folder, quiet)
     print(f"{request.precision} bundle written to {done.folder} in {sum(done.seconds.values()):.1f} s; try it:")
-    print(tried_with(done.folder))
+    print(tried_with(done.folder, request.vocabulary is not None))
 
 
 def _engines_alone(request: Request, bundle: Path, dry_run: bool, quiet: bool, as_json: bool) -> None:
@@ -207,8 +207,9 @@ def _print(console: Console, done: Any) -> None:
         from digseg_export.presence_threshold import in_words
 
         console.print(f"  presence: {in_words(done.presence)}", highlight=False, markup=False)
+    judged = "share of the label map" if "labels.onnx" in done.sizes else "mask IoU"
     for answer in done.answers:
-        words = answer.reason or f"error {answer.error:.1e}, mask IoU {answer.iou:.4f}"
+        words = answer.reason or f"error {answer.error:.1e}, {judged} {answer.iou:.4f}"
         console.print(f"  written bundle, {answer.backend} at {answer.at}: {words}", highlight=False, markup=False)
     console.print(f"  {total:.1f} s: {steps}", highlight=False, markup=False)
 
@@ -231,6 +232,7 @@ def _policy_line(words: dict[str, Any]) -> str:
 EXPORTS = (
     "model", "--precision", "--output", "--target", "--imgsz", "--batch", "--prompts", "--minShapes", "--optShapes",
     "--maxShapes", "--calibration", "--verify-data", "--auto-islands", "--islands", "--atol", "--rtol", "--min-iou", "--layout",
+    "--vocabulary", "--labels-only",
 )  # fmt: skip
 
 COMMAND = Command(
@@ -262,6 +264,10 @@ COMMAND = Command(
                shown="the training data where they are at hand, else painted scenes"),
         Option("--verify-data", "verify on these pictures: labelled, or with prompts.txt", kind=Path, metavar="FOLDER",
                shown="the same"),
+        Option("--vocabulary", "fold these names into the graphs: one prompt a line, or name = prompt", kind=Path,
+               metavar="FILE"),
+        Option("--labels-only", "of a vocabulary: answer the label map alone, neither logits nor scores", kind=bool,
+               default=False),
         Option("--auto-islands", "keep in float32 what the bisect names", kind=bool, default=False),
         Option("--islands", "measured: by kind and by measured range; kinds: by kind alone", default="measured",
                metavar="RULE"),
@@ -282,6 +288,7 @@ COMMAND = Command(
         "digseg-export --precision fp16",
         "digseg-export runs/mine/checkpoint                      # to mine-fp16/",
         "digseg-export runs/mine/checkpoint --precision int8 --dry-run",
+        "digseg-export runs/mine/checkpoint --vocabulary names.txt --labels-only",
         "digseg-export --bundle mine-fp16 --format tensorrt-rtx  # to mine-fp16-tensorrt-rtx/",
         "digseg-export --bundle mine-fp16 --sign key.pem         # adds mine-fp16/model.sig",
     ),

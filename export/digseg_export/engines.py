@@ -107,6 +107,6 @@ def _table(plans: Plans) -> Any:
     return table
 
 
-def tried_with(bundle: Path) -> str:
+def tried_with(bundle: Path, folded: bool = False) -> str:
     """The command that tries a bundle."""
-    return f"  digseg segment PICTURE -p PROMPT -b {shlex.quote(str(bundle))}"
+    return f"  digseg segment PICTURE {'' if folded else '-p PROMPT '}-b {shlex.quote(str(bundle))}"

@@ -12,20 +12,21 @@ import digseg_engine
 from digseg_engine.contract import BUNDLE_FORMAT, contract_json
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.runtime.profile import AXES, Profile
+from digseg_engine.vocabulary import Vocabulary
 
 
 def manifest_of(
     checkpoint: Checkpoint, precision: dict[str, Any], graphs: dict[str, Any], verified: dict[str, Any],
-    profile: Profile | None, presence: dict[str, Any] | None = None,
+    profile: Profile | None, presence: dict[str, Any] | None = None, vocabulary: Vocabulary | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Everything `manifest.json` says but the file list. presence: threshold and how it was chosen, of a bundle with that
-    graph. What differs between two equal exports: `created` alone."""
+    """Everything `manifest.json` says but the file list. presence: threshold and how it was chosen, of a model with that
+    readout; vocabulary: of a folded bundle. What differs between two equal exports: `created` alone."""
     student = checkpoint.config.student
     tools = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
     body = {
         "format": BUNDLE_FORMAT,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "contract": contract_json(presence is not None),
+        "contract": contract_json(presence is not None, vocabulary.folding if vocabulary else None),
         "model": {
             "name": checkpoint.config.name,
             "image_size": checkpoint.config.image_size,
@@ -45,7 +46,8 @@ def manifest_of(
         },
         "licence": {"code": "Apache-2.0", "weights": _licence(checkpoint)},
     }
-    return body if presence is None else {**body, "presence": presence}
+    of_readout = {} if presence is None else {"presence": presence}
+    return {**body, **of_readout, **({} if vocabulary is None else {"vocabulary": vocabulary.to_json()})}
 
 
 def _licence(checkpoint: Checkpoint) -> str:

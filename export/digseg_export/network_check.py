@@ -14,7 +14,7 @@ from digseg_engine.contract import GraphSpec
 from digseg_engine.errors import VerificationError
 
 TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
-BORDERS = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL"}
+BORDERS = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL", "uint8": "UINT8"}
 REDUCED = {"fp16": "HALF", "bf16": "BF16"}
 WORK = ("CONVOLUTION", "MATRIX_MULTIPLY")  # what costs time
 EXACT = ("SOFTMAX", "NORMALIZATION", "REDUCE")  # float32 in every precision

@@ -17,7 +17,7 @@ from threading import current_thread, main_thread
 from typing import Any
 
 from digseg_engine.bundle import Bundle
-from digseg_engine.contract import GraphSpec
+from digseg_engine.contract import BYTE_NAMES, Folding, GraphSpec
 from digseg_engine.errors import BackendError, UsageError
 from digseg_engine.files import write_bytes
 from digseg_engine.runtime.backends import tensorrt_native as native
@@ -135,6 +135,13 @@ def shapes_of(bundle: Bundle, spec: GraphSpec) -> Shapes:
             low = (1, *low[1:])  # prompts are encoded one by one and cached
         found[tensor.name] = (low, usual, high)
     return found
+
+
+def check_labels(folding: Folding | None) -> None:
+    """Raises UsageError for a folded bundle whose labels no plan can hold."""
+    if folding is not None and folding.label_dtype != "uint8":
+        raise UsageError(f"TensorRT has no 16-bit labels, which {folding.names} names need; fold at most {BYTE_NAMES}, or run "
+                         "the bundle on onnxruntime")  # fmt: skip
 
 
 def _use_timing_cache(config: Any, path: Path | None) -> None:

@@ -14,6 +14,7 @@ from digseg_engine.model.folder import BUNDLED, LARGE, check_complete, is_large,
 from digseg_engine.runtime.profile import Profile
 from digseg_export.few_step_folder import MARK
 from digseg_export.own_pictures import check_folders
+from digseg_export.plan_builder import check_labels
 
 if TYPE_CHECKING:
     from digseg_export.request import Request
@@ -49,7 +50,10 @@ def check_bundle(request: Request, model: Path | None, output: Path) -> Ready:
     config = read_config(folder)
     check_complete(folder)
     check_folders(request.calibration, request.verify_data)
-    check_size(folder, request.precision)
+    names = request.names()
+    check_size(folder, request.precision, names is not None)
+    if names is not None and (request.format != "onnx" or request.target is not None):
+        check_labels(names.folding)
     profile = request.profile(picture_size(folder), stride_of(folder))
     return Ready(str(config.get("name")), replaces, profile, _has_presence(config))
 
@@ -73,8 +77,11 @@ def check_few_step(model: Path | None, precision: str, output: Path) -> None:
                          "traced from memory; use --layout bundle")  # fmt: skip
 
 
-def check_size(folder: Path, precision: str) -> None:
-    """Raises UsageError for a precision that a large checkpoint is not exported in."""
+def check_size(folder: Path, precision: str, folded: bool = False) -> None:
+    """Raises UsageError for a precision that a large checkpoint is not exported in, and for a vocabulary."""
+    if folded and is_large(folder):
+        raise UsageError(f"--vocabulary does not apply to {folder}: its weights are over {LARGE >> 20} MiB, and graphs are "
+                         "folded in memory; export it without, and keep the prompts with Engine.prepare")  # fmt: skip
     if precision in ("int8", "fp8") and is_large(folder):
         raise UsageError(
             f"--precision {precision} does not apply to {folder}: its weights are over {LARGE >> 20} MiB, and choosing "

@@ -7,7 +7,7 @@ the shape profile. A wrong answer, or no right one, and nothing is published.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import numpy as np
 from digseg_engine.contract import MASK_DECODER, PRESENCE, graphs_of
 from digseg_engine.errors import DigsegError, VerificationError
 from digseg_engine.runtime.backends import Backend, kinds
-from digseg_engine.runtime.choice import check_golden, look, within_limits
+from digseg_engine.runtime.choice import check_golden, create, look, within_limits
 from digseg_engine.runtime.source import Golden, Source, open_source
 from digseg_export.comparison import compare
+from digseg_export.folded import Folded, golden_arrays
 from digseg_export.verify import Graphs, Sample
 
 GOLDEN = "the golden sample"
@@ -36,16 +37,19 @@ class Answer:
     reason: str = ""
 
 
-def prove(folder: Path, golden: Sample, corners: Corners, progress: Callable[[str], None]) -> list[Answer]:
+def prove(
+    folder: Path, golden: Sample, corners: Corners, progress: Callable[[str], None], folded: Folded | None = None
+) -> list[Answer]:  # fmt: skip
     """Open the written bundle and let every backend that can run here answer. Raises VerificationError for a wrong one,
     for one that answers the golden sample but fails at another corner, and when none answers at all."""
     source = open_source(folder)
-    _same(source.golden, golden)
+    _same(source.golden, _wanted(source.golden, golden) if folded is None else golden_arrays(folded, golden))
+    asked = {at: as_golden(sample, source.golden, folded) for at, sample in corners.items()}
     answers: list[Answer] = []
     for kind in kinds().values():
         if look(kind, source).usable:
             progress(f"{kind.name} answers {GOLDEN}")
-            answers += _ask(kind.name, lambda kind=kind: kind.create(source), source, corners, progress)  # type: ignore[misc]
+            answers += _ask(kind.name, lambda kind=kind: create(kind, source), source, asked, progress)  # type: ignore[misc]
     if not any(answer.at == GOLDEN and not answer.reason for answer in answers):
         said = "; ".join(f"{answer.backend}: {answer.reason}" for answer in answers) or "none can run here"
         raise VerificationError(f"no backend answers the written bundle ({said}); nothing was published; install "
@@ -53,14 +57,17 @@ def prove(folder: Path, golden: Sample, corners: Corners, progress: Callable[[st
     return answers
 
 
-def _same(found: Golden, written: Sample) -> None:
-    """The golden sample that a reader gets is the one that PyTorch answered: numbers, not shapes."""
-    pictures, prompts = found.logits.shape[:2]
+def _wanted(found: Golden, written: Sample) -> dict[str, Any]:
+    """What the golden sample of an open bundle should hold."""
+    pictures, prompts = len(found.image), len(found.token_ids)
     presence = None if written.presence is None else written.presence[:pictures, :prompts]
-    for name, want in (
-        ("image", written.image[:pictures]), ("token_ids", written.token_ids[:prompts]), ("presence", presence),
-        ("token_mask", written.token_mask[:prompts]), ("logits", written.logits[:pictures, :prompts]),
-    ):  # fmt: skip
+    return {"image": written.image[:pictures], "token_ids": written.token_ids[:prompts], "presence": presence,
+            "token_mask": written.token_mask[:prompts], "logits": written.logits[:pictures, :prompts]}  # fmt: skip
+
+
+def _same(found: Golden, wanted: dict[str, Any]) -> None:
+    """The golden sample that a reader gets is the one that PyTorch answered: numbers, not shapes."""
+    for name, want in wanted.items():
         held = getattr(found, name)
         if not (np.array_equal(held, want) if held is not None and want is not None else held is want):
             raise VerificationError(f"golden.safetensors does not hold the {name} that was written; nothing was published; "
@@ -68,7 +75,11 @@ def _same(found: Golden, written: Sample) -> None:
 
 
 def _ask(
-    name: str, create: Callable[[], Backend], source: Source, corners: Corners, progress: Callable[[str], None]
+    name: str,
+    create: Callable[[], Backend],
+    source: Source,
+    corners: dict[str, Golden],
+    progress: Callable[[str], None],
 ) -> list[Answer]:
     """One backend at every corner. One that fails before its first answer is only noted: the machine is at fault; so is one
     that computes in less than float32 by itself."""
@@ -78,9 +89,9 @@ def _ask(
         if (computes := getattr(backend, "precision", "fp32")) != "fp32":  # its own doing, whatever the bundle says
             return [Answer(name, GOLDEN, reason=f"computes in {computes}: says nothing about the bundle")]
         answers.append(_answer(name, GOLDEN, *check_golden(backend, source.golden), source.golden))
-        for at, sample in corners.items():
+        for at, golden in corners.items():
             progress(f"{name} answers at {at}")
-            answers.append(_answer(name, at, *check_golden(backend, as_golden(sample, source.golden)), source.golden))
+            answers.append(_answer(name, at, *check_golden(backend, golden), source.golden))
     except VerificationError:
         raise
     except Exception as error:  # a driver, a library, the memory: whatever a backend of others raises
@@ -92,8 +103,10 @@ def _ask(
     return answers
 
 
-def as_golden(sample: Sample, limits: Golden) -> Golden:
+def as_golden(sample: Sample, limits: Golden, folded: Folded | None = None) -> Golden:
     """A sample in the form that backends are checked by."""
+    if folded is not None:
+        return replace(limits, **golden_arrays(folded, sample))  # type: ignore[arg-type]
     return Golden(np.ascontiguousarray(sample.image), sample.token_ids, sample.token_mask, sample.logits,
                   limits.relative, limits.iou, sample.presence)  # fmt: skip
 
@@ -110,8 +123,8 @@ def prove_large(folder: Path, golden: Sample) -> list[Answer]:
     """Of a large model only the golden sample, on graphs that map their weights: a session as a user makes it would hold
     all of them in float32 (see `docs/export.md`)."""
     source = open_source(folder)
-    _same(source.golden, golden)
     stored = source.golden
+    _same(stored, _wanted(stored, golden))
     specs = list(graphs_of(stored.presence is not None).values())
     graphs = Graphs.of(folder, specs, on_cpu=True, weights_folder=folder)
     feeds: dict[str, Any] = {name: getattr(stored, name) for name in ("image", "token_ids", "token_mask")}

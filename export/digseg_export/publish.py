@@ -20,10 +20,22 @@ from digseg_engine.model.graph_modules import graph_modules
 from digseg_engine.model.pretrained import Checkpoint, load_checkpoint
 from digseg_engine.runtime.profile import Profile
 from digseg_engine.signatures import sign
+from digseg_engine.vocabulary import Vocabulary
 from digseg_export.comparison import LIMITS, Check, CheckError, Limits
 from digseg_export.conversion import Conversion, Models, Traced, fix_shapes
 from digseg_export.disk_offload import Offloaded, filled, open_offloaded
 from digseg_export.external_data import write_external_data
+from digseg_export.folded import (
+    Folded,
+    folded_of,
+    folded_report,
+    golden_arrays,
+    golden_sample,
+    name_samples,
+    open_maps,
+    verify_labels,
+    write_labels_graph,
+)
 from digseg_export.graph_check import check_graph
 from digseg_export.manifest import manifest_of
 from digseg_export.own_pictures import check_folders, own_pictures, shares_of, trained_on
@@ -35,7 +47,18 @@ from digseg_export.progress import Progress, StepTimer
 from digseg_export.prove import Answer, prove, prove_large
 from digseg_export.sbom import SBOM, sbom_of
 from digseg_export.to_onnx import example_inputs, export_asked, export_image_encoder, export_text_encoder, strip
-from digseg_export.verify import OWN_PICTURES, PROMPTS, STAGES, Graphs, Sample, report, samples, shaped_sample, verify
+from digseg_export.verify import (
+    OWN_PICTURES,
+    PROMPTS,
+    STAGES,
+    Graphs,
+    Sample,
+    answer_of,
+    report,
+    samples,
+    shaped_sample,
+    verify,
+)
 
 GOLDEN = "golden.safetensors"
 
@@ -48,6 +71,7 @@ class Options:
     calibration, verify_data: folders of labelled pictures, or of pictures and prompts.txt; None takes what the checkpoint's
     record says it was trained on, where that is a folder that is there, else painted scenes.
     shares: what the record says it was trained on, for what only labelled pictures can say.
+    vocabulary: the names of a folded bundle; None exports an open one.
     auto_islands: apply the bisect's cure.
     measured_islands: keep nodes in float32 whose calibration range does not fit fp16.
     """
@@ -61,6 +85,7 @@ class Options:
     shares: tuple[Share, ...] = ()
     sign: Path | None = None  # private key
     record: Path | None = None  # the checkpoint's folder: what it says of its making goes into the bill of materials
+    vocabulary: Vocabulary | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +123,7 @@ def export_bundle(
     check_folders(options.calibration, options.verify_data)
     timer = StepTimer(progress)
     timer.start("load checkpoint")
-    check_size(folder, precision)
+    check_size(folder, precision, options.vocabulary is not None)
     checkpoint = open_offloaded(folder) if is_large(folder) else load_checkpoint(folder)
     if options.shapes is not None:
         options.shapes(checkpoint)  # raises for sizes that this network does not take, before the long work
@@ -144,44 +169,79 @@ def publish(
         data = samples(checkpoint, own)
         conversion, checks = _convert_and_verify(folder, traced, conversion, data, limits, timer, options)
         presence = _choose_threshold(folder, checkpoint, traced, timer, options)
+        folded = None
         golden = data[0]
+        if options.vocabulary is not None:
+            folded, golden, more = _fold(
+                folder, checkpoint, traced, conversion, data, presence, limits, timer, options.vocabulary
+            )
+            checks += more
         if profile:
             timer.start("fix shapes")
-            golden = shaped_sample(checkpoint, profile)
-            checks += _fix_and_verify(folder, traced, profile, golden, limits, timer)
+            golden = _shaped(checkpoint, profile, folded)
+            checks += _fix_and_verify(folder, traced, profile, golden, limits, timer, folded, precision)
         timer.start("check graphs")
         graphs = {path.name: check_graph(path) for path in sorted(folder.glob("*.onnx"))}
         timer.start("write bundle")
-        write_bytes(folder / "tokenizer.json", tokenizer)
-        _write_golden(folder, golden, whole=profile is not None)
+        if folded is None:
+            write_bytes(folder / "tokenizer.json", tokenizer)
+            _write_golden(folder, golden, whole=profile is not None)
+        else:
+            write_arrays(folder / GOLDEN, golden_arrays(folded, golden), {"picture": golden.domain})
         for name, body in (options.extra(checkpoint, profile) if options.extra else {}).items():
             write_bytes(folder / name, body)
-        policy = {"format": "digseg.precision/1", **conversion.report()}
+        words = conversion.report() if folded is None else folded_report(conversion.report())
+        policy = {"format": "digseg.precision/1", **words}
         write_json(folder / "precision.json", policy, sort_keys=True)
         verified = report(checks, limits, data, own)
-        manifest = manifest_of(checkpoint, conversion.report(), graphs, verified, profile, presence)
+        manifest = manifest_of(checkpoint, words, graphs, verified, profile, presence, options.vocabulary)
         write_json(folder / SBOM, sbom_of(folder, manifest, options.record), sort_keys=True)
         finish(folder, manifest)
         if options.sign is not None:
             sign(open_bundle(folder), options.sign, target.name)
         timer.start("open the written bundle and ask it")
-        answers = _prove(folder, checkpoint, golden, profile, timer)
+        answers = _prove(folder, checkpoint, golden, profile, timer, folded)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     timer.stop()
-    return Exported(target, precision, checks, limits, sizes, timer.seconds, conversion.report(), presence, answers)
+    return Exported(target, precision, checks, limits, sizes, timer.seconds, words, presence, answers)
+
+
+def _fold(
+    folder: Path, checkpoint: Checkpoint, traced: Traced, conversion: Conversion, data: list[Sample],
+    presence: dict[str, Any] | None, limits: Limits, timer: StepTimer, vocabulary: Vocabulary,
+) -> tuple[Folded, Sample, list[Check]]:  # fmt: skip
+    """The verified graphs of an open bundle made those of a folded one, which is verified again; its golden sample."""
+    timer.start(f"fold {len(vocabulary.names)} names")
+    precision, threshold = conversion.precision, None if presence is None else presence["threshold"]
+    folded = folded_of(checkpoint, vocabulary, data[0].image.shape[2] // data[0].logits.shape[2], threshold)
+    named = name_samples(checkpoint, vocabulary, data)
+    opened = open_maps(folder, traced, folded, named, precision)
+    write_labels_graph(folder, traced, conversion, folded)
+    timer.start("verify the label map")
+    checks = verify_labels(folder, folded, named, opened, limits, precision, timer.detail)
+    return folded, golden_sample(folder, folded, named), checks
+
+
+def _shaped(checkpoint: Checkpoint, profile: Profile, folded: Folded | None, end: str = "opt") -> Sample:
+    """A sample at an end of a profile: with prompts of its own, or asked for all names of a folded bundle."""
+    sample = shaped_sample(checkpoint, profile, end)
+    if folded is None:
+        return sample
+    return answer_of(checkpoint, sample.domain, sample.image, folded.vocabulary.prompts)
 
 
 def _prove(
-    folder: Path, checkpoint: Checkpoint, golden: Sample, profile: Profile | None, timer: StepTimer
-) -> list[Answer]:
+    folder: Path, checkpoint: Checkpoint, golden: Sample, profile: Profile | None, timer: StepTimer,
+    folded: Folded | None = None,
+) -> list[Answer]:  # fmt: skip
     """The finished folder answers as its user will ask it: the golden sample and every other corner of the profile."""
     if isinstance(checkpoint, Offloaded):
         return prove_large(folder, golden)
     ends = {"min": "the smallest shape", "max": "the largest shape"} if profile else {}
-    if profile and all(span.static for span in profile.ranges.values()):
+    if profile and all(span.static for axis, span in profile.ranges.items() if folded is None or axis in "BHW"):
         ends = {}
-    corners = {words: shaped_sample(checkpoint, profile, end) for end, words in ends.items() if profile}
-    return prove(folder, golden, corners, timer.detail)
+    corners = {words: _shaped(checkpoint, profile, folded, end) for end, words in ends.items() if profile}
+    return prove(folder, golden, corners, timer.detail, folded)
 
 
 def _store(checkpoint: Checkpoint, traced: Traced, folder: Path, precision: str, timer: StepTimer) -> Path | None:
@@ -245,14 +305,17 @@ def _failed(check: Check) -> GraphSpec:
 
 
 def _fix_and_verify(
-    folder: Path, traced: Traced, profile: Profile, golden: Sample, limits: Limits, timer: StepTimer
+    folder: Path, traced: Traced, profile: Profile, golden: Sample, limits: Limits, timer: StepTimer,
+    folded: Folded | None, precision: str,
 ) -> list[Check]:  # fmt: skip
     """Fix the static axes in the files of all graphs but the text encoder's, and verify what a CPU can run of them at the
     profile's shape."""
-    for spec in traced.specs:
+    for spec in traced.specs if folded is None else folded.specs:
         for name in (spec.file, spec.cpu_file):
             if spec is not TEXT_ENCODER and (folder / name).is_file():
                 fix_shapes(folder / name, spec, profile, traced.stride)
+    if folded is not None:
+        return verify_labels(folder, folded, [golden], {}, limits, precision, timer.detail)
     fixed = Graphs.of(folder, traced.specs, on_cpu=True)
     fixed.names[MASK_DECODER.file] += " at its profile"
     return verify([fixed], [golden], limits, timer.detail)

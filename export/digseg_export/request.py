@@ -12,6 +12,7 @@ from digseg_engine.contract import MASK_DECODER, PRESENCE, graphs_of
 from digseg_engine.errors import UsageError
 from digseg_engine.runtime.profile import Profile, make_profile, parse_shapes
 from digseg_engine.signatures import signing_with
+from digseg_engine.vocabulary import Vocabulary, read_vocabulary
 from digseg_export.sbom import SBOM
 from digseg_export.targets import MemoryBudget, build_script, find_target, memory_budget
 
@@ -47,6 +48,8 @@ class Request:
     compute_capability: str | None = None
     engines: Path | None = None
     sign: Path | None = None
+    vocabulary: Path | None = None
+    labels_only: bool = False
 
     def check(self) -> None:
         """Raises UsageError for the first argument that is unknown or does not apply, with the reason."""
@@ -99,6 +102,11 @@ class Request:
             (builds, "--format or --target", bundle, f"{free}ONNX Runtime"),
             (data or self.auto_islands or self.islands != "measured", "a calibration or island option", bundle,
              "islands of the diffusers layout are decided by operator kind"),
+            (self.vocabulary is not None, "--vocabulary", bundle, "the diffusers layout holds the reference, which asks prompts"),
+            (self.labels_only, "--labels-only", self.vocabulary is not None, "it says what a folded bundle answers; add "
+             "--vocabulary FILE"),
+            (self.vocabulary is not None and any(axis in ends for ends in self.sizes() or () for axis in "KL"),
+             "--prompts, or a shape of prompts or tokens,", False, "the vocabulary says how many names there are and how long"),
             (self.verify_data is not None, "--verify-data", bundle, "the diffusers layout is verified on painted scenes"),
             (data, "--calibration", p != "fp32" and p != "bf16", f"{p} measures nothing; use fp16, int8 or fp8"),
             (self.auto_islands, "--auto-islands", half, f"{p} has no float32 islands; use fp16 or bf16"),
@@ -146,6 +154,10 @@ class Request:
         sizes = self.sizes()
         return make_profile(*sizes, size, stride) if sizes else None
 
+    def names(self) -> Vocabulary | None:
+        """The vocabulary of a folded bundle. Raises InputError for a file that cannot be used."""
+        return None if self.vocabulary is None else read_vocabulary(self.vocabulary, self.labels_only)
+
     def limits(self) -> Any:
         """The precision's limits with --atol, --rtol and --min-iou applied."""
         from digseg_export.comparison import LIMITS
@@ -176,7 +188,8 @@ class Request:
             return self.profile(checkpoint.config.image_size, checkpoint.stride)
 
         return Options(shapes if self.sizes() else None, self.calibration, self.verify_data, self.auto_islands,
-                       self.islands == "measured", self._script if self.target else None, sign=self.sign)  # fmt: skip
+                       self.islands == "measured", self._script if self.target else None, sign=self.sign,
+                       vocabulary=self.names())  # fmt: skip
 
     def _script(self, checkpoint: Any, profile: Profile | None) -> dict[str, bytes]:
         parts = (checkpoint.student, checkpoint.vae, checkpoint.text_encoder)
@@ -193,10 +206,13 @@ class Request:
     def preview(self, output: Path, presence: bool) -> dict[str, Any]:
         """The --dry-run answer: what would be written where, with which limits. presence: the model has that readout."""
         sizes = self.sizes()
-        specs = tuple(graphs_of(presence).values())
-        files = ["manifest.json", "precision.json", "tokenizer.json", "golden.safetensors", SBOM]
+        names = self.names()
+        specs = tuple(graphs_of(presence, names.folding if names else None).values())
+        files = ["manifest.json", "precision.json", "golden.safetensors", SBOM, *([] if names else ["tokenizer.json"])]
         files += [name for spec in specs for name in (spec.file, spec.data_file)]
-        with_cpu_graph = {"fp32": (PRESENCE, MASK_DECODER), "fp16": specs, "bf16": specs}.get(self.precision, ())
+        with_cpu_graph = {"fp32": (PRESENCE, MASK_DECODER, specs[-1]), "fp16": specs, "bf16": specs}.get(
+            self.precision, ()
+        )
         files += [spec.cpu_file for spec in specs if spec in with_cpu_graph]
         if self.target:
             files.append(f"build-{self.target}.sh")

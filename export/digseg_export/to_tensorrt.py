@@ -23,7 +23,7 @@ from digseg_engine.runtime.engine_store import EngineKey, engine_path, explain, 
 from digseg_engine.runtime.source import open_source
 from digseg_export.inspector import check_precision_of
 from digseg_export.network_check import precision_of
-from digseg_export.plan_builder import BuildOptions, Progress, build_plan, shapes_of
+from digseg_export.plan_builder import BuildOptions, Progress, build_plan, check_labels, shapes_of
 
 
 def require() -> Any:
@@ -39,6 +39,7 @@ def build_engines(
     check_version(TENSORRT, trt.__version__)
     driver = driver or Driver()
     bundle = open_bundle(folder)
+    check_labels(bundle.vocabulary.folding if bundle.vocabulary else None)
     return [_engine(bundle, spec, options, progress, trt, driver) for spec in bundle.graphs.values()]
 
 

@@ -27,7 +27,7 @@ from digseg_engine.runtime.engine_store import graph_hash
 from digseg_engine.runtime.plans import FORMAT, MARK, open_plans, plan_name
 from digseg_engine.runtime.source import Source
 from digseg_export.network_check import check_network
-from digseg_export.plan_builder import BuildOptions, Progress, build_plan, shapes_of
+from digseg_export.plan_builder import BuildOptions, Progress, build_plan, check_labels, shapes_of
 
 TARGETS = (75, 80, 86, 89, 120)  # Turing, A100, Ampere, Ada, Blackwell
 LOWEST = {  # compute capability from which the compiler takes a precision; found by building (1.7.1.116)
@@ -123,6 +123,7 @@ def build_plans(
     trt = trt or load(TENSORRT_RTX)
     check_place(output, folder)
     bundle = open_bundle(folder)
+    check_labels(bundle.vocabulary.folding if bundle.vocabulary else None)
     check_targets(targets, str(bundle.manifest["precision"]["name"]))
     with writing(output, MARK) as draft:
         rows = tuple(_build(trt, bundle, spec, draft, targets, options, progress) for spec in bundle.graphs.values())

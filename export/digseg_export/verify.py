@@ -68,7 +68,7 @@ def samples(checkpoint: Checkpoint, own: OwnPictures | None = None) -> list[Samp
     few = isinstance(checkpoint, Offloaded)
     if own is not None:
         size = working_size(checkpoint)
-        return [_answer(checkpoint, example.path.name, fit(example.read(), size, checkpoint.stride).pixels, example.prompts)
+        return [answer_of(checkpoint, example.path.name, fit(example.read(), size, checkpoint.stride).pixels, example.prompts)
                 for example in own.examples[: 1 if few else OWN_PICTURES]]  # fmt: skip
     return [_sample(checkpoint, domain, 1 if few else SCENES_PER_DOMAIN) for domain in DOMAINS[: 1 if few else None]]
 
@@ -79,7 +79,7 @@ def _sample(checkpoint: Checkpoint, domain: str, count: int) -> Sample:
     present = list(dict.fromkeys(name for picture in scenes for name in picture.names()))
     prompts = (*tuple((present + [name for name in CLASSES["aerial"] if name not in present])[: PROMPTS - 1]), "zebra")
     image = np.concatenate([fit(picture.image, size, checkpoint.stride).pixels for picture in scenes])
-    return _answer(checkpoint, domain, image, prompts)
+    return answer_of(checkpoint, domain, image, prompts)
 
 
 @torch.no_grad()
@@ -91,11 +91,11 @@ def shaped_sample(checkpoint: Checkpoint, profile: Profile, end: str = "opt") ->
     tiles = [np.pad(picture.image, ((0, rows), (0, columns), (0, 0)), "wrap")[:rows, :columns] for picture in scenes]
     image = np.stack([pixels.transpose(2, 0, 1) / 127.5 - 1 for pixels in tiles]).astype(np.float32)
     names = [*dict.fromkeys(name for picture in scenes for name in picture.names()), "zebra"]
-    return _answer(checkpoint, scenes[0].domain, np.ascontiguousarray(image),
+    return answer_of(checkpoint, scenes[0].domain, np.ascontiguousarray(image),
                    tuple(names[i % len(names)] for i in range(prompts)), tokens)  # fmt: skip
 
 
-def _answer(checkpoint: Checkpoint, domain: str, image: Array, prompts: tuple[str, ...], tokens: int = 0) -> Sample:
+def answer_of(checkpoint: Checkpoint, domain: str, image: Array, prompts: tuple[str, ...], tokens: int = 0) -> Sample:
     """PyTorch's float32 answer. tokens: length of every prompt, where padding allows it (0: the tokenizer's own)."""
     ids, mask = checkpoint.tokenizer.encode(prompts)
     if tokens:

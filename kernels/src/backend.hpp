@@ -25,6 +25,12 @@ class Encoded {
   virtual size_t bytes() const = 0;
 };
 
+// What the graph of a folded bundle answers about B pictures, for all of its names; empty is what the bundle does not have.
+struct FoldedAnswer {
+  Labels label_map;         // [B, H, W] at the working size
+  Floats logits, presence;  // [B, K, h', w'], [B, K]
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -32,6 +38,7 @@ class Backend {
   virtual std::unique_ptr<Encoded> encode_image(const Floats& image) = 0;               // [B, 3, H, W]
   virtual Floats presence(const Encoded& encoded, const FoldedText& text) = 0;          // logits [B, K]; only where the bundle has the graph
   virtual Floats decode(const Encoded& encoded, const FoldedText& text) = 0;            // logits [B, K, h', w']
+  virtual FoldedAnswer labels(const Encoded& encoded) = 0;                              // of a folded bundle
   virtual const std::string& detail() const = 0;                                        // what really runs, for people
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <set>
 
 #include "error.hpp"
 #include "file.hpp"
@@ -61,6 +62,7 @@ void Bundle::read_manifest() {
   const Json& files = manifest.at("files", Json::Object, manifest_path_);
   has_presence = files.find(file_of(contract::kPresence).file) != nullptr;
   read_model(manifest);
+  read_vocabulary(manifest);
   for (size_t i = 0; i < files.keys.size(); ++i) check_file(files.keys[i], files.items[i]);
   check_others();
   check_graphs();
@@ -85,10 +87,31 @@ void Bundle::read_model(const Json& manifest) {
   }
 }
 
+// The names of a folded bundle, whose graph reads presence by itself.
+void Bundle::read_vocabulary(const Json& manifest) {
+  const Json* vocabulary = manifest.find("vocabulary");
+  if (vocabulary == nullptr || vocabulary->is(Json::Null)) return;
+  const Json& listed = vocabulary->at("names", Json::Array, manifest_path_);
+  std::set<std::string> seen;
+  for (const Json& name : listed.items)
+    if (!name.is(Json::String) || name.text.empty() || !seen.insert(name.text).second)
+      fail(DIGSEG_CORRUPT, manifest_path_ + ": vocabulary.names holds what is no name, or a name twice" + kAgain);
+    else names.push_back(name.text);
+  if (names.empty() || names.size() > contract::kMostNames || vocabulary->string_at("rule", manifest_path_) != "strongest")
+    fail(DIGSEG_CORRUPT, manifest_path_ + ": vocabulary has " + std::to_string(names.size()) + " names; expected 1 to " +
+                             std::to_string(contract::kMostNames) + " and the rule 'strongest'" + kAgain);
+  const Json* only = vocabulary->find("labels_only");
+  labels_only = only != nullptr && only->flag;
+  const Json* presence = manifest.find("presence");
+  has_presence = presence != nullptr && !presence->is(Json::Null);
+  limit_labels = manifest.at("verification", Json::Object, manifest_path_).at("limits", Json::Object, manifest_path_).number_at("labels", manifest_path_);
+}
+
 std::vector<Graph> Bundle::graphs() const {
-  std::vector<Graph> out;
-  for (int graph = 0; graph < contract::kGraphs; ++graph)
-    if (graph != contract::kPresence || has_presence) out.push_back(static_cast<Graph>(graph));
+  if (folded()) return {contract::kImageEncoder, contract::kLabels};
+  std::vector<Graph> out{contract::kTextEncoder, contract::kImageEncoder};
+  if (has_presence) out.push_back(contract::kPresence);
+  out.push_back(contract::kMaskDecoder);
   return out;
 }
 

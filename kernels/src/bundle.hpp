@@ -35,9 +35,13 @@ class Bundle {
   double limit_relative = 0, limit_iou = 0;
   bool has_presence = false;
   float presence_threshold = -INFINITY;  // a logit; a prompt below it is not in the picture
+  std::vector<std::string> names;  // of a folded bundle, in the order of their labels; none of an open one
+  bool labels_only = false;        // a folded bundle that answers its label map alone
+  double limit_labels = 0;         // of a folded bundle: least share of its label map that must be right
   AxisRange pictures, prompts, tokens, rows, columns;  // the profile's B, K, L, H, W
 
   std::vector<Graph> graphs() const;  // those it has, in the order they are asked
+  bool folded() const { return !names.empty(); }
   bool lists(const std::string& name) const { return files_.count(name) != 0; }
   std::string path(const std::string& name) const;  // Error(DIGSEG_CORRUPT) when not listed
   std::string file_hash(const std::string& name) const { return files_.at(name); }
@@ -50,6 +54,7 @@ class Bundle {
  private:
   void read_manifest();
   void read_model(const Json& manifest);
+  void read_vocabulary(const Json& manifest);
   AxisRange read_range(const Json& shapes, const char* axis) const;
   void check_file(const std::string& name, const Json& entry);
   void check_others() const;

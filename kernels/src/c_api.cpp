@@ -104,7 +104,10 @@ std::vector<std::string> texts(const char* const* list, size_t count, const char
   return out;
 }
 
-std::vector<std::string> prompt_list(const char* const* prompts, size_t count) {
+// A folded bundle answers for all of its names where none is given.
+std::vector<std::string> prompt_list(const char* const* prompts, size_t count, const digseg::Engine& engine) {
+  if (engine.folded() && count == 0) return {};
+  if (engine.folded() && count <= engine.vocabulary().size()) return texts(prompts, count, "prompts");
   if (count < 1 || count > kMostPrompts)
     fail(DIGSEG_INVALID_ARGUMENT, std::to_string(count) + " prompts given; expected 1 to 1024");
   return texts(prompts, count, "prompts");
@@ -112,8 +115,8 @@ std::vector<std::string> prompt_list(const char* const* prompts, size_t count) {
 
 digseg_run_options run_options(const digseg_run_options* options) {
   const digseg_run_options run = taken(options, zero<digseg_run_options>(), sizeof(size_t), "digseg_run_options");
-  if (run.flags & ~(DIGSEG_TRUNCATE_PROMPTS | DIGSEG_ALL_PROMPTS))
-    fail(DIGSEG_INVALID_ARGUMENT, "options.flags holds unknown bits; expected DIGSEG_TRUNCATE_PROMPTS, DIGSEG_ALL_PROMPTS, both or 0");
+  if (run.flags & ~(DIGSEG_TRUNCATE_PROMPTS | DIGSEG_ALL_PROMPTS | DIGSEG_NO_MASKS))
+    fail(DIGSEG_INVALID_ARGUMENT, "options.flags holds unknown bits; expected some of DIGSEG_TRUNCATE_PROMPTS, DIGSEG_ALL_PROMPTS and DIGSEG_NO_MASKS, or 0");
   if (run.labels < DIGSEG_LABELS_PARTS || run.labels > DIGSEG_LABELS_SMALLEST)
     fail(DIGSEG_INVALID_ARGUMENT, "options.labels is " + std::to_string(run.labels) + "; expected DIGSEG_LABELS_PARTS, STRONGEST or SMALLEST");
   if (!std::isfinite(run.threshold)) fail(DIGSEG_INVALID_ARGUMENT, "options.threshold is not a finite number");
@@ -127,9 +130,9 @@ digseg_image image_of(const digseg_image* image) {
   return taken(image, zero<digseg_image>(), offsetof(digseg_image, matrix), "digseg_image");
 }
 
-digseg::Question question(const char* const* prompts, size_t count, const digseg_run_options* options) {
+digseg::Question question(const digseg::Engine& engine, const char* const* prompts, size_t count, const digseg_run_options* options) {
   const digseg_run_options run = run_options(options);
-  return {prompt_list(prompts, count), texts(run.against, run.against_count, "options.against"), run};
+  return {prompt_list(prompts, count, engine), texts(run.against, run.against_count, "options.against"), run};
 }
 
 // Results are written as far as the caller's struct reaches.
@@ -211,7 +214,7 @@ digseg_status digseg_engine_tokenize(digseg_engine* engine, const char* text, si
 digseg_status digseg_engine_prepare(digseg_engine* engine, const char* const* prompts, size_t count) {
   return guard([&] {
     expect(engine, "engine");
-    engine->engine.prepare(prompt_list(prompts, count));
+    engine->engine.prepare(prompt_list(prompts, count, engine->engine));
   });
 }
 
@@ -219,7 +222,7 @@ digseg_status digseg_engine_save_vocabulary(digseg_engine* engine, const char* c
   return guard([&] {
     expect(engine, "engine");
     expect(path, "path");
-    engine->engine.save_vocabulary(prompt_list(prompts, count), path);
+    engine->engine.save_vocabulary(prompt_list(prompts, count, engine->engine), path);
   });
 }
 
@@ -239,7 +242,7 @@ digseg_status digseg_segment(digseg_engine* engine, const digseg_image* image, c
     *result = nullptr;
     expect(engine, "engine");
     const digseg_image picture = image_of(image);
-    *result = new digseg_result{engine->engine.segment(picture, question(prompts, count, options))};
+    *result = new digseg_result{engine->engine.segment(picture, question(engine->engine, prompts, count, options))};
   });
 }
 
@@ -260,7 +263,7 @@ digseg_status digseg_segment_encoded(digseg_engine* engine, const digseg_encodin
     *result = nullptr;
     expect(engine, "engine");
     expect(encoding, "encoding");
-    *result = new digseg_result{engine->engine.segment(encoding->encoding, question(prompts, count, options))};
+    *result = new digseg_result{engine->engine.segment(encoding->encoding, question(engine->engine, prompts, count, options))};
   });
 }
 
@@ -277,8 +280,8 @@ digseg_status digseg_result_view(const digseg_result* result, digseg_view* view)
     out.count = r.count, out.width = r.width, out.height = r.height;
     out.logits_width = r.logits_width, out.logits_height = r.logits_height;
     out.content_width = r.content_width, out.content_height = r.content_height;
-    out.masks = r.masks.data(), out.label_map = r.label_map.data(), out.scores = r.scores.data();
-    out.logits = r.logits.data.data(), out.backend = r.backend.c_str();
+    out.masks = r.masks.empty() ? nullptr : r.masks.data(), out.label_map = r.label_map.data(), out.scores = r.scores.data();
+    out.logits = r.has_logits ? r.logits.data.data() : nullptr, out.backend = r.backend.c_str();
     out.seconds_fit = r.seconds_fit, out.seconds_text = r.seconds_text, out.seconds_model = r.seconds_model, out.seconds_masks = r.seconds_masks;
     out.presence = r.presence.data(), out.there = r.there.data();
     give(out, view, "digseg_view");

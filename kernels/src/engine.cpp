@@ -64,17 +64,40 @@ Floats one_of(const Floats& stacked, size_t index) {
 // A sum over many pixels of 1 / (1 + e^-x).
 double probability(float logit) { return 1.0 / (1.0 + std::exp(-static_cast<double>(logit))); }
 
+// Marks a mask's pixels in a result that keeps its masks.
+uint8_t* room_for(Result& out, size_t k, size_t pixels) { return out.masks.empty() ? nullptr : &out.masks[k * pixels]; }
+
+// The label of every pixel from a map of the model's input, [H, W] of `width` columns: of the nearest, padding cut off.
+// places: label of the map -> label of the result.
+void add_labels(Result& out, const Frame& frame, const uint16_t* map, size_t width, const std::vector<int32_t>& places, size_t asked, bool masks) {
+  const size_t pixels = static_cast<size_t>(frame.width) * static_cast<size_t>(frame.height);
+  const auto nearest = [](int at, int have, int want) { return static_cast<size_t>((2 * int64_t{at} + 1) * have / (2 * int64_t{want})); };
+  out.count = static_cast<int>(asked), out.width = frame.width, out.height = frame.height;
+  out.content_width = frame.content_width, out.content_height = frame.content_height;
+  out.label_map.assign(pixels, 0), out.scores.assign(asked, 0.f), out.masks.assign(masks ? asked * pixels : 0, 0);
+  for (int y = 0; y < frame.height; ++y) {
+    const uint16_t* row = map + nearest(y, frame.content_height, frame.height) * width;
+    for (int x = 0; x < frame.width; ++x) {
+      const int32_t label = places[row[nearest(x, frame.content_width, frame.width)]];
+      if (label == 0) continue;
+      const size_t at = static_cast<size_t>(y) * static_cast<size_t>(frame.width) + static_cast<size_t>(x), k = static_cast<size_t>(label) - 1;
+      out.label_map[at] = label, out.scores[k] = -1.f;
+      if (uint8_t* mask = room_for(out, k, pixels)) mask[at] = 1;
+    }
+  }
+}
+
 // Masks, scores and label map from one full-size plane at a time. floor: the logit that a pixel must pass; best: the logit of
 // its label, at first the floor.
 void add_plane(Result& out, size_t k, const float* plane, const std::vector<float>& floor, const Precedence& precedence, std::vector<float>& best) {
   const size_t pixels = best.size();
-  uint8_t* mask = &out.masks[k * pixels];
+  uint8_t* mask = room_for(out, k, pixels);
   double sum = 0;
   size_t inside = 0;
   for (size_t i = 0; i < pixels; ++i) {
     const float value = plane[i];
     if (!(value > floor[i])) continue;
-    mask[i] = 1;
+    if (mask != nullptr) mask[i] = 1;
     ++inside;
     sum += probability(value);
     if (value > best[i] || precedence.beats(k, out.label_map[i])) {
@@ -106,7 +129,7 @@ void add_masks(Result& out, const Frame& frame, size_t asked, const std::vector<
   });
   out.logits.shape[1] = out.count;
   out.logits.data.resize(count_of(out.logits.shape));
-  out.masks.assign(asked * pixels, 0);
+  out.masks.assign(options.flags & DIGSEG_NO_MASKS ? 0 : asked * pixels, 0);
   out.label_map.assign(pixels, 0);
   out.scores.assign(asked, 0.f);
   out.there.assign(asked, 0);
@@ -141,16 +164,19 @@ Engine::Engine(const std::string& folder, const digseg_options& options)
       settings_(settings_of(options)), started_(with_onnxruntime(options) ? start_onnxruntime(settings_) : decltype(started_)()), bundle_(folder),
       capacity_(options.cached_prompts > 0 ? static_cast<size_t>(options.cached_prompts) : 1) {
   cancel_check(nullptr)();
+  if (options.vocabulary) expect_open("options.vocabulary names text that was encoded before");
   settings_.text_at_once = options.vocabulary == nullptr && !bundle_.lists(kVocabularyFile);
   const std::string name = options.backend ? options.backend : "auto";
   const Log logged = [this](int level, const std::string& text) { log(level, text); };
   backend_ = name == "auto" ? choose_backend(bundle_, settings_, options.cache, logged) : named_backend(name, bundle_, settings_, options.cache, logged);
   if (options.vocabulary) load_vocabulary(options.vocabulary);
   else if (bundle_.lists(kVocabularyFile)) load_vocabulary(bundle_.path(kVocabularyFile));
+  for (const std::string& name : bundle_.names) vocabulary_order_.push_back(name.c_str());
   info_ = "{\"version\": \"" DIGSEG_VERSION "\", \"bundle\": " + json_quote(bundle_.folder) + ", \"sha256\": \"" + bundle_.digest() +
           "\", \"model\": " + json_quote(bundle_.model_name) + ", \"precision\": " + json_quote(bundle_.precision) +
           ", \"image_size\": " + std::to_string(bundle_.image_size) + ", \"stride\": " + std::to_string(bundle_.stride) +
-          ", \"presence\": " + (bundle_.has_presence ? "true" : "false") + ", \"vocabulary\": " + std::to_string(vocabulary_.size()) + ", \"backend\": " + json_quote(backend_->detail()) + "}";
+          ", \"presence\": " + (bundle_.has_presence ? "true" : "false") + ", \"vocabulary\": " + std::to_string(vocabulary_order_.size()) +
+          ", \"folded\": " + (folded() ? "true" : "false") + ", \"backend\": " + json_quote(backend_->detail()) + "}";
 }
 
 void Engine::log(int level, const std::string& text) const {
@@ -166,7 +192,15 @@ Engine::Asked Engine::cancel_check(const digseg_run_options* options) const {
   };
 }
 
+// Throws for what needs the text of an open bundle.
+void Engine::expect_open(const char* what) const {
+  if (folded())
+    fail(DIGSEG_INVALID_ARGUMENT, bundle_.folder + " is a folded bundle, which has neither tokenizer nor text encoder, and " + what +
+                                      "; take the names of digseg_engine_vocabulary, or a bundle exported without --vocabulary");
+}
+
 const Tokenizer& Engine::tokenizer() {
+  expect_open("text was to be read");
   std::call_once(tokenizer_opened_, [&] { tokenizer_ = std::make_unique<Tokenizer>(bundle_.path("tokenizer.json")); });
   return *tokenizer_;
 }
@@ -219,6 +253,10 @@ Engine::Known Engine::remember(const std::string& key, Known known) {
 }
 
 void Engine::prepare(const std::vector<std::string>& prompts) {
+  if (folded()) {
+    numbers_of({prompts, {}, {}});
+    return;
+  }
   for (const std::string& text : prompts) prompt(text, false);
 }
 
@@ -249,6 +287,14 @@ Result Engine::segment(const digseg_image& image, const Question& question) {
   go_on();
   const Canvas canvas = fit_picture(image, question.options);  // pixels [B, 3, H, W], the picture once or as often as the profile needs it
   const double seconds_fit = clock.lap();
+  if (folded()) {
+    numbers_of(question);  // what cannot be asked is said before the work
+    const Encoding encoding = encode_canvas(canvas);
+    const double seconds_encode = clock.lap();
+    Result out = answer_folded(encoding, question, go_on);
+    out.seconds_fit = seconds_fit, out.seconds_model += seconds_encode;
+    return out;
+  }
   const Text text = fold(question, go_on);
   const double seconds_text = clock.lap();
   const Encoding encoding = encode_canvas(canvas);  // [B, M, H/s, W/s]
@@ -266,6 +312,7 @@ Result Engine::segment(const Encoding& encoding, const Question& question) {
   if (question.options.size != 0 && question.options.size != encoding.size)
     fail(DIGSEG_INVALID_ARGUMENT, "options.size is " + std::to_string(question.options.size) + ", the picture was encoded at " + std::to_string(encoding.size) +
                                       "; give the size to digseg_encode, and 0 here");
+  if (folded()) return answer_folded(encoding, question, go_on);
   const Text text = fold(question, go_on);
   const double seconds_text = clock.lap();
   Result out = answer(encoding, text, question.options, go_on);
@@ -290,6 +337,73 @@ Engine::Text Engine::fold(const Question& question, const Asked& go_on) {
                                       std::to_string(bundle_.tokens.max) + "; shorten it");
   const size_t least = static_cast<size_t>(bundle_.tokens.min), most = static_cast<size_t>(bundle_.tokens.max);
   out.length = std::min(std::max(token_bucket(longest), least), most);
+  return out;
+}
+
+// The numbers of the names that are asked for, all of them where none is named. Throws for a name that is not in the list, and for
+// what a folded bundle does not do.
+std::vector<size_t> Engine::numbers_of(const Question& question) const {
+  const char* const open = "; take a bundle exported without --vocabulary";
+  if (!question.against.empty()) fail(DIGSEG_INVALID_ARGUMENT, std::string("the names of a folded bundle compete inside its graph, and contrast prompts cannot join them") + open);
+  if (question.options.flags & DIGSEG_ALL_PROMPTS) fail(DIGSEG_INVALID_ARGUMENT, std::string("a folded bundle turns names that are not there away inside its graph, and DIGSEG_ALL_PROMPTS was given") + open);
+  if (question.options.labels == DIGSEG_LABELS_SMALLEST) fail(DIGSEG_INVALID_ARGUMENT, std::string("the labels of a folded bundle are those of the strongest name, and DIGSEG_LABELS_SMALLEST was given") + open);
+  if (bundle_.labels_only && question.options.threshold != 0.f) fail(DIGSEG_INVALID_ARGUMENT, "a bundle exported with --labels-only has no logits that a threshold could be held to; leave options.threshold at 0, or export without");
+  std::vector<size_t> out(question.prompts.empty() ? bundle_.names.size() : 0);
+  std::iota(out.begin(), out.end(), size_t{0});
+  for (const std::string& name : question.prompts) {
+    const auto found = std::find(bundle_.names.begin(), bundle_.names.end(), name);
+    if (found == bundle_.names.end()) {
+      std::string known;
+      for (size_t i = 0; i < std::min<size_t>(bundle_.names.size(), 10); ++i) known += (i ? ", " : "") + bundle_.names[i];
+      if (bundle_.names.size() > 10) known += " and " + std::to_string(bundle_.names.size() - 10) + " more";
+      fail(DIGSEG_INVALID_ARGUMENT, quoted(name, 40) + " is not in this bundle's vocabulary; it answers for " + std::to_string(bundle_.names.size()) + " names: " + known + open);
+    }
+    out.push_back(static_cast<size_t>(found - bundle_.names.begin()));
+  }
+  return out;
+}
+
+Result Engine::answer_folded(const Encoding& encoding, const Question& question, const Asked& go_on) {
+  const std::vector<size_t> numbers = numbers_of(question);
+  const size_t asked = numbers.size();
+  Result out;
+  Clock clock;
+  go_on();
+  // 1 the map and what else the bundle has, of all names; what is not there is turned away already
+  const FoldedAnswer found = backend_->labels(*encoding.encoded);
+  const int64_t all = static_cast<int64_t>(bundle_.names.size());
+  const Shape &map = found.label_map.shape, &logits = found.logits.shape, &presence = found.presence.shape;
+  const bool fits = map.size() == 3 && map[1] == encoding.frame.input_height && map[2] == encoding.frame.input_width &&
+                    (bundle_.labels_only || (logits.size() == 4 && logits[1] == all && logits[2] > 0 && logits[3] > 0)) &&
+                    (!bundle_.has_presence || (presence.size() == 2 && presence[1] == all));
+  if (!fits) fail(DIGSEG_RUNTIME, "the labels graph answered another shape than the contract; export the bundle again");
+  out.presence.assign(asked, -1.f);
+  std::vector<size_t> there;
+  for (size_t k = 0; k < asked; ++k) {
+    if (bundle_.has_presence) out.presence[k] = static_cast<float>(probability(found.presence.data[numbers[k]]));
+    if (!bundle_.has_presence || !(found.presence.data[numbers[k]] < bundle_.presence_threshold)) there.push_back(k);
+  }
+  out.seconds_model = clock.lap();
+  // 2 to the picture's own pixels: from the map, or from logits as for an open bundle
+  if (bundle_.labels_only) {
+    std::vector<int32_t> places(bundle_.names.size() + 1, 0);
+    for (size_t k = asked; k-- > 0;) places[numbers[k] + 1] = static_cast<int32_t>(k) + 1;  // of a name that stands twice, the first
+    for (size_t i = 0; i < static_cast<size_t>(map[1] * map[2]); ++i)
+      if (found.label_map.data[i] >= places.size()) fail(DIGSEG_RUNTIME, "the label map holds a label over the number of names; export the bundle again");
+    add_labels(out, encoding.frame, found.label_map.data.data(), static_cast<size_t>(map[2]), places, asked, (question.options.flags & DIGSEG_NO_MASKS) == 0);
+    out.there.assign(asked, 0);
+    for (const size_t k : there) out.there[k] = 1;
+    out.has_logits = false;
+  } else {
+    const size_t plane = static_cast<size_t>(logits[2] * logits[3]);
+    out.logits = Floats({1, static_cast<int64_t>(asked), logits[2], logits[3]});
+    for (size_t k = 0; k < asked; ++k) std::copy_n(&found.logits.data[numbers[k] * plane], plane, &out.logits.data[k * plane]);
+    digseg_run_options options = question.options;
+    options.labels = DIGSEG_LABELS_STRONGEST;
+    add_masks(out, encoding.frame, asked, there, options, go_on);
+  }
+  out.seconds_masks = clock.lap();
+  out.backend = backend_->detail();
   return out;
 }
 
@@ -374,6 +488,7 @@ int Engine::pixels_a_cell() {
 }
 
 void Engine::save_vocabulary(const std::vector<std::string>& prompts, const std::string& path) {
+  expect_open("text was to be saved");
   std::vector<Known> parts;
   Ints tokens({static_cast<int64_t>(prompts.size())});
   size_t longest = 0;

@@ -42,6 +42,7 @@ struct Result {
   std::vector<float> scores, presence;
   Floats logits;
   std::string backend;
+  bool has_logits = true;  // false of a folded bundle that answers its label map alone
   double seconds_fit = 0, seconds_text = 0, seconds_model = 0, seconds_masks = 0;
 };
 
@@ -58,6 +59,7 @@ class Engine {
   Check verify() { return digseg::check_golden(*backend_, bundle_); }
   const std::string& info() const { return info_; }
   const std::vector<const char*>& vocabulary() const { return vocabulary_order_; }
+  bool folded() const { return bundle_.folded(); }
 
  private:
   using Known = std::shared_ptr<const PromptText>;
@@ -78,6 +80,9 @@ class Engine {
   Result answer(const Encoding& encoding, const Text& text, const digseg_run_options& options, const Asked& go_on);
   std::vector<float> presence_of(const Encoding& encoding, const Text& text, const Asked& go_on);
   Floats decode(const Encoding& encoding, const Text& text, const std::vector<size_t>& wanted, const Asked& go_on);
+  std::vector<size_t> numbers_of(const Question& question) const;
+  Result answer_folded(const Encoding& encoding, const Question& question, const Asked& go_on);
+  void expect_open(const char* what) const;
   Floats ask(const Text& text, const std::vector<size_t>& wanted, const Asked& go_on, const std::function<Floats(const FoldedText&)>& graph);
   int pixels_a_cell();
   void load_vocabulary(const std::string& path);

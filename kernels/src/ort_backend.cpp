@@ -142,12 +142,15 @@ class OrtBackend : public Backend {
     for (const Graph graph : bundle.graphs()) {
       const contract::GraphFile& file = file_of(graph);
       const bool for_cpu = !cuda && bundle.lists(file.cpu_file);
-      wide = wide || (for_cpu && graph == contract::kTextEncoder);
+      wide = wide || (for_cpu && graph == contract::kImageEncoder);
       start(graph, bundle.path(for_cpu ? file.cpu_file : file.file));
     }
     for (const Graph graph : bundle.graphs())
       if (graph != contract::kTextEncoder) session(graph);  // what cannot be opened is said now
-    text_width_ = input_width(session(contract::kMaskDecoder), contract::kTextKeys);
+    if (!bundle.folded()) text_width_ = input_width(session(contract::kMaskDecoder), contract::kTextKeys);
+    if (bundle.folded()) folded_ = {contract::kLabelMap};
+    if (bundle.folded() && !bundle.labels_only) folded_.push_back(contract::kLogits);
+    if (bundle.folded() && bundle.has_presence) folded_.push_back(contract::kPresenceLogits);
     const std::string stored = wide ? bundle.precision + " weights widened to fp32" : bundle.precision;
     detail_ = "onnxruntime " + runtime_.version + (cuda ? ", CUDAExecutionProvider, " : ", CPUExecutionProvider, ") + stored;
   }
@@ -168,6 +171,16 @@ class OrtBackend : public Backend {
 
   Floats presence(const Encoded& encoded, const FoldedText& text) override { return ask(contract::kPresence, encoded, text, contract::kPresenceLogits); }
   Floats decode(const Encoded& encoded, const FoldedText& text) override { return ask(contract::kMaskDecoder, encoded, text, contract::kLogits); }
+
+  FoldedAnswer labels(const Encoded& encoded) override {
+    const std::vector<Value> out = run(contract::kLabels, {static_cast<const OrtEncoded&>(encoded).input()}, folded_);
+    FoldedAnswer answer;
+    for (size_t i = 0; i < folded_.size(); ++i) {
+      if (folded_[i] == contract::kLabelMap) answer.label_map = read_labels(out[i].object);
+      else (folded_[i] == contract::kLogits ? answer.logits : answer.presence) = read(out[i].object, folded_[i]);
+    }
+    return answer;
+  }
 
   const std::string& detail() const override { return detail_; }
 
@@ -348,7 +361,7 @@ class OrtBackend : public Backend {
     fail(DIGSEG_INCOMPATIBLE, "the mask decoder has no input " + wanted + "; export the bundle again");
   }
 
-  Info info_of(const OrtValue* value, const char* name) const {
+  std::pair<Shape, ONNXTensorElementDataType> form_of(const OrtValue* value, const char* name) const {
     Owned<OrtTensorTypeAndShapeInfo, &OrtApi::ReleaseTensorTypeAndShapeInfo> info(runtime_);
     runtime_.check(name, runtime_.api->GetTensorTypeAndShape(value, &info.object));
     ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
@@ -357,7 +370,24 @@ class OrtBackend : public Backend {
     runtime_.check(name, runtime_.api->GetDimensionsCount(info.object, &sides));
     Shape shape(sides);
     runtime_.check(name, runtime_.api->GetDimensions(info.object, shape.data(), sides));
-    return {shape, width_of(type, name)};
+    return {shape, type};
+  }
+
+  Info info_of(const OrtValue* value, const char* name) const {
+    const auto form = form_of(value, name);
+    return {form.first, width_of(form.second, name)};
+  }
+
+  // A label map of 8 or 16 bits.
+  Labels read_labels(OrtValue* value) const {
+    const auto form = form_of(value, contract::kLabelMap);
+    void* data = nullptr;
+    runtime_.check(contract::kLabelMap, runtime_.api->GetTensorMutableData(value, &data));
+    Labels out(form.first);
+    if (form.second == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8) std::copy_n(static_cast<const uint8_t*>(data), out.data.size(), out.data.begin());
+    else if (form.second == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT16) std::copy_n(static_cast<const uint16_t*>(data), out.data.size(), out.data.begin());
+    else fail(DIGSEG_INCOMPATIBLE, "the label map has element type " + std::to_string(static_cast<int>(form.second)) + "; expected 8 or 16 unsigned bits; export the bundle again");
+    return out;
   }
 
   Floats read(OrtValue* value, const char* name) const {
@@ -377,6 +407,7 @@ class OrtBackend : public Backend {
   Owned<OrtMemoryInfo, &OrtApi::ReleaseMemoryInfo> memory_, device_memory_;
   std::vector<Session> sessions_;  // by number of the graph
   std::string detail_;
+  std::vector<const char*> folded_;  // outputs that are asked of a folded bundle
   std::array<std::shared_future<void>, contract::kGraphs> opened_;  // last: their threads use what stands above
 };
 

@@ -92,6 +92,15 @@ Flags Safetensors::flags(const std::string& name) const {
   return out;
 }
 
+Labels Safetensors::labels(const std::string& name) const {
+  const auto found = entries_.find(name);
+  if (found == entries_.end() || found->second.dtype != "U8") return copy<uint16_t>(name, "U16");
+  const Tensor<uint8_t> narrow = copy<uint8_t>(name, "U8");
+  Labels out(narrow.shape);
+  std::copy(narrow.data.begin(), narrow.data.end(), out.data.begin());
+  return out;
+}
+
 std::vector<char> safetensors_bytes(const std::map<std::string, std::string>& metadata,
                                     const std::map<std::string, const Floats*>& floats,
                                     const std::map<std::string, const Ints*>& ints) {

@@ -16,6 +16,8 @@ class Safetensors {
   Floats floats(const std::string& name) const;  // F32
   Ints ints(const std::string& name) const;      // I64
   Flags flags(const std::string& name) const;    // BOOL
+  Labels labels(const std::string& name) const;  // U8 or U16
+  bool holds(const std::string& name) const { return entries_.count(name) != 0; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
  private:

@@ -25,5 +25,6 @@ struct Tensor {
 using Floats = Tensor<float>;
 using Ints = Tensor<int64_t>;
 using Flags = Tensor<uint8_t>;  // bool
+using Labels = Tensor<uint16_t>;
 
 }  // namespace digseg

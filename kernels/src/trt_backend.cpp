@@ -266,6 +266,8 @@ std::string version_text(int32_t version) {  // 10.3.0 is 100300; 8.6.1 was 8601
 
 void* tensorrt_library() { return first_library({"libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR), "libnvinfer.so"}); }
 
+const char* const kNoFolded = "tensorrt does not run folded bundles here yet";
+
 class TensorRtBackend : public Backend {
  public:
   TensorRtBackend(const Bundle& bundle, const BackendSettings& settings)
@@ -306,6 +308,7 @@ class TensorRtBackend : public Backend {
   Floats presence(const Encoded& encoded, const FoldedText& text) override { return ask(contract::kPresence, encoded, text, contract::kPresenceLogits); }
   Floats decode(const Encoded& encoded, const FoldedText& text) override { return ask(contract::kMaskDecoder, encoded, text, contract::kLogits); }
 
+  FoldedAnswer labels(const Encoded&) override { fail(DIGSEG_UNAVAILABLE, kNoFolded); }
   const std::string& detail() const override { return detail_; }
 
  private:

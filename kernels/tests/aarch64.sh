@@ -2,6 +2,7 @@
 # Cross-build for aarch64 and run under emulation; logits and masks must agree with the x86-64 build.
 # Needs g++-aarch64-linux-gnu and qemu-user 10 (Debian 13's; version 7.2 crashes inside ONNX Runtime's start-up).
 # Usage: bash kernels/tests/aarch64.sh BUNDLE X86_ONNXRUNTIME_LIBRARY [PICTURES_FOLDER]
+# A folded bundle is asked for all of its names; of one exported with --labels-only masks alone are compared.
 # QEMU=qemu-aarch64 is the emulator, QEMU_CPU=cortex-a76 the processor, SIZES="64 128" the pixels the model works at.
 set -euo pipefail
 kernels="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

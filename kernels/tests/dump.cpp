@@ -1,5 +1,5 @@
-// dump BUNDLE PICTURES_FOLDER FILE [SIZE]: logits and masks of every PNG in a folder for three prompts, the model working at
-// SIZE pixels (0: its own size), as one file of numbers.
+// dump BUNDLE PICTURES_FOLDER FILE [SIZE]: logits and masks of every PNG in a folder for three prompts, or all names of a folded
+// bundle, the model working at SIZE pixels (0: its own size), as one file of numbers.
 // dump compare FILE FILE: largest difference of logits over the largest logit, and the share of mask pixels that differ; fails
 // where one of them is over 1e-4.
 #include <digseg/digseg.hpp>
@@ -25,6 +25,8 @@ int dump(const char* bundle, const char* folder, const char* file, int size) {
   digseg_api::Engine engine(bundle, options);
   digseg_api::RunOptions run;
   run.size = size;
+  const bool folded = engine.info().find("\"folded\": true") != std::string::npos;
+  const std::vector<std::string> prompts = folded ? std::vector<std::string>{} : std::vector<std::string>{"road", "nucleus", "something red"};
   std::vector<fs::path> paths;
   for (const auto& entry : fs::directory_iterator(folder))
     if (entry.path().extension() == ".png") paths.push_back(entry.path());
@@ -35,8 +37,8 @@ int dump(const char* bundle, const char* folder, const char* file, int size) {
     const char* why = "";
     const std::unique_ptr<unsigned char, void (*)(void*)> pixels(read_picture(path.c_str(), &width, &height, &why), std::free);
     if (!pixels) return std::fprintf(stderr, "%s: %s\n", path.c_str(), why), 1;
-    const digseg_api::Result result = engine.segment(digseg_api::Image(pixels.get(), width, height), {"road", "nucleus", "something red"}, run);
-    const digseg_view& v = result.view();
+    const digseg_api::Result result = engine.segment(digseg_api::Image(pixels.get(), width, height), prompts, run);
+    const digseg_view& v = result.view();  // of a bundle with its label map alone the logits are none
     const int64_t logits = int64_t{v.count} * v.logits_width * v.logits_height, masks = int64_t{v.count} * width * height;
     out.write(reinterpret_cast<const char*>(&logits), 8).write(reinterpret_cast<const char*>(v.logits), 4 * logits);
     out.write(reinterpret_cast<const char*>(&masks), 8).write(reinterpret_cast<const char*>(v.masks), masks);

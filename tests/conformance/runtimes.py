@@ -26,16 +26,20 @@ KINDS = {"invalid argument": "input", "corrupt": "bundle", "incompatible": "bund
 
 
 def label(case: dict[str, Any]) -> str:
-    asked = case["prompts"] if isinstance(case["prompts"], int) else " ".join(case["prompts"])[:20]
+    asked = case["prompts"] if isinstance(case["prompts"], (int, type(None))) else " ".join(case["prompts"])[:20]
     where = f"{'x'.join(map(str, case['picture']))} at {case.get('size', 'its own size')}"
     how = [name for name in ("encoded", "all", "against") if case.get(name)]
     return ", ".join(str(part) for part in (case["bundle"], where, asked, case.get("labels"), *how) if part is not None)
 
 
-def prompts_of(case: dict[str, Any]) -> list[str]:
-    """A number stands for that many different prompts."""
+def prompts_of(case: dict[str, Any]) -> list[str] | None:
+    """A number stands for that many different prompts, null for all names of a folded bundle."""
     asked = case["prompts"]
-    return asked if isinstance(asked, list) else [WORDS[i % 9] + " again" * (i // 9) for i in range(asked)]
+    return (
+        asked
+        if asked is None or isinstance(asked, list)
+        else [WORDS[i % 9] + " again" * (i // 9) for i in range(asked)]
+    )
 
 
 def picture_of(case: dict[str, Any]) -> np.ndarray:
@@ -99,12 +103,12 @@ def ask_python(bundle: Path, case: dict[str, Any]):
         engine = Engine.load(bundle, backend="onnxruntime")
         picture: Any = picture_of(case)
         asked: dict[str, Any] = {
-            "size": case.get("size"), "labels": case.get("labels", LABEL_RULES[0]), "against": case.get("against", ()),
+            "size": case.get("size"), "labels": case.get("labels"), "against": case.get("against", ()),
             "all_prompts": case.get("all", False),
         }  # fmt: skip
         if case.get("encoded"):
             picture = engine.encode(picture, size=asked.pop("size"))
-            engine.segment(picture, ["another question"])
+            engine.segment(picture, None if engine.vocabulary else ["another question"])
         return engine.segment(picture, prompts_of(case), **asked)
     except BundleError:
         return "bundle"
@@ -126,7 +130,7 @@ def ask_native(library, bundle: Path, case: dict[str, Any]):
             picture, run = picture_of(case), engine.run_options(case.get("against"), **asked)
             if case.get("encoded"):
                 picture = engine.encode(picture, run=run)
-                engine.segment(picture, ["another question"])
+                engine.segment(picture, None if engine.vocabulary() else ["another question"])
             return engine.segment(picture, prompts_of(case), run=run)
     except NativeError as error:
         return KINDS.get(error.status, str(error))

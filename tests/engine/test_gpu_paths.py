@@ -90,6 +90,19 @@ def test_an_encoding_that_stays_where_it_was_written_is_asked_in_place(nano_mode
         )
 
 
+@pytest.mark.parametrize("model", ["full", "labels_only"])
+def test_names_are_asked_in_place_too(folded, model):
+    source = open_source(getattr(folded, model))
+    plain, bound = OrtBackend(source), OnHost(source)
+    image = np.random.default_rng(0).uniform(-1, 1, (3, 3, 32, 48)).astype(np.float32)
+    want, kept = plain.encode_image(image), bound.encode_image(image)
+    wanted = ("label_map", "logits", "presence")
+    for pictures in (slice(0, 3), slice(1, 2)):
+        left, right = bound.labels(kept[pictures], wanted), plain.labels(want[pictures], wanted)
+        assert set(left) == set(right) == set(wanted) - ({"logits"} if model == "labels_only" else set())
+        assert all(np.array_equal(left[name], right[name]) for name in left)
+
+
 def test_io_binding_takes_and_fills_tensors(nano_models):
     source = open_source(nano_models.fp32)
     plain, bound = OrtBackend(source), OnHost(source)

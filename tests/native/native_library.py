@@ -12,7 +12,7 @@ import numpy as np
 STATUS = ("ok", "invalid argument", "not found", "corrupt", "incompatible", "out of memory", "cancelled", "runtime error",
           "unavailable", "internal error")  # fmt: skip
 RGB8, BGR8, RGBA8, NV12, F32 = range(5)
-TRUNCATE_PROMPTS, ALL_PROMPTS = 1, 2
+TRUNCATE_PROMPTS, ALL_PROMPTS, NO_MASKS = 1, 2, 4
 LOG = c.CFUNCTYPE(None, c.c_void_p, c.c_int32, c.c_char_p)
 CANCEL = c.CFUNCTYPE(c.c_int32, c.c_void_p)
 
@@ -69,10 +69,10 @@ class NativeError(Exception):
 
 @dataclass(frozen=True)
 class Masks:
-    masks: np.ndarray
+    masks: np.ndarray | None
     label_map: np.ndarray
     scores: np.ndarray
-    logits: np.ndarray
+    logits: np.ndarray | None
     presence: np.ndarray
     there: np.ndarray
     backend: str
@@ -158,10 +158,11 @@ class NativeEngine:
             setattr(image, name, value)
         return image
 
-    def segment(self, picture: np.ndarray | Encoding, prompts: list[str], run=None, **fields) -> Masks:
-        """About pixels, or about what `encode` made of them."""
+    def segment(self, picture: np.ndarray | Encoding, prompts: list[str] | None = None, run=None, **fields) -> Masks:
+        """About pixels, or about what `encode` made of them. prompts: None asks a folded bundle for all of its names."""
         result = c.c_void_p()
-        texts = (c.c_char_p * len(prompts))(*(p.encode() for p in prompts))
+        prompts = prompts or []
+        texts = (c.c_char_p * len(prompts))(*(p.encode() for p in prompts)) if prompts else None
         asked = (texts, c.c_size_t(len(prompts)), c.byref(run) if run is not None else None, c.byref(result))
         if isinstance(picture, Encoding):
             self.library.check(self.lib.digseg_segment_encoded(self.handle, picture.handle, *asked))
@@ -175,11 +176,12 @@ class NativeEngine:
         view = self.library.filled(View)
         self.library.check(self.lib.digseg_result_view(result, c.byref(view)))
         shape, prompts = (view.count, view.height, view.width), (view.count,)
+        planes = (view.count, view.logits_height, view.logits_width)
         out = Masks(
-            np.ctypeslib.as_array(view.masks, shape).astype(bool),
+            np.ctypeslib.as_array(view.masks, shape).astype(bool) if view.masks else None,
             np.ctypeslib.as_array(view.label_map, shape[1:]).copy(),
             np.ctypeslib.as_array(view.scores, prompts).copy(),
-            np.ctypeslib.as_array(view.logits, (view.count, view.logits_height, view.logits_width)).copy(),
+            np.ctypeslib.as_array(view.logits, planes).copy() if view.logits else None,
             np.ctypeslib.as_array(view.presence, prompts).copy(),
             np.ctypeslib.as_array(view.there, prompts).astype(bool),
             view.backend.decode(),
@@ -218,6 +220,11 @@ class NativeEngine:
         texts = (c.c_char_p * len(prompts))(*(p.encode() for p in prompts))
         self.library.check(self.lib.digseg_engine_save_vocabulary(
             self.handle, texts, c.c_size_t(len(prompts)), str(path).encode()))  # fmt: skip
+
+    def vocabulary(self) -> list[str]:
+        texts, count = c.POINTER(c.c_char_p)(), c.c_size_t()
+        self.library.check(self.lib.digseg_engine_vocabulary(self.handle, c.byref(texts), c.byref(count)))
+        return [texts[i].decode() for i in range(count.value)]
 
     def info(self) -> str:
         return self.lib.digseg_engine_info(self.handle).decode()

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from digseg_engine.bundle import sha256
-from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, PRESENCE
+from digseg_engine.contract import IMAGE_ENCODER, LABELS, MASK_DECODER, PRESENCE
 from digseg_engine.runtime.profile import Profile, Range
 from digseg_export.conversion import fix_shapes
 
@@ -22,7 +22,7 @@ def write_shapes(folder: Path, shapes: Shapes) -> None:
     profile = Profile({axis: Range(*sizes) for axis, sizes in shapes.items()})
     manifest = {**json.loads(path.read_text()), "shapes": profile.to_json()}
     path.write_text(json.dumps(manifest))
-    for spec in (IMAGE_ENCODER, PRESENCE, MASK_DECODER):
+    for spec in (IMAGE_ENCODER, PRESENCE, MASK_DECODER, LABELS):
         for name in {spec.file, spec.cpu_file} & set(manifest["files"]):
             fix_shapes(folder / name, spec, profile, manifest["model"]["stride"])
             list_again(folder, name)
@@ -36,6 +36,10 @@ def fit_golden(folder: Path, shapes: Shapes) -> None:
     pictures, prompts, tokens = (shapes[axis][0] for axis in "BKL")
     rows, columns = arrays["image"].shape[2:]
     assert shapes["H"][0] <= rows <= shapes["H"][2] and shapes["W"][0] <= columns <= shapes["W"][2]
+    if "label_map" in arrays:  # of a folded bundle: everything is of pictures
+        fitted = {name: array[_at_least(array, pictures)] for name, array in arrays.items()}
+        save_file({name: np.ascontiguousarray(array) for name, array in fitted.items()}, path)
+        return list_again(folder, path.name)
     b, k = (_at_least(array, least) for array, least in ((arrays["image"], pictures), (arrays["token_ids"], prompts)))
     missing = max(0, tokens - arrays["token_ids"].shape[1])
     fitted = {

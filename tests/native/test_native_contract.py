@@ -28,6 +28,7 @@ def test_every_fact_is_in_it(contract_header, monkeypatch):
     assert contract_header.camel("TOKEN_IDS") == "kTokenIds"
     for name, value in (("BUNDLE_FORMAT", "digseg.bundle/99"), ("CONTRACT_VERSION", 99), ("ABSENT", -99.0),
                         ("TOKEN_BUCKETS", (8, 99)), ("ENCODING", replace(contract.ENCODING, name="e99")),
+                        ("LABELS", replace(contract.LABELS, file="l99.onnx")), ("MOST_NAMES", 99),
                         ("GRAPHS", {**contract.GRAPHS, "presence": replace(contract.PRESENCE, file="p99.onnx")})):  # fmt: skip
         with monkeypatch.context() as patch:
             patch.setattr(contract, name, value)
@@ -35,8 +36,9 @@ def test_every_fact_is_in_it(contract_header, monkeypatch):
 
 
 def test_the_sources_name_no_tensor_or_graph_themselves():
-    tensors = {tensor.name for graph in contract.GRAPHS.values() for tensor in (*graph.inputs, *graph.outputs)}
-    facts = {*tensors, *contract.GRAPHS, *(graph.file for graph in contract.GRAPHS.values()), contract.BUNDLE_FORMAT}
+    graphs = (*contract.GRAPHS.values(), contract.LABELS)
+    tensors = {tensor.name for graph in graphs for tensor in (*graph.inputs, *graph.outputs)}
+    facts = {*tensors, *contract.GRAPHS, *(graph.file for graph in graphs), contract.BUNDLE_FORMAT}
     facts -= {"presence"}  # also a key of the manifest
     for path in sorted((ROOT / "kernels" / "src").glob("*.*pp")):
         if path.name not in ("contract.hpp", "c_api.cpp"):  # c_api.cpp names its callers' arguments

@@ -225,7 +225,8 @@ def test_what_a_recipe_cannot_say_is_one_line(tmp_path, text, words):
 
 def test_files_that_are_none_are_refused(tmp_path):
     with pytest.raises(
-        UsageError, match=r"no recipe 'finetune'; did you mean finetune-\w+\?; expected one of .*tiny, tiny-denoising, or a TOML"
+        UsageError,
+        match=r"no recipe 'finetune'; did you mean finetune-\w+\?; expected one of .*tiny, tiny-denoising, or a TOML",
     ):
         read_recipe("finetune")
     with pytest.raises(UsageError, match="extends itself"):

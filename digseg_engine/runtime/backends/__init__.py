@@ -53,7 +53,8 @@ class Backend(Protocol):
     Attributes that may be left out: `precision`, "fp16" or "bf16" where it computes in less than float32 whatever the bundle
     says; `new_shapes_cost`, True where a number of prompts that never came before is compiled or captured first; and
     `decode_tensor`, as `decode` with the logits as a torch tensor on `device` (without one, where the pictures are):
-    `encode_image` then takes tensors too.
+    `encode_image` then takes tensors too. `labels(encoding, wanted)`, of a backend that runs folded bundles, gives what is wanted
+    of the outputs of `contract.LABELS`, by name, as far as the bundle has them.
     """
 
     name: str

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digseg_engine.bundle import Bundle
-from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
+from digseg_engine.contract import IMAGE_ENCODER, LABELS, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
 from digseg_engine.runtime.backends import Array, TokenMask, Tokens, failing_as
 from digseg_engine.runtime.profile import Profile
 
@@ -26,8 +26,13 @@ class GraphBackend:
         """Make every graph of a bundle ready to run."""
         self._profile = Profile.from_json(bundle.manifest["shapes"])  # None: free shapes
         made = {spec.file: make(bundle, spec) for spec in bundle.graphs.values()}
-        self._text, self._image, self._masks = (made[spec.file] for spec in (TEXT_ENCODER, IMAGE_ENCODER, MASK_DECODER))
-        self._presence = made.get(PRESENCE.file)
+        self._image = made[IMAGE_ENCODER.file]
+        graphs: list[Any] = [made.get(spec.file) for spec in (TEXT_ENCODER, MASK_DECODER, PRESENCE, LABELS)]
+        self._text, self._masks, self._presence, self._labels = graphs  # of a folded bundle the last alone
+
+    def named(self, graph: Any, feeds: dict[str, Array], wanted: tuple[str, ...]) -> dict[str, Array]:
+        """Run one graph for some of its outputs, by name; those that it has not are left out."""
+        raise NotImplementedError
 
     def answers(self, graph: Any, feeds: dict[str, Array]) -> list[Array]:
         """Run one graph; whatever it raises is told by the caller."""
@@ -49,6 +54,14 @@ class GraphBackend:
 
     def decode(self, encoding: Any, keys: Array, values: Array, token_mask: TokenMask) -> NDArray[np.float32]:
         return self._ask(self._masks, encoding, keys, values, token_mask)
+
+    def labels(self, encoding: Any, wanted: tuple[str, ...]) -> dict[str, Array]:
+        """Of a folded bundle: outputs of its graph, by name. What leads to others alone is not computed, where that is to be
+        had."""
+        if self._profile is not None:
+            self._profile.check({"B": len(encoding)})
+        with failing_as(self.name, f"on {len(encoding)} pictures"):
+            return self.named(self._labels, {"encoding": encoding}, wanted)
 
     def _ask(
         self, graph: Any, encoding: Any, keys: Array, values: Array, token_mask: TokenMask

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from digseg_engine.bundle import weights_of
-from digseg_engine.contract import TEXT_KEYS, GraphSpec
+from digseg_engine.contract import GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.extras import install_line
 from digseg_engine.runtime.backends import Array, Usable, in_one_line
@@ -204,7 +204,7 @@ class OpenvinoBackend(GraphBackend):
         self._full_name = str(self._core.get_property(self._device, "FULL_DEVICE_NAME")).strip()
         self._settings = {**settings(variant, source.threads or cores()), **self._cache(bundle, release(runtime))}
         self.open(bundle, self._compiled)
-        halves = self._masks.graph.input(TEXT_KEYS.name).element_type == runtime.Type.f16
+        halves = self._image.graph.output(0).element_type == runtime.Type.f16
         self._text_dtype = np.float16 if halves else np.float32
         stored = bundle.manifest["precision"]["name"]
         self.detail = f"openvino {release(runtime)}, {self._full_name}, computes in {variant.words}, {stored} weights"
@@ -227,6 +227,10 @@ class OpenvinoBackend(GraphBackend):
             _log.warning("compiled graphs are not kept: %s", error)
             return {}
         return {"CACHE_DIR": str(folder)}
+
+    def named(self, graph: Any, feeds: dict[str, Array], wanted: tuple[str, ...]) -> dict[str, Array]:
+        made = {output.any_name: array for output, array in zip(graph.graph.outputs, graph(feeds))}
+        return {name: array for name, array in made.items() if name in wanted}
 
     def answers(self, graph: Any, feeds: dict[str, Array]) -> list[Array]:
         results: list[Array] = graph(feeds)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from digseg_engine.bundle import LARGEST_READ, weights_of
-from digseg_engine.contract import TEXT_ENCODER, GraphSpec
+from digseg_engine.contract import IMAGE_ENCODER, GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.extras import install_line
 from digseg_engine.runtime.backends import Array, Usable, in_one_line
@@ -96,10 +96,10 @@ class OrtBackend(GraphBackend):
         bundle = source.need_bundle(name)
         precision = bundle.manifest["precision"]["name"]
         self.open(bundle, self._session)
-        wide = self._graph(bundle, TEXT_ENCODER) != TEXT_ENCODER.file
+        wide = self._graph(bundle, IMAGE_ENCODER) != IMAGE_ENCODER.file
         stored = f"{precision} weights widened to fp32" if wide else precision
         self.detail = f"onnxruntime {onnxruntime.__version__}, {self._provider}, {stored}"
-        halves = {i.type for i in self._masks.get_inputs() if i.name == "text_keys"} == {"tensor(float16)"}
+        halves = self._image.get_outputs()[0].type == "tensor(float16)"
         self._text_dtype = np.float16 if halves else np.float32
 
     def _session(self, bundle: Bundle, spec: GraphSpec) -> Any:
@@ -119,6 +119,12 @@ class OrtBackend(GraphBackend):
         """On the CPU the graph made for it where the bundle has one, else the graph itself: its file's name."""
         on_cpu = self._provider == PROVIDER and spec.cpu_file in bundle.manifest["files"]
         return spec.cpu_file if on_cpu else spec.file
+
+    def named(self, graph: Any, feeds: dict[str, Array], wanted: tuple[str, ...]) -> dict[str, Array]:
+        names = [output.name for output in graph.get_outputs() if output.name in wanted]
+        options = self._runtime.RunOptions()
+        options.only_execute_path_to_fetches = True
+        return dict(zip(names, graph.run(names, feeds, options)))
 
     def answers(self, graph: Any, feeds: dict[str, Array]) -> list[Array]:
         results: list[Array] = graph.run(None, feeds)

@@ -54,6 +54,19 @@ class OrtGpuBackend(OrtBackend):
         result: NDArray[np.float32] = found
         return result
 
+    def labels(self, encoding: Placed, wanted: tuple[str, ...]) -> dict[str, Array]:
+        """Of a folded bundle: outputs of its graph in host memory, by name."""
+        if self._profile is not None:
+            self._profile.check({"B": len(encoding)})
+        names = [output.name for output in self._labels.get_outputs() if output.name in wanted]
+        with failing_as(self.name, f"on {len(encoding)} pictures"):
+            binding = self._labels.io_binding()
+            binding.bind_input(ENCODING.name, *self.where(encoding))
+            for name in names:
+                binding.bind_output(name, "cpu")
+            self._labels.run_with_iobinding(binding)
+            return dict(zip(names, binding.copy_outputs_to_cpu()))
+
     def where(self, encoding: Placed) -> Bound:
         """An encoding as a binding wants it; its type is that of the text, the graph's own."""
         return self.place, self.index, self._text_dtype, encoding.shape, encoding.pointer

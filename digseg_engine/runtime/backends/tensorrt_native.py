@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digseg_engine.bundle import Bundle
-from digseg_engine.contract import ENCODING, GRAPHS, IMAGE_ENCODER, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
+from digseg_engine.contract import ENCODING, IMAGE_ENCODER, LABELS, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.extras import install_line
 from digseg_engine.runtime.backends import Array, Usable, failing_as, in_one_line
@@ -163,7 +163,7 @@ class Graph:
         self, runtime: Any, logger: Any, queue: Queue, path: Path, plan: bytes, spec: GraphSpec,
         context: Callable[[Any], Any] = lambda engine: engine.create_execution_context(),
     ) -> None:  # fmt: skip
-        self._logger, self._queue, self._driver, self._spec = logger, queue, queue.driver, spec
+        self._logger, self._queue, self._driver, self.spec = logger, queue, queue.driver, spec
         self._engine = runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise failure(f"{path} could not be deserialised", logger, "build it again")
@@ -200,7 +200,7 @@ class Graph:
 
         with self._lock:
             self._enqueue(feeds, there or {}, place)
-            for tensor, host in zip(self._spec.outputs, outputs):
+            for tensor, host in zip(self.spec.outputs, outputs):
                 self._driver.download(host, self._buffers[tensor.name][0], self._queue.stream)
             self._driver.wait(self._queue.stream)
             return outputs
@@ -221,16 +221,16 @@ class Graph:
         for name, placed in there.items():
             if not self._context.set_input_shape(name, placed.shape):
                 raise failure(
-                    f"{self._spec.file} refuses {name} of shape {placed.shape}", self._logger, "see the profile"
+                    f"{self.spec.file} refuses {name} of shape {placed.shape}", self._logger, "see the profile"
                 )
             self._context.set_tensor_address(name, placed.pointer)
         if missing := self._context.infer_shapes():
-            raise failure(f"{self._spec.file} still lacks {', '.join(missing)}", self._logger, "build it again")
-        for tensor in self._spec.outputs:
+            raise failure(f"{self.spec.file} still lacks {', '.join(missing)}", self._logger, "build it again")
+        for tensor in self.spec.outputs:
             shape = tuple(self._context.get_tensor_shape(tensor.name))
             self._context.set_tensor_address(tensor.name, place(tensor.name, shape))
         if not self._context.execute_async_v3(self._queue.stream):
-            raise failure(f"{self._spec.file} failed to run", self._logger, "try --backend onnxruntime")
+            raise failure(f"{self.spec.file} failed to run", self._logger, "try --backend onnxruntime")
         self._alive = list(held.values())  # until the next call: its copies may still be on their way
 
 
@@ -256,7 +256,9 @@ class TensorrtBackend:
         precision = str(bundle.manifest["precision"]["name"])
         half = precision if precision in ("fp16", "bf16") else "float32"
         self._kinds = {
-            t.name: half if t.dtype == "graph" else t.dtype for s in GRAPHS.values() for t in (*s.inputs, *s.outputs)
+            t.name: half if t.dtype == "graph" else t.dtype
+            for s in bundle.graphs.values()
+            for t in (*s.inputs, *s.outputs)
         }
         self._bits = {"fp16": np.float16, "bf16": np.uint16}.get(half, np.float32)
         self._graphs = {spec.file: self._open(bundle, spec) for spec in bundle.graphs.values()}
@@ -332,6 +334,15 @@ class TensorrtBackend:
             (found,) = self._graphs[spec.file].run(feeds, self._kinds, {ENCODING.name: encoding})
             self.ran(spec, *encoding.shape, *token_mask.shape)
         return found
+
+    def labels(self, encoding: Placed, wanted: tuple[str, ...]) -> dict[str, Array]:
+        """Of a folded bundle: outputs of its graph by name."""
+        self.profile.check({"B": len(encoding)})
+        graph = self._graphs[LABELS.file]
+        with failing_as(self.name, f"on {len(encoding)} pictures"):
+            found = graph.run({}, self._kinds, {ENCODING.name: encoding})
+            self.ran(graph.spec, *encoding.shape)
+        return {t.name: array for t, array in zip(graph.spec.outputs, found) if t.name in wanted}
 
     def decode_tensor(self, encoding: Placed, keys: Array, values: Array, token_mask: NDArray[np.bool_]) -> Any:
         """As `decode`, with the logits as a torch tensor on the GPU: nothing waits for the host."""

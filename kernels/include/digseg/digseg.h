@@ -65,7 +65,8 @@ extern "C" {
 #endif
 
 /* Grows when functions or struct fields are added; what exists keeps its meaning. */
-#define DIGSEG_API_VERSION 4 /* 2: digseg_engine_vocabulary; 3: digseg_run_options.labels; 4: encodings, presence, against */
+#define DIGSEG_API_VERSION 5 /* 2: digseg_engine_vocabulary; 3: digseg_run_options.labels; 4: encodings, presence, against;
+                                5: folded bundles, DIGSEG_NO_MASKS */
 
 typedef enum digseg_status {
   DIGSEG_OK = 0,
@@ -104,7 +105,8 @@ enum { DIGSEG_LOG_DEBUG = 0, DIGSEG_LOG_INFO = 1, DIGSEG_LOG_WARNING = 2, DIGSEG
 /* Run flags */
 enum {
   DIGSEG_TRUNCATE_PROMPTS = 1, /* cut prompts over 77 tokens instead of refusing them */
-  DIGSEG_ALL_PROMPTS = 2       /* decode every prompt, also those that presence says are not there */
+  DIGSEG_ALL_PROMPTS = 2,      /* decode every prompt, also those that presence says are not there; not of a folded bundle */
+  DIGSEG_NO_MASKS = 4          /* label map, scores and what else there is, but no masks: view.masks is NULL */
 };
 
 /* What the label map shows where masks meet. */
@@ -156,7 +158,7 @@ typedef struct digseg_run_options {
   int32_t size;    /* pixels of the longer side the model works at; 0: what it was trained or exported for */
   int32_t flags;   /* DIGSEG_TRUNCATE_PROMPTS, DIGSEG_ALL_PROMPTS or both (|) */
   float threshold; /* logit above which a pixel belongs to a mask; default 0 */
-  int32_t labels;  /* default DIGSEG_LABELS_PARTS */
+  int32_t labels;  /* default DIGSEG_LABELS_PARTS; a folded bundle shows the strongest, and refuses _SMALLEST */
   digseg_cancel_fn cancel; /* for this run; NULL: the engine's */
   void *user;
   const char *const *against; /* contrast prompts: where one answers more strongly than a prompt, the pixel is not that prompt's;
@@ -173,8 +175,9 @@ typedef struct digseg_view {
   int32_t reserved;
   const uint8_t *masks;     /* [K, height, width], 0 or 1 */
   const int32_t *label_map; /* [height, width], 0: no mask, else 1 + number of the prompt, see DIGSEG_LABELS_* */
-  const float *scores;      /* [K], mean probability inside each mask, 0 when it is empty */
-  const float *logits;      /* [K, logits_height, logits_width] as the model gave them; 0 is the decision border */
+  const float *scores;      /* [K], mean probability inside each mask, 0 when it is empty; -1 where there are no logits */
+  const float *logits;      /* [K, logits_height, logits_width] as the model gave them; 0 is the decision border. NULL where the
+                               bundle was exported with --labels-only: masks are then where the label map shows a name */
   const char *backend;      /* what ran */
   double seconds_fit, seconds_text, seconds_model, seconds_masks;
   const float *presence; /* [K], probability that the prompt is in the picture; -1 where the bundle has no presence graph */
@@ -188,7 +191,8 @@ typedef struct digseg_verification {
   int32_t reserved;
   double max_error; /* largest difference of a logit */
   double relative;  /* L2 norm of the difference over that of the expected logits */
-  double iou;       /* mean over (picture, prompt) pairs; those of which both are empty are left out */
+  double iou;       /* mean over (picture, prompt) pairs; those of which both are empty are left out. Of a folded bundle: the
+                       share of the label map that is right */
 } digseg_verification;
 
 DIGSEG_API const char *digseg_version(void);     /* "0.1.0" */
@@ -227,10 +231,12 @@ DIGSEG_API digseg_status digseg_engine_prepare(digseg_engine *engine, const char
 DIGSEG_API digseg_status digseg_engine_save_vocabulary(digseg_engine *engine, const char *const *prompts, size_t count,
                                                        const char *path);
 
-/* The prompts of the vocabulary in use, in their order; count 0 where there is none. The texts are owned by the engine. */
+/* The prompts of the vocabulary in use, in their order; count 0 where there is none. Of a folded bundle its names, the only ones
+ * that it answers for: label k + 1 is the k-th. The texts are owned by the engine. */
 DIGSEG_API digseg_status digseg_engine_vocabulary(digseg_engine *engine, const char *const **prompts, size_t *count);
 
-/* One mask per prompt, 1 to 1024 prompts. options may be NULL. */
+/* One mask per prompt, 1 to 1024 prompts. options may be NULL. A folded bundle needs no prompts (count 0, prompts NULL): it then
+ * answers for all of its names, else for those that are given. */
 DIGSEG_API digseg_status digseg_segment(digseg_engine *engine, const digseg_image *image, const char *const *prompts,
                                         size_t count, const digseg_run_options *options, digseg_result **result);
 

@@ -82,7 +82,8 @@ class Engine {
     engine_.reset(raw);
   }
 
-  Result segment(const digseg_image& image, const std::vector<std::string>& prompts, const digseg_run_options& options = RunOptions()) {
+  // No prompts: of a folded bundle, all of its names.
+  Result segment(const digseg_image& image, const std::vector<std::string>& prompts = {}, const digseg_run_options& options = RunOptions()) {
     const std::vector<const char*> texts = pointers(prompts);
     digseg_result* raw = nullptr;
     check(digseg_segment(engine_.get(), &image, texts.data(), texts.size(), &options, &raw));
@@ -95,7 +96,7 @@ class Engine {
     return Encoding(raw);
   }
 
-  Result segment(const Encoding& encoding, const std::vector<std::string>& prompts, const digseg_run_options& options = RunOptions()) {
+  Result segment(const Encoding& encoding, const std::vector<std::string>& prompts = {}, const digseg_run_options& options = RunOptions()) {
     const std::vector<const char*> texts = pointers(prompts);
     digseg_result* raw = nullptr;
     check(digseg_segment_encoded(engine_.get(), encoding.get(), texts.data(), texts.size(), &options, &raw));
