@@ -123,7 +123,7 @@ def verify(bundle: Bundle, signer: Signer) -> None:
         _check_form(body)
         with tempfile.TemporaryDirectory(prefix="digseg-") as room:
             own = Path(room) / SIGNATURE  # what is verified is what was read
-            own.write_bytes(body)
+            write_bytes(own, body)
             signer.verifier().set_hashing_config(_known(bundle, bundle.folder.name)).verify(bundle.folder, own)
     except Exception as error:  # the package, its parsers and its cryptography each raise their own
         raise BundleError(f"{path} is not a signature of {signer} over this bundle: {_line(error)}; do not use it; take it from "
@@ -140,7 +140,7 @@ def _check_form(body: bytes) -> None:
         raise ValueError("it is no JSON object")
     with tempfile.TemporaryDirectory(prefix="digseg-") as room:
         own = Path(room) / SIGNATURE
-        own.write_bytes(body)
+        write_bytes(own, body)
         understood = json.loads(Signature.read(own).bundle.to_json())
     if _stripped(said) != _stripped(understood):
         raise ValueError("it holds what no signature holds, or an odd spelling of it")
