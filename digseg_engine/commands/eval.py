@@ -46,7 +46,7 @@ def run(
 
 
 def taught_by(model: Path) -> list[str]:
-    """The data other than scenes that a checkpoint's record says it was trained on."""
+    """The data that a checkpoint's record says it was trained on, where painted scenes are not among them."""
     from digseg_engine.data.shares import parse_shares
     from digseg_engine.worlds.scenes import is_scenes
 
@@ -54,7 +54,7 @@ def taught_by(model: Path) -> list[str]:
         shares = parse_shares(json.loads((model / "training" / "train.json").read_text(encoding="utf-8"))["data"])
     except (DigsegError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
-    return [share.data for share in shares if not is_scenes(share.data)]
+    return [] if any(is_scenes(share.data) for share in shares) else [share.data for share in shares]
 
 
 def counted(text: str) -> int:

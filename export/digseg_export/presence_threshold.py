@@ -1,8 +1,9 @@
 """The presence threshold of a bundle: below it a prompt is answered "not there", chosen on labelled pictures.
 
-It is the largest logit that keeps `RECALL` of the prompts that are there in every set of pictures, measured with the written
-graphs as a CPU runs them, so that what precision costs is in it. A recall needs enough prompts to be one: with fewer than
-`ENOUGH` there is no threshold, and nothing is turned away.
+It is the largest logit that keeps `RECALL` of the prompts that are there, of all pictures and of every set of them, measured with
+the written graphs as a CPU runs them, so that what precision costs is in it. A recall needs enough prompts to be one: a set with
+fewer than `ENOUGH` counts among all alone, where otherwise the one picture that a model cannot read would let everything
+through; with fewer than so many in all there is no threshold, and nothing is turned away.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def choose_threshold(
     for one in sets:
         logits, present = (np.concatenate(parts) for parts in zip(*answers(one)))
         known.append(Known(logits.astype(np.float64), present, one.data))
-    return decide(known)
+    return decide(known, checkpoint.config.presence_threshold)
 
 
 def _text(checkpoint: Checkpoint, graphs: Graphs, prompts: tuple[str, ...]) -> dict[str, Array]:
@@ -170,15 +171,20 @@ class Known:
                 "mcc": None if np.isnan(mcc) else mcc, "pairs": {"present": present, "absent": absent}}  # fmt: skip
 
 
-def decide(sets: Sequence[Known]) -> dict[str, Any]:
-    """Threshold, what was asked of it, what it does on all pairs, and the same for every set."""
+def decide(sets: Sequence[Known], most: float | None = None) -> dict[str, Any]:
+    """Threshold, what was asked of it, what it does on all pairs, and the same for every set.
+
+    most: the checkpoint's own threshold. Pictures that it was chosen on may not be at hand, so no larger one is taken.
+    """
     if not all(np.isfinite(one.logits).all() for one in sets):
         raise VerificationError("presence.onnx gives NaN or infinity on labelled pictures; expected finite numbers; nothing was "
                                 "published; try --precision fp32")  # fmt: skip
     whole = Known(np.concatenate([one.logits for one in sets]), np.concatenate([one.present for one in sets]), "")
     count, threshold = int(whole.present.sum()), None
     if count >= ENOUGH:
-        threshold = float(np.floor(min(one.largest for one in sets) * GRID) / GRID)
+        judged = [whole, *(one for one in sets if one.present.sum() >= ENOUGH)]
+        threshold = float(np.floor(min(one.largest for one in judged) * GRID) / GRID)
+        threshold = threshold if most is None else min(threshold, most)
     found = {"threshold": threshold, "wanted_recall": RECALL, **whole.figures(threshold),
              "sets": [{"data": one.data, **one.figures(threshold)} for one in sets]}  # fmt: skip
     if threshold is None:

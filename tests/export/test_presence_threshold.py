@@ -67,14 +67,32 @@ def test_all_there_nothing_there_and_no_number():
         decide([Known(logits, truth, "")])
 
 
-def test_every_set_keeps_its_recall():
-    """A few pictures whose logits are lower than those of many others."""
-    logits, truth = known(1000, 3000)
-    few = Known(logits[:60] - 3, truth[:60], "few")
-    chosen = decide([Known(logits, truth, "many"), few])
-    assert [one["data"] for one in chosen["sets"]] == ["many", "few"] and 10 < few.present.sum() < ENOUGH
-    assert chosen["threshold"] < 0 and chosen["sets"][1]["recall"] == 1.0 > RECALL
+def test_every_set_with_enough_keeps_its_recall():
+    """Pictures whose logits are lower than those of many others."""
+    logits, truth = known(2000, 6000)
+    some = Known(logits[:1200] - 3, truth[:1200], "some")
+    chosen = decide([Known(logits, truth, "many"), some])
+    assert [one["data"] for one in chosen["sets"]] == ["many", "some"] and some.present.sum() >= ENOUGH
+    assert chosen["threshold"] < 0 and chosen["sets"][1]["recall"] >= RECALL
+    assert decide([Known(logits, truth, "many")])["threshold"] > chosen["threshold"] + 1
     assert chosen["pairs"]["present"] == sum(one["pairs"]["present"] for one in chosen["sets"])
+
+
+def test_a_checkpoints_own_threshold_is_never_exceeded():
+    logits, truth = known(1000, 3000)
+    pictures = [Known(logits, truth, "")]
+    free, held, low = decide(pictures), decide(pictures, -2.5), decide(pictures, 9.0)
+    assert held["threshold"] == -2.5 < free["threshold"] == low["threshold"]
+    assert held["turned_away"] < free["turned_away"] and held["recall"] == 1.0
+    assert decide([Known(logits[:60], truth[:60], "")], -2.5)["threshold"] is None
+
+
+def test_one_picture_that_the_model_cannot_read_does_not_open_the_gate():
+    logits, truth = known(2000, 6000)
+    few = Known(np.append(logits[:60], -20.0), np.append(truth[:60], True), "few")
+    chosen, plain = decide([Known(logits, truth, "many"), few]), decide([Known(logits, truth, "many")])
+    assert few.present.sum() < ENOUGH and chosen["sets"][1]["recall"] < RECALL <= chosen["recall"]
+    assert abs(chosen["threshold"] - plain["threshold"]) < 0.5
 
 
 def test_painted_scenes_are_asked_for_every_word_of_their_domain(traced):

@@ -110,6 +110,14 @@ def test_a_tutored_run_changes_the_students_weights_and_adds_no_others(tmp_path,
     assert "dense" in (folder / "training" / "student.csv").read_text().splitlines()[0]
 
 
+def test_a_trained_checkpoint_has_no_threshold_of_other_weights(tmp_path, nano_folder):
+    stated = json.loads((nano_folder / "digseg.json").read_text())
+    (nano_folder / "digseg.json").write_text(json.dumps({**stated, "presence_threshold": -2.5}))
+    assert load_checkpoint(nano_folder).config.presence_threshold == -2.5
+    folder = finetune(str(nano_folder), tmp_path / "run", short_run(scenes=8, size=64), data="scenes:crops")
+    assert load_checkpoint(folder).config.presence_threshold is None
+
+
 def test_a_run_that_teaches_presence_beside_masks_adds_the_readout_and_learns_it_in_one_stage(tmp_path, nano_folder):
     settings = short_run(scenes=8, size=64, dense=True, presence_beside=True)
     folder = finetune(str(nano_folder), tmp_path / "run", settings, data=["scenes:crops@32", "scenes:crops"])

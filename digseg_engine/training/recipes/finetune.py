@@ -130,7 +130,10 @@ def finetune(
     check_stages(config, (start / CONFIG).is_file(), source)
     checkpoint, tokenizer_json, trained = load_start(start, slot, autoencoder)
     _check_beside(config, data)
-    checkpoint.config = replace(checkpoint.config, image_size=config.size or checkpoint.config.image_size)
+    size = config.size or checkpoint.config.image_size
+    checkpoint.config = replace(
+        checkpoint.config, image_size=size, presence_threshold=None
+    )  # of weights that change now
     check_data(checkpoint, data, config)
     torch.manual_seed(config.seed)
     if detail_blocks is not None:
