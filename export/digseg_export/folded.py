@@ -41,7 +41,10 @@ from digseg_export.verify import Graphs, Sample, answer_of
 
 PAIRS = 400  # of a picture and a name that are compared; at least one picture
 STAGE, SAME = "labels", "labels against the open graphs"
-NO_DIFFERENCE = 0.999  # share of the map that is that of the graphs it was made of
+NO_DIFFERENCE = (
+    0.999  # share of the map that is that of the graphs it was made of, or as much as PyTorch's where that is less:
+)
+# a runtime fuses the two differently, and where numbers are rounded to 8 bits a last bit can become a step
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,7 @@ def _judged(
     hold_labels(check, limits.labels, "PyTorch")
     if same:
         checks.append(Check(SAME, graph, 0.0, 0.0, 0.0, label_agreement=float(np.mean(same))))
-        hold_labels(checks[-1], NO_DIFFERENCE, "the graphs it was made of")
+        hold_labels(checks[-1], min(NO_DIFFERENCE, limits.labels), "the graphs it was made of")
     return checks
 
 
