@@ -39,13 +39,6 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def bundled() -> str:
-    """README: what the bundled model reaches."""
-    student, bundle = (figures(f"eval-tiny-{name}")["figures"] for name in ("student", "bundle"))
-    head = ["mean IoU, one label per pixel", "student, PyTorch fp32", "exported fp16 bundle"]
-    return markdown(head, [[name, f"{student[name]:.3f}", f"{bundle[name]:.3f}"] for name in SETS])
-
-
 def bundled_alone() -> str:
     """The page on evaluation: wordings that no training prompt has, and every prompt by itself, too."""
     student, bundle = (figures(f"eval-tiny-{name}")["figures"] for name in ("student", "bundle"))
@@ -98,7 +91,7 @@ def bench_cpu() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "bundled": bundled, "bundled-alone": bundled_alone, "bundled-real": bundled_real, "bench-cpu": bench_cpu,
+    "bundled-alone": bundled_alone, "bundled-real": bundled_real, "bench-cpu": bench_cpu,
 }  # fmt: skip
 
 

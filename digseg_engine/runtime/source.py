@@ -27,7 +27,7 @@ from digseg_engine.text import PromptTokenizer
 from digseg_engine.vocabulary import Vocabulary
 
 LIMITS = {"fp32": (1e-3, 0.999), "fp16": (2e-2, 0.99), "bf16": (5e-2, 0.97)}  # as an export in that precision is judged
-LITTLE = 5.2e11  # pictures x pixels x bytes of weights: four pictures of 128 pixels for the bundled model in fp16
+LITTLE = 7e11  # pictures x pixels x bytes of weights: one picture of 256 pixels for the bundled model in fp16
 
 
 @dataclass(frozen=True)
