@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from digseg_engine.bundle import sha256
 from digseg_engine.data.shares import parse_shares
 from digseg_engine.errors import UsageError
+from digseg_engine.worlds.scenes import is_scenes
 
 SBOM = "sbom.cdx.json"
 SCHEMA = "http://cyclonedx.org/schema/bom-1.6.schema.json"
@@ -95,11 +96,12 @@ def _data(record: Path | None) -> Iterator[Body]:
     named: dict[str, None] = {}
     for run in _runs(record):
         try:
-            named |= dict.fromkeys(share.data for share in parse_shares(run.get("data") or []))
+            shares = parse_shares(run.get("data") or [])
+            named |= dict.fromkeys(SCENES if is_scenes(share.data) else share.data for share in shares)
         except (UsageError, TypeError, AttributeError, OSError, ValueError):
             continue
     for number, text in enumerate(named):
-        drawn = text.partition(":")[0] == SCENES
+        drawn = text == SCENES
         about = {"type": "dataset", "name": "generated scenes" if drawn else _public(text)}
         part: Body = {
             "type": "data",

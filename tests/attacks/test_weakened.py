@@ -8,7 +8,7 @@ import hostile
 import numpy as np
 import pytest
 from PIL import Image
-from test_datasets import labelled  # noqa: F401
+from test_hostile_datasets import labelled  # noqa: F401
 
 from digseg_engine import bundle, reading
 from digseg_engine.bundle import MANIFEST, open_bundle

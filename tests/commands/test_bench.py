@@ -90,7 +90,7 @@ def test_what_it_says(measured):
     assert (
         "onnxruntime-cuda: " in done.stdout and "onnxruntime, 16 px, 2 pictures, 1 prompt: working size" in done.stdout
     )
-    assert "presence" not in done.stdout  # the shipped model has no readout
+    assert "presence" in done.stdout
     assert "digseg: measuring onnxruntime, 4 shapes and its start (5)" in done.stderr
     assert (room / "b.png").read_bytes().startswith(b"\x89PNG")
 

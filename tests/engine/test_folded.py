@@ -31,7 +31,7 @@ def asked(folded, with_presence):
 def test_there_is_neither_tokenizer_nor_text_encoder(folded):
     manifest = open_bundle(folded.full).manifest
     graphs = {"image_encoder.onnx", "image_encoder.data", "labels.onnx", "labels.data", "labels.fp32.onnx"}
-    assert set(manifest["files"]) == graphs | {"golden.safetensors", "precision.json"}
+    assert set(manifest["files"]) == graphs | {"golden.safetensors", "precision.json", "sbom.cdx.json"}
     assert manifest["vocabulary"]["names"] == list(folded.names) and manifest["vocabulary"]["rule"] == "strongest"
     assert list(manifest["contract"]["graphs"]) == ["image_encoder", "labels"]
     sizes = [

@@ -230,7 +230,8 @@ def test_scenes_are_not_scored_in_silence_with_a_model_of_other_data(nano_folder
     record.parent.mkdir(exist_ok=True)
     for data, words in (
         ("fields=2", "was trained on fields, and"),
-        (["scenes", "a", "b"], "trained on a, b, and"),
+        (["a", "b"], "trained on a, b, and"),
+        (["scenes", "a", "b"], ""),
         ("scenes", ""),
     ):
         record.write_text(json.dumps({"data": data}))

@@ -29,7 +29,7 @@ def test_the_bundle_holds_what_the_design_promises(bundle, tiny):
     opened = open_bundle(bundle)
     manifest = opened.manifest
     graphs = [name for spec in SPECS.values() for name in (spec.file, spec.data_file, spec.cpu_file)]
-    others = ["tokenizer.json", "golden.safetensors", "precision.json"]
+    others = ["tokenizer.json", "golden.safetensors", "precision.json", "sbom.cdx.json"]
     assert sorted(manifest["files"]) == sorted([*graphs, *others]) and ("presence" in manifest) == HAS_READOUT
     assert manifest["model"]["encoding"] == tiny.student.layout.channels
     assert manifest["contract"] == contract_json(HAS_READOUT) and manifest["precision"]["name"] == "fp16"

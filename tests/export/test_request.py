@@ -35,7 +35,10 @@ FULL = "image_encoder.image:1x3x256x320,mask_decoder.text_keys:5x3x4x16x16"
         ({"format": "tensorrt-rtx", "builder_level": 5}, "TensorRT-RTX times no kernels when it builds"),
         ({"compute_capability": "89"}, "--compute-capability does not apply: it names the GPUs of a TensorRT-RTX plan"),
         ({"engines": Path("e"), "format": "all"}, "--engines does not apply"),
-        ({"bundle": Path("b")}, "--bundle does not apply: a ready bundle is what engines are built of; add --format"),
+        (
+            {"bundle": Path("b")},
+            "--bundle does not apply: a ready bundle is signed, or engines are built of it; add --sign KEY",
+        ),
         ({"target": "desktop", "builder_level": 9}, "--builder-optimization-level is 9; expected 0 to 5"),
         ({"target": "desktop", "workspace": 0}, "--workspace is 0; expected 1 or more MiB"),
         ({"workspace": 0}, "--workspace does not apply"),

@@ -21,6 +21,8 @@ DOES = {
     "ask": ["ask", "a.png", "-b", "{bundle}", "-o", "out"],
     "doctor": ["doctor"],
     "data": ["data", "labelled"],
+    "verify": ["verify", "{bundle}"],
+    "bench": ["bench", "{bundle}", "--backends", "onnxruntime", "--sizes", "64", "--prompts", "1", "--runs", "1"],
     "scenes": ["scenes", "--domain", "aerial", "--size", "64", "-o", "out"],
     "completion": ["completion", "bash"],
     "help": ["--help"],
@@ -30,7 +32,7 @@ DOES = {
     "distill": ["distill", "{nano}", "--data", "scenes", "--scale", "0.0001", "-o", "out"],
     "export": ["--dry-run", "--json"],
 }
-HEAVY = ("eval", "train", "distill", "export", "doctor")
+HEAVY = ("bench", "verify", "eval", "train", "distill", "export", "doctor")
 TESTED = [pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name for name in DOES]
 
 

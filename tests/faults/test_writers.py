@@ -21,6 +21,7 @@ OURS = {"write_text", "write_bytes", "write_json", "write_arrays"}  # called by 
 GUARDS = {"replacing", "writing", "TemporaryDirectory"}
 # Functions that are given a path inside such a block by whoever calls them, or write what nobody keeps.
 GIVEN = {
+    "folded.write_labels_graph": "a bundle's draft", "runtime/peak.forget_peak": "a switch of the system's, no file",
     "model/pretrained._fill": "a checkpoint's draft", "training/record.record_run": "a checkpoint's draft",
     "training/state._fill": "a state's partial folder", "training/state._save_tensors": "a state's partial folder",
     "training/state.link": "a state's partial folder",

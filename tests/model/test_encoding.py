@@ -102,7 +102,7 @@ def test_one_telling_cell_decides_wherever_it_lies_and_however_many_lie_around()
 
 
 def test_a_readout_has_a_width():
-    with pytest.raises(Exception, match="presence_width must be 0 or more, got -1"):
+    with pytest.raises(Exception, match=r"presence_width must be a whole number from 0 .*got -1"):
         StudentConfig(presence_width=-1)
 
 

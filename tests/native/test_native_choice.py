@@ -78,7 +78,7 @@ def test_another_bundle_is_another_choice(start, native_bundle, tmp_path):
     shutil.copytree(native_bundle, tmp_path / "b")
     assert known(start(bundle=tmp_path / "b")[0])  # the same files elsewhere
     write_shapes(
-        tmp_path / "b", {"B": (1, 1, 1), "K": (1, 3, 8), "L": (8, 16, 77), "H": (64, 96, 128), "W": (64, 96, 128)}
+        tmp_path / "b", {"B": (1, 1, 1), "K": (1, 3, 8), "L": (8, 16, 77), "H": (64, 128, 256), "W": (64, 128, 256)}
     )
     assert not known(start(bundle=tmp_path / "b")[0]) and known(start(bundle=tmp_path / "b")[0])
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())

@@ -229,8 +229,8 @@ class OpenvinoBackend(GraphBackend):
         return {"CACHE_DIR": str(folder)}
 
     def named(self, graph: Any, feeds: dict[str, Array], wanted: tuple[str, ...]) -> dict[str, Array]:
-        made = {output.any_name: array for output, array in zip(graph.graph.outputs, graph(feeds))}
-        return {name: array for name, array in made.items() if name in wanted}
+        made = zip(graph.graph.outputs, graph(feeds))  # a tensor may have several names, of which any_name is any
+        return {name: array for output, array in made for name in wanted if name in output.names}
 
     def answers(self, graph: Any, feeds: dict[str, Array]) -> list[Array]:
         results: list[Array] = graph(feeds)
