@@ -96,12 +96,11 @@ def _data(record: Path | None) -> Iterator[Body]:
     named: dict[str, None] = {}
     for run in _runs(record):
         try:
-            shares = parse_shares(run.get("data") or [])
-            named |= dict.fromkeys(SCENES if is_scenes(share.data) else share.data for share in shares)
+            named |= dict.fromkeys(share.data for share in parse_shares(run.get("data") or []))
         except (UsageError, TypeError, AttributeError, OSError, ValueError):
             continue
     for number, text in enumerate(named):
-        drawn = text == SCENES
+        drawn = is_scenes(text)
         about = {"type": "dataset", "name": "generated scenes" if drawn else _public(text)}
         part: Body = {
             "type": "data",

@@ -90,7 +90,7 @@ def test_one_picture_that_fails_in_any_way_loses_no_other(room, bundle):
 
 
 def test_text_that_the_console_cannot_show_ends_nothing(room, bundle):
-    done = segment(room, bundle, "in", "-p", "road 道", "-o", "out", env={"PYTHONIOENCODING": "cp1252"})
+    done = segment(room, bundle, "in", "-p", "field", "-p", "road 道", "-o", "out", env={"PYTHONIOENCODING": "cp1252"})
     assert done.returncode == 0, done.stderr
     assert r"road \u9053" in done.stdout and len(list((room / "out").glob("*.json"))) == 2
     done = segment(room, bundle, "in", "-p", "ro\udcffad", "-o", "other")
@@ -150,18 +150,18 @@ def test_words_that_are_meant_as_prompts_are_told_so(room, bundle):
 def test_what_is_not_found_is_said_with_what_is(room, bundle):
     done = segment(room, bundle, "in/a.png", "-p", "road", "-p", "field", "-p", "xyzzy", "-o", "out")
     line = done.stdout.strip()
-    assert line.count("not found: ") == 1 and "xyzzy" in line.split("not found: ")[1] and "%" in line.split("; not")[0]
+    assert line.count("not there: ") == 1 and "xyzzy" in line.split("not there: ")[1] and "%" in line.split("; not")[0]
     done = segment(room, bundle, "in/a.png", "-p", "xyzzy", "-o", "out")
     assert "nothing found" in done.stdout and "not found:" not in done.stdout
 
 
 def test_a_picture_far_larger_than_the_working_size_gets_a_hint(room, bundle):
-    Image.fromarray(scene(0, "aerial", 400, "demo").image).save(room / "large.png")
+    Image.fromarray(scene(0, "aerial", 800, "demo").image).save(room / "large.png")
     done = segment(room, bundle, "large.png", "-p", "road")
-    hint = "worked at 128 px, the picture has 400; try a larger size"
+    hint = "worked at 256 px, the picture has 800; try a larger size"
     assert f"digseg: {hint}" in done.stderr and hint not in done.stdout
     assert hint in json.loads((room / "out" / "large.json").read_text())["notes"][0]
-    assert "larger size" not in segment(room, bundle, "large.png", "-p", "road", "--imgsz", "256").stderr
+    assert "larger size" not in segment(room, bundle, "large.png", "-p", "road", "--imgsz", "512").stderr
     for copy in "xy":
         shutil.copy(room / "large.png", room / "in" / f"{copy}.png")
     done = segment(room, bundle, "in", "-p", "road")

@@ -20,7 +20,7 @@ ROOT = __file__.rsplit("/tests/", 1)[0]
 
 @pytest.fixture(scope="module")
 def engine(bundle):
-    return Engine.load(bundle)
+    return Engine.load(bundle, "onnxruntime")
 
 
 @pytest.fixture(scope="module")

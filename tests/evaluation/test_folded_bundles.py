@@ -31,7 +31,7 @@ def test_of_the_map_alone_a_mask_is_where_it_shows_the_name(folded, picture):
     label_map = Engine.load(folded.labels_only, "onnxruntime").segment(picture).label_map
     masks = decide(answer, "strongest or none")
     shown = np.where(masks.any(0), masks.argmax(0) + 1, 0)
-    assert (shown == label_map).mean() > 0.9 and len(np.unique(shown)) > 1  # the map is enlarged, as logits are
+    assert (shown == label_map).mean() > 0.85 and len(np.unique(shown)) > 1  # the map is enlarged, as logits are
 
 
 def test_a_class_that_is_not_in_the_vocabulary_is_named(folded, picture):
