@@ -34,11 +34,19 @@ def interrupted(done):
         done.append(asked_to_stop())
 
 
-def test_ctrl_c_waits_for_the_end_of_a_build():
-    before, done = signal.getsignal(signal.SIGINT), []
+@pytest.fixture
+def usual_ctrl_c():
+    """Python's own handler, whatever an earlier test left in this process: with the system's, the signal would end it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before or signal.default_int_handler)
+
+
+def test_ctrl_c_waits_for_the_end_of_a_build(usual_ctrl_c):
+    done = []
     with pytest.raises(KeyboardInterrupt):
         interrupted(done)
-    assert done == [True] and signal.getsignal(signal.SIGINT) is before
+    assert done == [True] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_log_keeps_errors_and_warnings_apart():
