@@ -94,7 +94,7 @@ def test_whatever_a_backend_raises_is_a_row(nano_models, failing, method, error)
 def test_the_engine_loads_without_it(nano_models, failing, method):
     failing(method, RuntimeError("broken\nin two lines"))
     engine = Engine.load(nano_models.fp32)
-    assert engine.backend.name == "onnxruntime" and engine.segment(PICTURE, ["red"]).masks.shape == (1, 64, 48)
+    assert engine.backend.name != "failing" and engine.segment(PICTURE, ["red"]).masks.shape == (1, 64, 48)
 
 
 @pytest.mark.parametrize("method", CALLS[1:])
@@ -184,7 +184,7 @@ def test_a_verdict_that_we_could_not_have_written_is_measured_again(nano_models,
     assert path.is_file()
     path.write_text(hostile)
     verdict, backend = choose(source, TASK)
-    assert not verdict.cached and backend.name == "onnxruntime"
+    assert not verdict.cached and backend.name == verdict.chosen.backend in backends.kinds()
 
 
 def test_agreement_counts_where_something_is_there():

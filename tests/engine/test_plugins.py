@@ -81,11 +81,11 @@ def test_a_package_that_is_broken_is_a_row_with_its_reason(nano_models, own_cach
     found, _ = ask(nano_models.fp32, install(tmp_path / "one", "1.2", body, entry))
     row = found["rows"]["tiny"]
     assert not row["usable"] and words in row["reason"] and row["reason"].startswith("tiny-backend 1.2 cannot be used")
-    assert found["rows"]["onnxruntime"]["chosen"]
+    assert found["rows"]["onnxruntime"]["right"]
 
 
 def test_a_name_that_is_taken_stays_with_its_owner(nano_models, own_cache, tmp_path):
     body = PLUGIN.replace('BackendKind("tiny"', 'BackendKind("onnxruntime"')
     found, said = ask(nano_models.fp32, install(tmp_path / "one", "1.2", body))
-    assert found["rows"]["onnxruntime"]["chosen"] and "tiny" not in found["rows"]
+    assert found["rows"]["onnxruntime"]["right"] and "tiny" not in found["rows"]
     assert "the backend 'onnxruntime' of tiny-backend 1.2" in said and "is left out" in said
