@@ -158,6 +158,22 @@ def test_networks_that_predict_noise_learn_alike_at_every_timestep(nano):
     assert float(weighed[10]) < 0.2
 
 
+@pytest.mark.parametrize(("late", "middle"), [(0.5, 2 / 3), (1.0, 0.5), (2.0, 1 / 3)])
+def test_timesteps_are_drawn_as_the_power_says(nano, pairs, late, middle):
+    """The mean of u ** p is 1 / (1 + p): noisy timesteps more often below 1, all alike at 1."""
+    seen = []
+
+    def answer(clean, noisy, t):
+        seen.extend(t[noisy.abs().amax((1, 2, 3)) > 0].tolist())  # those that do not see the zero slot
+        return torch.zeros_like(clean)
+
+    loss = DenoisingLoss(pairs, nano.schedule, late=late)
+    for step in range(150):
+        loss(Knowing(nano, answer), step)
+    share = torch.tensor(seen) / len(nano.schedule)
+    assert len(seen) > 250 and float(share.mean()) == pytest.approx(middle, abs=0.06)
+
+
 def test_denoising_weighs_only_networks_that_predict_noise(nano, pairs):
     off = Knowing(nano, lambda clean, noisy, t: true_velocity(schedule)(clean, noisy, t) + 1)
     schedule = Schedule.scaled_linear()

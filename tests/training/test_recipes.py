@@ -52,8 +52,8 @@ NEUTRAL = {  # what may stand in Python: it is off, everything, or changes no we
     "wandb": False, "validate_every": 0, "validate_pictures": 20, "early_stop": 0,
 }  # fmt: skip
 OF_EVERY_RUN = {"recipe": "", "seed": 0, "quality_pictures": 0, "size": None, "imitate_every": 0, "noise": "gaussian",
-                "prompt_dropout": 0.0, "dense": False, "presence_beside": False, "folder": FolderOptions(), "reference": None,
-                "denoiser": None, "backbone": None,
+                "late": 0.5, "prompt_dropout": 0.0, "dense": False, "presence_beside": False, "folder": FolderOptions(),
+                "reference": None, "denoiser": None, "backbone": None,
                 "one_step": None, "student": None, "presence": None}  # fmt: skip
 SAID = (
     "steps",
@@ -91,7 +91,9 @@ def test_a_bundled_recipe_says_every_value_of_its_stages(name):
     for stage in stages_of(settings):
         assert not set(SAID) - set(recipe.values[stage]), stage
     text = (RECIPES / f"{name}.toml").read_text()
-    reasoned = "prompt_dropout|imitate_every|quality_pictures|optimizer|warmup|weight_decay|clip|ema|precision|echo"
+    reasoned = (
+        "late|prompt_dropout|imitate_every|quality_pictures|optimizer|warmup|weight_decay|clip|ema|precision|echo"
+    )
     for line in text.splitlines():  # a value without a reason is a number that nobody dares to change
         if re.match(rf"({reasoned})\b", line):
             assert "#" in line, line
@@ -153,7 +155,7 @@ def test_recipes_of_large_networks_move_them_little(name):
     assert pictures == {"reference": 32, "one_step": 32, "student": 16, "presence": 16}
     assert all(stage.warmup == 100 for stage in stages_of(c).values()) and c.folder.echo == 4
     sd = name.startswith("sd")
-    assert c.prompt_dropout == (0.1 if sd else 0.0) and c.imitate_every == 16
+    assert c.prompt_dropout == (0.1 if sd else 0.0) and c.imitate_every == 16 and c.late == (1.0 if sd else 0.5)
     assert {stage.precision for stage in stages_of(c).values()} == {"bf16" if sd else "auto"}
     assert c.student.gradient_checkpointing == (name == "sd21-ade20k")
 
@@ -212,6 +214,8 @@ def test_a_file_extends_another_and_its_own_stages_hold_for_what_it_takes_over(t
         ("[folder]\naugment = 'blur'\n", r"folder\.augment must be a list, got 'blur'"),
         ("[folder]\naugment = [1]\n", r"folder\.augment must be text, got 1"),
         ("prompt_dropout = 1.5\n", r"prompt_dropout must be a share of the prompts from 0 to 1, got 1\.5"),
+        ("late = 0\n", r"late must be a positive power .*, got 0"),
+        ("late = inf\n", r"late must be a positive power .*, got inf"),
         ("steps = \n", r"mine\.toml cannot be read: .*expected TOML"),
         ("about = 5\n", r"about must be text, got 5"),
     ],

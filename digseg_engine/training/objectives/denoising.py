@@ -6,9 +6,12 @@ of the micro-batch), as every loss here.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from digseg_engine.errors import UsageError
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.sampler import Schedule
 from digseg_engine.training.loop import Parts, unwrap
@@ -19,9 +22,7 @@ from digseg_engine.training.objectives.pairs import PairSource
 ZERO_SHARE = (
     0.3  # of the samples see the zero slot, which the one-step answer starts from; the rest keep the sampler alive
 )
-LATE = 0.5  # exponent of a uniform draw of t: below 1 draws noisy timesteps more often, where the mask is decided
-
-
+LATE = 0.5  # power of a uniform number that draws t: below 1 noisy timesteps come more often, where the mask is decided
 MIN_SNR = 5.0  # gamma of Hang et al. 2023 (arXiv 2303.09556): above it a timestep has too little noise to teach much
 
 
@@ -36,21 +37,31 @@ def noise_weights(schedule: Schedule, t: Tensor) -> Tensor:
     return (alpha_bar * snr.clamp(max=MIN_SNR) / snr).float()
 
 
+def check_late(power: float) -> None:
+    """Raises UsageError for a power that draws no timesteps."""
+    if not (power > 0 and math.isfinite(power)):
+        raise UsageError(
+            f"late must be a positive power (1: all timesteps alike, {LATE}: noisy ones more often), got {power}"
+        )
+
+
 class DenoisingLoss:
     """Stage A: v-prediction on mask latents; some samples see the zero slot at the last timestep.
 
     noise: what the sampler's start is made of, see `objectives.noise`. A `Reference` whose network predicts noise is weighted
-    by `noise_weights`.
+    by `noise_weights`. late: power of the uniform number that draws t; 1: all timesteps alike.
     """
 
-    def __init__(self, source: PairSource, schedule: Schedule, noise: NoiseKind = "gaussian") -> None:
-        self.source, self.schedule, self.noise = source, schedule, noise
+    def __init__(
+        self, source: PairSource, schedule: Schedule, noise: NoiseKind = "gaussian", late: float = LATE
+    ) -> None:
+        self.source, self.schedule, self.noise, self.late = source, schedule, noise, late
 
     def __call__(self, reference: nn.Module, step: int) -> tuple[Tensor, Parts]:
         random, device = generator(self.source.batches.seed, step), device_of(reference)
         pairs = self.source.draw(step, random, device)
         last = len(self.schedule) - 1
-        t = (len(self.schedule) * torch.rand(len(pairs.z), generator=random) ** LATE).long().clamp(max=last)
+        t = (len(self.schedule) * torch.rand(len(pairs.z), generator=random) ** self.late).long().clamp(max=last)
         zero = torch.rand(len(t), generator=random) < ZERO_SHARE
         t = torch.where(zero, last, t)
         noise = draw_noise(self.noise, pairs.clean.shape, random, t / last)

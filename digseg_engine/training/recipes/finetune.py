@@ -30,7 +30,7 @@ from digseg_engine.model.pretrained import Checkpoint, add_presence, deepen_stem
 from digseg_engine.model.reference import Slot
 from digseg_engine.model.stable_diffusion import load_stable_diffusion, outline_stable_diffusion
 from digseg_engine.training.loop import Loss, StageConfig
-from digseg_engine.training.objectives.denoising import DenoisingLoss
+from digseg_engine.training.objectives.denoising import LATE, DenoisingLoss, check_late
 from digseg_engine.training.objectives.learner import learner_of
 from digseg_engine.training.objectives.noise import NoiseKind
 from digseg_engine.training.objectives.one_step import OneStepLoss
@@ -58,6 +58,7 @@ class FinetuneConfig(RecipeSettings):
     size: int | None = None  # pixels; None: the model's own
     imitate_every: int = 0  # the student imitates the reference in every so manieth micro-batch; 0: never
     noise: NoiseKind = "gaussian"  # of the stage `reference`; or "multi-resolution", annealed (Marigold's)
+    late: float = LATE  # how noisy the timesteps of the stage `reference` are, see `DenoisingLoss`; 1: all alike
     prompt_dropout: float = 0.0  # share of the reference's pairs whose trunk is asked the empty prompt
     dense: bool = (
         False  # the student learns dense labels of single words beside the prompts, where the batch is of scenes
@@ -74,6 +75,7 @@ class FinetuneConfig(RecipeSettings):
         if self.noise not in get_args(NoiseKind):
             raise UsageError(f"noise must be one of {', '.join(get_args(NoiseKind))}, got {self.noise!r}")
         check_dropout(self.prompt_dropout)
+        check_late(self.late)
         if self.student is None and self.presence is None:
             raise UsageError("this run has neither a [student] nor a [presence] stage, so there is nothing to train; add one to "
                              "the recipe")  # fmt: skip
@@ -220,7 +222,7 @@ def _train_reference(run: Run, checkpoint: Checkpoint, batches: Batches, config:
     frozen = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer)
     if config.reference is not None:
         noisy = PairSource(batches, *frozen, config.reference, config.prompt_dropout)
-        denoising = DenoisingLoss(noisy, checkpoint.schedule, config.noise)
+        denoising = DenoisingLoss(noisy, checkpoint.schedule, config.noise, config.late)
         run.stage("reference", checkpoint.reference, denoising, config.reference)
     stage = config.one_step
     if stage is None:

@@ -21,7 +21,7 @@ from digseg_engine.text import PromptTokenizer
 from digseg_engine.training.loop import StageConfig
 from digseg_engine.training.objectives.alignment import AlignmentLoss, TextAlignment
 from digseg_engine.training.objectives.autoencoder import AutoencoderLoss
-from digseg_engine.training.objectives.denoising import DenoisingLoss
+from digseg_engine.training.objectives.denoising import LATE, DenoisingLoss, check_late
 from digseg_engine.training.objectives.dense import Backbone, BackboneLoss
 from digseg_engine.training.objectives.learner import learner_of
 from digseg_engine.training.objectives.pairs import PairSource, check_dropout
@@ -46,6 +46,7 @@ class TrainConfig(RecipeSettings):
     scenes: int  # per domain
     size: int  # pixels
     imitate_every: int = 0  # as in FinetuneConfig
+    late: float = LATE  # as in FinetuneConfig
     prompt_dropout: float = 0.0  # as in FinetuneConfig
     dense: bool = False  # the student learns dense labels of single words beside the prompts
     autoencoder: StageConfig
@@ -59,6 +60,7 @@ class TrainConfig(RecipeSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_dropout(self.prompt_dropout)
+        check_late(self.late)
         if self.denoiser is None and self.backbone is None:
             raise UsageError("the trunk needs a pretraining, which the text encoder is aligned with: give the recipe [denoiser], "
                              "[backbone] or both")  # fmt: skip
@@ -113,7 +115,8 @@ def train(
     checkpoint.reference.unet.load_state_dict(checkpoint.student.unet.state_dict())
     frozen = (checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer)
     source = PairSource(batches, *frozen, config.reference, config.prompt_dropout)
-    run.stage("reference", checkpoint.reference, DenoisingLoss(source, checkpoint.schedule), config.reference)
+    denoising = DenoisingLoss(source, checkpoint.schedule, late=config.late)
+    run.stage("reference", checkpoint.reference, denoising, config.reference)
     freeze(checkpoint.reference)
     # 5. Student.
     parts = (*frozen, checkpoint.reference, checkpoint.schedule)
