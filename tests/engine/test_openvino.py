@@ -294,7 +294,7 @@ def test_an_operator_that_nobody_knows(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     properties = settings(openvino_backend.VARIANTS["openvino"], 1)
     with pytest.raises(BackendError, match=r"does not take x\.onnx: .*Frobnicate"):
-        compiled(load().Core(), model.SerializeToString(), "CPU", properties, "x.onnx")
+        compiled(openvino_backend.core(), model.SerializeToString(), "CPU", properties, "x.onnx")
 
 
 def test_a_precision_that_is_not_the_one_asked_for_is_an_error():
@@ -325,3 +325,24 @@ def test_the_number_of_threads_is_that_of_the_engine(source, own_cache):
         made = OpenvinoBackend(replace(source, threads=threads))
         for graph in (made._text, made._image, made._masks):
             assert graph.graph.get_property("INFERENCE_NUM_THREADS") == min(threads, cores())
+
+
+def test_ctrl_c_is_an_interruption_whatever_was_opened_and_dropped(nano_models):
+    """OpenVINO moves the stack for signals, which Python's own handlers run on, into memory that ends with its core."""
+    code = (
+        "import faulthandler, gc, os, signal\n"
+        "faulthandler.enable()\n"  # as pytest and many servers do: handlers have a stack of their own
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from digseg_engine import Engine\n"
+        f"load = lambda: Engine.load({str(nano_models.fp32)!r}, 'openvino')\n"
+        "first, second = load(), load()\n"
+        "del first; gc.collect()\n"
+        "with ThreadPoolExecutor(1) as pool: third = pool.submit(load).result()\n"
+        "del second, third; gc.collect()\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')"
+    )
+    done = run_program([sys.executable, "-c", code])
+    assert (done.returncode, done.stdout.strip()) == (0, "interrupted"), done.stderr

@@ -10,14 +10,21 @@ from safetensors.numpy import load_file, save_file
 
 from digseg_engine.bundle import sha256
 from digseg_engine.contract import IMAGE_ENCODER, LABELS, MASK_DECODER, PRESENCE
+from digseg_engine.runtime.backends import kinds
+from digseg_engine.runtime.chunks import ChunkedRunner
+from digseg_engine.runtime.presence import Asker, Gate
 from digseg_engine.runtime.profile import Profile, Range
+from digseg_engine.runtime.prompts import to_length
+from digseg_engine.runtime.source import open_source
 from digseg_export.conversion import fix_shapes
 
 Shapes = dict[str, tuple[int, int, int]]  # of B, K, L, H, W: smallest, usual, largest
 
 
 def write_shapes(folder: Path, shapes: Shapes) -> None:
-    """The profile in the manifest, and its static axes in every graph that an export gives them."""
+    """The profile in the manifest, and its static axes in every graph that an export gives them. A golden picture that is too
+    large for the profile is cut to its largest size."""
+    cut_golden(folder, shapes["H"][2], shapes["W"][2])
     path = folder / "manifest.json"
     profile = Profile({axis: Range(*sizes) for axis, sizes in shapes.items()})
     manifest = {**json.loads(path.read_text()), "shapes": profile.to_json()}
@@ -26,6 +33,24 @@ def write_shapes(folder: Path, shapes: Shapes) -> None:
         for name in {spec.file, spec.cpu_file} & set(manifest["files"]):
             fix_shapes(folder / name, spec, profile, manifest["model"]["stride"])
             list_again(folder, name)
+
+
+def cut_golden(folder: Path, rows: int, columns: int) -> None:
+    """The golden picture's first rows and columns; the right answer to it is what the bundle, still open, says of it."""
+    path = folder / "golden.safetensors"
+    arrays = load_file(path)
+    cut = np.ascontiguousarray(arrays["image"][..., :rows, :columns])
+    if cut.shape == arrays["image"].shape:
+        return
+    runner = ChunkedRunner(kinds()["onnxruntime"].create(open_source(folder)))
+    keys, values = runner.encode_text(arrays["token_ids"], arrays["token_mask"])
+    text = keys, values, to_length(arrays["token_mask"], keys.shape[-1], 1)
+    found = Asker(runner, text, Gate(None, 1), 1).about_pixels(cut)[0]
+    arrays |= {"image": cut, "logits": np.asarray(found.logits, arrays["logits"].dtype)}
+    if "presence" in arrays:
+        arrays["presence"] = np.asarray(found.presence, arrays["presence"].dtype)
+    save_file(arrays, path)
+    list_again(folder, path.name)
 
 
 def fit_golden(folder: Path, shapes: Shapes) -> None:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,16 @@ def load() -> Any:
         return import_module("openvino")
 
 
+@cache
+def core() -> Any:
+    """OpenVINO's core, one for the process and never given back.
+
+    Its CPU plug-in moves the thread's stack for signals into memory of its own, and the end of a core takes that memory away,
+    whatever thread and order it comes in: the next Ctrl-C would then be a segmentation fault. Raises ImportError.
+    """
+    return load().Core()
+
+
 @contextmanager
 def _absent(module: str) -> Iterator[None]:
     """A module cannot be imported inside, unless it was before."""
@@ -88,11 +99,10 @@ def probe(name: str = "openvino") -> Usable:
         return Usable(name, False, "", f"cannot be imported: {in_one_line(error)}", install_line("openvino"))
     variant = VARIANTS[name]
     try:
-        core = runtime.Core()
-        lacks = lacking(core, variant)
+        lacks = lacking(core(), variant)
         if lacks:
             return Usable(name, False, "", *lacks)
-        request = compiled(core, PROBE, variant.device, settings(variant, 1)).create_infer_request()
+        request = compiled(core(), PROBE, variant.device, settings(variant, 1)).create_infer_request()
         request.infer([np.zeros(1, np.float32)])
     except Exception as error:
         return Usable(name, False, "", f"one operation failed: {in_one_line(error)}", "another --backend")
@@ -197,7 +207,7 @@ class OpenvinoBackend(GraphBackend):
         self.name, variant = name, VARIANTS[name]
         self.precision = variant.precision
         bundle = source.need_bundle(name)
-        self._core = runtime.Core()
+        self._core = core()
         self._device = device(source, name)
         if lacks := lacking(self._core, variant, self._device):
             raise BackendError(f"backend {name} cannot run here: {lacks[0]}; it needs {lacks[1]}")
