@@ -60,7 +60,7 @@ def test_the_cases_have_masks_to_agree_on(library, bundle_of):
 
 
 def test_the_rules_of_the_label_map_are_told_apart(library, bundle_of):
-    cases = [case for case in CASES["cases"] if "labels" in case]
+    cases = [case for case in CASES["cases"] if "labels" in case and "error" not in case]
     maps = [ask_native(library, bundle_of(case["bundle"]), case).label_map for case in cases]
     usual = {key: value for key, value in cases[0].items() if key != "labels"}
     assert np.array_equal(ask_native(library, bundle_of("free"), usual).label_map, maps[0])
