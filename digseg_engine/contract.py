@@ -10,6 +10,9 @@ from typing import Any
 
 BUNDLE_FORMAT = "digseg.bundle/2"
 CONTRACT_VERSION = 2
+FOLDED_CHUNK = (
+    32  # names that the graph of a folded bundle asks together; more are asked in turn, by a loop of the graph
+)
 ABSENT = -20.0  # the logit of every pixel of a prompt that presence says is not there
 TOKEN_BUCKETS = (8, 16, 32, 77)  # prompts are padded to the shortest bucket that holds the longest of them
 

@@ -19,6 +19,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from digseg_engine.contract import (
     ABSENT,
     ENCODING,
+    FOLDED_CHUNK,
     LABEL_MAP,
     LOGITS,
     PRESENCE_LOGITS,
@@ -32,7 +33,7 @@ from digseg_engine.contract import (
 from digseg_export.precision import FLOAT
 from digseg_export.scan_prompts import split
 
-CHUNK = 32  # names asked together by the main graph
+CHUNK = FOLDED_CHUNK
 ENDINGS = {
     TensorProto.FLOAT16: ".fp16",
     TensorProto.BFLOAT16: ".bf16",

@@ -17,13 +17,12 @@ from threading import current_thread, main_thread
 from typing import Any
 
 from digseg_engine.bundle import Bundle
-from digseg_engine.contract import Folding, GraphSpec
+from digseg_engine.contract import FOLDED_CHUNK, Folding, GraphSpec
 from digseg_engine.errors import BackendError, UsageError
 from digseg_engine.files import write_bytes
 from digseg_engine.runtime.backends import tensorrt_native as native
 from digseg_engine.runtime.backends.tensorrt_library import TENSORRT, Library
 from digseg_engine.runtime.profile import check_range
-from digseg_export.fold_names import CHUNK
 
 MIB = 1 << 20
 Progress = Callable[[str], None]
@@ -141,9 +140,9 @@ def shapes_of(bundle: Bundle, spec: GraphSpec) -> Shapes:
 def check_labels(folding: Folding | None) -> None:
     """Raises UsageError for a folded bundle with more names than a plan can hold: more are asked in rounds, by a `Scan` that
     TensorRT-RTX's parser does not take."""
-    if folding is not None and folding.names > CHUNK:
-        raise UsageError(f"a plan can hold {CHUNK} names at most, and this vocabulary has {folding.names}: TensorRT takes no "
-                         "rounds of them; fold fewer, or run the bundle on onnxruntime")  # fmt: skip
+    if folding is not None and folding.names > FOLDED_CHUNK:
+        raise UsageError(f"a plan can hold {FOLDED_CHUNK} names at most, and this vocabulary has {folding.names}: TensorRT "
+                         "takes no rounds of them; fold fewer, or run the bundle on onnxruntime")  # fmt: skip
 
 
 def _use_timing_cache(config: Any, path: Path | None) -> None:
