@@ -7,4 +7,5 @@ ruff check .
 ruff format --check .
 mypy
 export OMP_NUM_THREADS=1
-python -m pytest -n "${DIGSEG_TEST_WORKERS:-2}" --dist loadgroup --durations 15 "$@"
+# A worker that dies ends the run: with another one in its place the run would wait for the tests that died with it.
+python -m pytest -n "${DIGSEG_TEST_WORKERS:-2}" --dist loadgroup --max-worker-restart 0 --durations 15 "$@"
