@@ -23,6 +23,7 @@ from digseg_engine import __version__
 from digseg_engine.errors import DigsegError
 from digseg_engine.runtime.encoding import Encoding
 from digseg_engine.runtime.engine import Engine
+from digseg_engine.runtime.saving import PALETTE
 from digseg_engine.serving.answers import IN_MEMORY, answer, png
 from digseg_engine.serving.guard import LOCAL, Guard
 from digseg_engine.serving.limits import Limits
@@ -156,7 +157,7 @@ class Service:
              "vocabulary": list(engine.vocabulary) or None}
             for name, engine in self.engines.items()
         ]  # fmt: skip
-        return {"version": __version__, "models": models, "limits": asdict(self.limits)}
+        return {"version": __version__, "models": models, "limits": asdict(self.limits), "palette": PALETTE}
 
     def warm(self) -> None:
         """One small question to every model, so that the first visitor does not wait for what happens once."""

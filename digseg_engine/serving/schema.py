@@ -113,11 +113,12 @@ class Model(BaseModel):
 
 
 class Served(BaseModel):
-    """What this server has, and the most it takes."""
+    """What this server has, the most it takes, and the colours that its page and overlays give to masks."""
 
     version: str
     models: list[Model]
     limits: dict[str, float]
+    palette: list[tuple[int, int, int]]
 
 
 class Told(BaseModel):
