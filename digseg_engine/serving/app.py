@@ -18,6 +18,7 @@ from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from digseg_engine import __version__
 from digseg_engine.errors import DigsegError
@@ -28,7 +29,7 @@ from digseg_engine.serving.answers import IN_MEMORY, answer, png
 from digseg_engine.serving.guard import LOCAL, Guard
 from digseg_engine.serving.limits import Limits
 from digseg_engine.serving.metrics import Metrics
-from digseg_engine.serving.problems import RequestError, body, malformed, problem_of, too_large
+from digseg_engine.serving.problems import RequestError, body, gone, malformed, problem_of, too_large
 from digseg_engine.serving.requests import check_prompts, read
 from digseg_engine.serving.schema import (
     BINARY,
@@ -94,10 +95,7 @@ class Service:
         try:
             return await self.work.do(request, task)
         except DigsegError as error:
-            problem = problem_of(error)
-            if problem.code == "gone":
-                self.metrics.gone.inc()
-            raise problem from error
+            raise problem_of(error) from error
 
     async def encode(self, request: Request) -> dict[str, Any]:
         """A picture, kept."""
@@ -199,7 +197,7 @@ def create_app(
                            allow_headers=["Authorization", "Content-Type"])  # fmt: skip
     guard = Guard(app, service.limits, service.metrics, token, hosts, origins)
     _add_states(app, service, guard)
-    app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    _add_page(app)
     return guard
 
 
@@ -208,10 +206,15 @@ def _tell_errors(app: FastAPI) -> None:
     async def known(request: Request, error: DigsegError) -> JSONResponse:
         return problem_of(error).response()
 
+    @app.exception_handler(ClientDisconnect)
+    async def left(request: Request, error: ClientDisconnect) -> JSONResponse:
+        return gone().response()
+
     @app.exception_handler(HTTPException)
     async def of_the_framework(request: Request, error: HTTPException) -> JSONResponse:
         code = CODES.get(error.status_code, "malformed")
-        return JSONResponse(body(error.status_code, code, str(error.detail)), error.status_code, error.headers)
+        words = f"{request.method} {request.url.path:.120}: {error.detail}; /openapi.json says what there is"
+        return JSONResponse(body(error.status_code, code, words), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> JSONResponse:
@@ -277,3 +280,17 @@ def _add_states(app: FastAPI, service: Service, guard: Guard) -> None:
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_page(app: FastAPI) -> None:
+    """Every file of the page at its own path, so that other paths and methods stay those of the API."""
+    files = StaticFiles(directory=PAGE)
+    for path in sorted(path for path in PAGE.rglob("*") if path.is_file()):
+        name = path.relative_to(PAGE).as_posix()
+
+        async def file(request: Request, name: str = name) -> Response:
+            answer = await files.get_response(name, request.scope)
+            answer.headers["cache-control"] = "no-cache"  # asked for again, and sent again where it has changed
+            return answer
+
+        app.add_route(f"/{'' if name == 'index.html' else name}", file, ["GET"], include_in_schema=False)

@@ -24,6 +24,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+GONE = 499
 OPEN = ("/healthz", "/readyz")  # asked by whatever watches the server, which has no token and names it by its address
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 HEADERS = {
@@ -80,6 +81,7 @@ class Guard:
             body.let_go()
             path = getattr(scope.get("route"), "path", "") or "other"
             self.metrics.requests.labels(scope["method"], path, str(status)).inc()
+            self.metrics.gone.inc(status == GONE)
             self.metrics.seconds.labels(path).observe(time.perf_counter() - began)
 
     def check(self, scope: Scope) -> None:

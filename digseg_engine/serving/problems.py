@@ -64,3 +64,8 @@ def ending() -> RequestError:
 def unknown_encoding(name: str) -> RequestError:
     return RequestError(404, "unknown_encoding", f"no encoding {name!r:.80} is kept here: it was never made by this server, or "
                         "let go since; encode the picture again")  # fmt: skip
+
+
+def gone() -> RequestError:
+    """Nobody reads it; the number is what logs and counts show."""
+    return RequestError(499, "gone", "the client closed the connection")

@@ -79,8 +79,8 @@ def open_models(listening: Listening) -> dict[str, Engine]:
     return engines
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises OutputError where that cannot be."""
+def bound(host: str, port: int) -> socket.socket:
+    """A socket bound to an address. Raises OutputError where that cannot be."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     found = socket.socket(family)
     try:
@@ -97,7 +97,7 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(listening: Listening) -> int:
     """Until SIGTERM or Ctrl-C: then requests in progress are answered, new ones refused, and the exit code is 0."""
     listening.check()
-    taken = listen(listening.host, listening.port)  # before models are opened, which takes seconds
+    taken = bound(listening.host, listening.port)  # before models are opened, which takes seconds
     try:
         engines = open_models(listening)
         guard = create_app(engines, listening.limits, listening.token or None, listening.known_hosts, listening.origins)
@@ -110,6 +110,7 @@ def serve(listening: Listening) -> int:
         )  # fmt: skip
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         server = Server(config, guard)
+        taken.listen(config.backlog)  # whoever reads the address may connect
         _say(listening, taken.getsockname()[1], engines)
         before = {name: signal.signal(name, lambda *_: None) for name in (signal.SIGTERM, signal.SIGINT)}
         try:  # uvicorn raises the signal again once it is done, which would end the process as if it had failed

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from digseg_engine.serving.limits import Limits
-from digseg_engine.serving.problems import RequestError, busy
+from digseg_engine.serving.problems import busy, gone
 
 Made = TypeVar("Made")
 
@@ -23,7 +23,7 @@ class Work:
     """`places` are taken by requests that are worked on and by those that wait."""
 
     def __init__(self, limits: Limits) -> None:
-        self.limits, self.taken, self.gone = limits, 0, 0
+        self.limits, self.taken = limits, 0
         self._pool = ThreadPoolExecutor(limits.workers, thread_name_prefix="digseg-serve")
 
     @property
@@ -50,16 +50,15 @@ class Work:
 
     async def _or_gone(self, request: Request, job: Future[Made]) -> Made:
         answer = asyncio.wrap_future(job)
-        gone: asyncio.Future[None] = asyncio.ensure_future(_gone(request))
-        both: set[asyncio.Future[Any]] = {answer, gone}
+        left: asyncio.Future[None] = asyncio.ensure_future(_left(request))
+        both: set[asyncio.Future[Any]] = {answer, left}
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return answer.result()
-            self.gone += 1
-            raise RequestError(499, "gone", "the client closed the connection")
+            raise gone()
         finally:
-            gone.cancel()
+            left.cancel()
             if not answer.done():
                 answer.cancel()
                 answer.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -68,7 +67,7 @@ class Work:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-async def _gone(request: Request) -> None:
+async def _left(request: Request) -> None:
     """Returns once the client has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
