@@ -8,6 +8,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from urllib.parse import quote
 
 import uvicorn
 
@@ -129,7 +130,7 @@ def serve(listening: Listening) -> int:
 def _say(listening: Listening, port: int, engines: dict[str, Engine]) -> None:
     """Where it listens, on stdout; what answers, on stderr."""
     name = f"[{listening.host}]" if ":" in listening.host else listening.host
-    token = f"#token={listening.token}" if listening.token else ""  # behind # it is not sent, and so in no log
+    token = f"#token={quote(listening.token)}" if listening.token else ""  # behind # it is not sent, and so in no log
     for model, engine in engines.items():
         note("digseg", f"{model}: {engine.backend.detail}")
     print(f"http://{name}:{port}/{token}", flush=True)

@@ -7,7 +7,12 @@ import { View } from "./view.js";
 
 const at = (name) => document.getElementById(name);
 const state = { pictures: [], current: null, models: [], palette: [], model: null, limits: {} };
-const view = new View(at("view"), { hovered, zoomed: (scale) => { at("fit").textContent = `${Math.round(scale * 100)} %`; } });
+const view = new View(at("view"), { hovered, zoomed });
+
+function zoomed(scale) {
+  at("fit").textContent = `${Math.round(scale * 100)} %`;
+  at("fit").setAttribute("aria-label", `${at("fit").textContent}, fit the picture`);
+}
 
 // ---- words
 
