@@ -137,18 +137,15 @@ class Failed(BaseModel):
 
 def body_of(model: type[BaseModel]) -> dict[str, Any]:
     """OpenAPI of a body that comes as JSON or as a form whose `image` is a file; lists are repeated fields."""
-    as_json = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    as_json.pop("$defs", None)
+    needed = [["image"], ["encoding"]] if "encoding" in model.model_fields else [["image"]]
+    pictures = {"anyOf": [{"required": names} for names in needed]}
+    as_json = {**model.model_json_schema(), **pictures}
     fields = {**as_json["properties"], "image": {**BINARY, "description": "the picture file"}}
     fields.pop("name")  # a file has one
-    form = {
-        "type": "object",
-        "properties": {name: _plain(field) for name, field in fields.items()},
-        "additionalProperties": False,
-    }
-    return {"requestBody": {"required": True, "content": {
-        "application/json": {"schema": as_json}, "multipart/form-data": {"schema": form},
-    }}}  # fmt: skip
+    plain = {name: _plain(field) for name, field in fields.items()}
+    form = {"type": "object", "properties": plain, "additionalProperties": False, **pictures}
+    content = {"application/json": {"schema": as_json}, "multipart/form-data": {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def _plain(field: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Work:
 
     def __init__(self, limits: Limits) -> None:
         self.limits, self.taken = limits, 0
-        self._pool = ThreadPoolExecutor(limits.workers, thread_name_prefix="digseg-serve")
+        self._pool: ThreadPoolExecutor | None = None
 
     @property
     def places(self) -> int:
@@ -39,9 +39,11 @@ class Work:
         queue is full, and when the client has gone."""
         if self.full:
             raise busy(f"{self.limits.queue} requests wait for the model already; ask again later")
-        self.taken += 1
+        if self._pool is None:  # also after `close`: an application may be started again
+            self._pool = ThreadPoolExecutor(self.limits.workers, thread_name_prefix="digseg-serve")
         loop = asyncio.get_running_loop()
         job = self._pool.submit(task)
+        self.taken += 1
         job.add_done_callback(lambda done: loop.call_soon_threadsafe(self._leave))
         return await self._or_gone(request, job)
 
@@ -64,7 +66,10 @@ class Work:
                 answer.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Wait for what is being worked on; what waits is given up."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 async def _left(request: Request) -> None:
