@@ -45,6 +45,14 @@ def header(scope: Scope, name: str) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == wanted), "")
 
 
+def name_in(address: str) -> str:
+    """The host's name in an address, in lower case; "" where there is none."""
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:  # brackets that do not close
+        return ""
+
+
 class Guard:
     """hosts: names that requests may address, None for any; origins: of other sites' pages that may ask; token: what `/v1` and
     `/metrics` ask for, None for nothing."""
@@ -89,12 +97,12 @@ class Guard:
         path = scope["path"]
         if path in OPEN:
             return
-        host = urlsplit(f"//{header(scope, 'host')}").hostname or ""
+        host = name_in(f"//{header(scope, 'host')}")
         if self.hosts is not None and host not in self.hosts:
             raise refused(f"this server does not answer for the host {host!r:.80}; start it with --allow-host {host:.80} if it "
                           "should")  # fmt: skip
         origin = header(scope, "origin")
-        if origin and origin not in self.origins and urlsplit(origin).netloc != header(scope, "host"):
+        if origin and origin not in self.origins and origin.partition("://")[2] != header(scope, "host"):
             raise refused(
                 f"pages of {origin:.120} may not ask this server; start it with --cors {origin:.120} if they should"
             )

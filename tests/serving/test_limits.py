@@ -159,13 +159,13 @@ def test_the_token(engine):
 def test_hosts_and_origins(engine):
     ask = {"files": as_file(), "data": {"prompts": "road"}}
     with client_of({"tiny": engine}) as client:
-        for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", ""):
+        for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost@evil.example", "[::1", ""):
             told(
                 client.post("/v1/segment", **ask, headers={"host": host}), 403, "refused"
             )  # a name that was made to lead here
         for host in ("127.0.0.1:8765", "[::1]:8765", "localhost"):
             assert client.get("/v1/models", headers={"host": host}).status_code == 200
-        for origin in ("https://evil.example", "null", "http://localhost:9999"):
+        for origin in ("https://evil.example", "null", "http://localhost:9999", "http://[", "localhost"):
             told(client.post("/v1/segment", **ask, headers={"origin": origin}), 403, "refused")
         assert client.post("/v1/segment", **ask, headers={"origin": "http://localhost"}).status_code == 200
         assert "access-control-allow-origin" not in client.get("/v1/models").headers

@@ -28,6 +28,11 @@ function figures(mask) {
   return parts.join(" · ");
 }
 
+function timing({ encoded, asked }) {
+  const took = `Read in ${milliseconds(encoded.seconds.encode ?? 0)}${asked ? `, last question ${milliseconds(asked)}` : ""}`;
+  return [took, `${encoded.width} × ${encoded.height}, worked at ${encoded.working_size} px`, ...encoded.notes].join("\n");
+}
+
 let fading = 0;
 function complain(error) {
   if (error.status === 401) return at("token-dialog").showModal();
@@ -242,7 +247,7 @@ function render() {
   at("undo").disabled = !picture?.past.length;
   at("save").disabled = !picture?.entries.length;
   at("nothing").hidden = Boolean(picture?.entries.length);
-  at("timing").textContent = !ready ? "" : `Read in ${milliseconds(picture.encoded.seconds.encode ?? 0)}${picture.asked ? `, last question ${milliseconds(picture.asked)}` : ""}\n${picture.encoded.width} × ${picture.encoded.height}, worked at ${picture.encoded.working_size} px`;
+  at("timing").textContent = ready ? timing(picture) : "";
   const shown = picture?.visible.map((entry) => entry.prompt) ?? [];
   at("view").setAttribute("aria-label", picture ? `${picture.name}${shown.length ? `, masks: ${shown.join(", ")}` : ""}` : "No picture yet");
   const ideas = ready ? (names.length ? names : picture.ideas).filter((idea) => !picture.find(idea)) : [];
