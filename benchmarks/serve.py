@@ -1,8 +1,9 @@
 """The server under load, on loopback: `python benchmarks/serve.py [--bundle DIR]`.
 
 1. one client: a first question (picture encoded, one prompt), and a second one about the same encoding;
-2. pictures in batches against one after the other, in the engine itself: what dynamic batching could win;
-3. many clients at once for minutes: each encodes a picture, asks twice about it, lets go of it, and asks about another at once;
+2. what a kept encoding takes of the process's memory;
+3. pictures in batches against one after the other, in the engine itself: what dynamic batching could win;
+4. many clients at once for minutes: each encodes a picture, asks twice about it, lets go of it, and asks about another at once;
    errors, latency, and what the server's memory grows by.
 Clients and server share the machine. Writes JSON.
 """
@@ -81,6 +82,17 @@ def resident(process: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
+def kept(address: str, process: int, count: int = 24) -> dict[str, float]:
+    """MiB of a kept encoding: as the server counts it, and as its process grows by it."""
+    with httpx.Client(base_url=address, timeout=PATIENCE) as client:
+        before = resident(process)
+        made = [client.post("/v1/encode", files=files(number)).json() for number in range(count)]
+        grown = resident(process) - before
+        for each in made:
+            client.delete(f"/v1/encodings/{each['id']}")
+    return {"counted_mib": made[0]["bytes"] / 2**20, "process_mib": grown / count}
+
+
 async def load(address: str, process: int, clients: int, seconds: float) -> dict[str, Any]:
     """All clients at once, each with its requests one after the other."""
     latency: dict[str, list[float]] = {"encode": [], "ask again": [], "segment": []}
@@ -124,14 +136,14 @@ async def load(address: str, process: int, clients: int, seconds: float) -> dict
 
     await asyncio.gather(watch(), *(client_of(number) for number in range(clients)))
     everything = [value for values in latency.values() for value in values]
-    quarter = [mib for at, mib in memory if at > seconds / 4]
+    half = [mib for at, mib in memory if at > seconds / 2]
     return {
         "clients": clients, "seconds": seconds, "requests": len(everything), "errors": dict(wrong),
         "requests_per_second": len(everything) / (time.perf_counter() - began),
         "latency_ms": {kind: {f"p{share}": 1000 * float(np.percentile(values, share)) for share in (50, 99)}
                        for kind, values in {**latency, "all": everything}.items()},
-        "memory_mib": {"start": memory[0][1], "after_a_quarter": quarter[0], "end": memory[-1][1],
-                       "most": max(mib for _, mib in memory), "growth_after_a_quarter": memory[-1][1] - quarter[0]},
+        "memory_mib": {"start": memory[0][1], "halfway": half[0], "end": memory[-1][1],
+                       "most": max(mib for _, mib in memory), "growth_from_halfway": memory[-1][1] - half[0]},
     }  # fmt: skip
 
 
@@ -166,6 +178,7 @@ def main() -> None:
         try:
             address = process.stdout.readline().strip()  # type: ignore[union-attr]
             alone = first_and_second(address, options.runs)
+            held = kept(address, process.pid)
             loaded = asyncio.run(load(address, process.pid, options.clients, options.seconds))
         finally:
             process.terminate()
@@ -175,7 +188,7 @@ def main() -> None:
         "machine": {**device_key(), "system": platform.system(), "load_before": busy},
         "versions": {name: version(name) for name in ("onnxruntime", "fastapi", "uvicorn", "numpy", "httpx")},
         "model": model, "server": " ".join(["digseg serve", *words]),
-        "one_client": alone, "batches": batches, "load": loaded, "exit_code": process.returncode,
+        "one_client": alone, "kept": held, "batches": batches, "load": loaded, "exit_code": process.returncode,
     }  # fmt: skip
     options.output.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
