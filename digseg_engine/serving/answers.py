@@ -21,7 +21,7 @@ IN_MEMORY = 2**28  # bytes of full-size masks that are kept at once; beyond, eac
 
 def png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, format="PNG", compress_level=QUICK)
+    picture.save(file, "PNG", compress_level=QUICK)
     return file.getvalue()
 
 

@@ -35,7 +35,12 @@ def test_its_requests_are_answered(server, monkeypatch, capsys):
 def test_its_codes_are_all_there_are():
     listed = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| \d.*? \| (.*?) \|", TEXT, re.M))))
     source = "".join(path.read_text() for path in (ROOT / "digseg_engine" / "serving").glob("*.py"))
-    raised = set(re.findall(r"RequestError\(\s*\d+, \"(\w+)\"", source)) | {"malformed", "failed", "not_found"}
+    raised = set(re.findall(r"RequestError\(\s*\d+, \"(\w+)\"", source)) | {
+        "malformed",
+        "failed",
+        "not_found",
+        "method_not_allowed",
+    }
     assert listed == raised - {"gone"} and problems.gone().status == 499
 
 
