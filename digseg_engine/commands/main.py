@@ -13,7 +13,20 @@ from digseg_engine.commands.declare import Command
 from digseg_engine.commands.parser import parse, unknown_command
 
 # The module of each has its name.
-NAMES = ("segment", "ask", "doctor", "bench", "data", "train", "distill", "eval", "verify", "scenes", "completion")
+NAMES = (
+    "segment",
+    "ask",
+    "serve",
+    "doctor",
+    "bench",
+    "data",
+    "train",
+    "distill",
+    "eval",
+    "verify",
+    "scenes",
+    "completion",
+)
 ABOUT = "Text-prompted segmentation with DiGSeg: segment pictures, check the machine and data, train, evaluate."
 
 
