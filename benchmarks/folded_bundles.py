@@ -140,7 +140,9 @@ def one(exporter: Exporter, name: str, precision: str, work: Path, program: Path
 
 def right(row: dict[str, Any]) -> bool:
     """Did a bundle pass everything that was asked of it?"""
-    return bool(row.get("python", row)["verified"] and row.get("c", {"opened": True})["opened"])
+    in_c = row.get("c")
+    same = in_c is None or (in_c["opened"] and in_c["pixels_not_as_in_python"] == 0)
+    return bool(row.get("python", row)["verified"] and same)
 
 
 def started(path: Path, model: str) -> dict[str, Any]:
