@@ -38,7 +38,7 @@ from digseg_export.folded import (
 )
 from digseg_export.graph_check import check_graph
 from digseg_export.manifest import manifest_of
-from digseg_export.own_pictures import check_folders, own_pictures, shares_of, trained_on
+from digseg_export.own_pictures import OwnPictures, check_folders, own_pictures, shares_of, trained_on
 from digseg_export.parallel_trace import parallel_trace
 from digseg_export.precision import TYPES, check_precision
 from digseg_export.preflight import check_size, default_output
@@ -89,8 +89,21 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Known:
+    """The open graphs of a checkpoint in one precision, converted, verified, and with their presence threshold."""
+
+    conversion: Conversion
+    data: list[Sample]
+    checks: list[Check]
+    presence: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
 class Exported:
-    """What an export did: where, what was checked, sizes in bytes, seconds per step, and the precision policy."""
+    """What an export did: where, what was checked, sizes in bytes, seconds per step, and the precision policy.
+
+    known: what folding more vocabularies need not find out again.
+    """
 
     folder: Path
     precision: str
@@ -101,6 +114,7 @@ class Exported:
     policy: dict[str, Any]
     presence: dict[str, Any] | None  # of the manifest
     answers: list[Answer]  # of the written bundle, by every backend that can run here
+    known: Known
 
 
 def export_bundle(
@@ -156,19 +170,22 @@ def trace(checkpoint: Checkpoint, timer: StepTimer) -> Traced:
 
 def publish(
     checkpoint: Checkpoint, traced: Traced, tokenizer: bytes, target: Path, precision: str, limits: Limits,
-    timer: StepTimer, options: Options,
+    timer: StepTimer, options: Options, known: Known | None = None,
 ) -> Exported:  # fmt: skip
-    """Traced graphs -> precision -> checks -> bundle at `target`, all or nothing."""
+    """Traced graphs -> precision -> checks -> bundle at `target`, all or nothing.
+
+    known: of an export of the same checkpoint, traced graphs, precision, limits and data before this one. The same bytes are
+    written again and not verified again; what is folded of them is.
+    """
     profile = options.shapes(checkpoint) if options.shapes else None
     with writing(target) as folder:
         stored = _store(checkpoint, traced, folder, precision, timer)
-        timer.start("calibrate")
-        conversion = Conversion.measure(checkpoint, traced.models, precision, options, timer.detail, stored)
         own = own_pictures(options.verify_data, OWN_PICTURES, PROMPTS) if options.verify_data else None
-        timer.start("answer pictures of your own in PyTorch" if own else "answer test scenes in PyTorch")
-        data = samples(checkpoint, own)
-        conversion, checks = _convert_and_verify(folder, traced, conversion, data, limits, timer, options)
-        presence = _choose_threshold(folder, checkpoint, traced, timer, options)
+        if known is None:
+            known = _known(folder, checkpoint, traced, precision, limits, timer, options, own, stored)
+        else:
+            known.conversion.write(folder, traced)
+        conversion, data, presence, checks = known.conversion, known.data, known.presence, list(known.checks)
         folded = None
         golden = data[0]
         if options.vocabulary is not None:
@@ -203,7 +220,20 @@ def publish(
         answers = _prove(folder, checkpoint, golden, profile, timer, folded)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     timer.stop()
-    return Exported(target, precision, checks, limits, sizes, timer.seconds, words, presence, answers)
+    return Exported(target, precision, checks, limits, sizes, timer.seconds, words, presence, answers, known)
+
+
+def _known(
+    folder: Path, checkpoint: Checkpoint, traced: Traced, precision: str, limits: Limits, timer: StepTimer, options: Options,
+    own: OwnPictures | None, stored: Path | None,
+) -> Known:  # fmt: skip
+    """The open graphs, written into the folder and judged. Raises VerificationError."""
+    timer.start("calibrate")
+    conversion = Conversion.measure(checkpoint, traced.models, precision, options, timer.detail, stored)
+    timer.start("answer pictures of your own in PyTorch" if own else "answer test scenes in PyTorch")
+    data = samples(checkpoint, own)
+    conversion, checks = _convert_and_verify(folder, traced, conversion, data, limits, timer, options)
+    return Known(conversion, data, checks, _choose_threshold(folder, checkpoint, traced, timer, options))
 
 
 def _fold(

@@ -11,7 +11,7 @@ from digseg_engine.model.pretrained import load_checkpoint
 from digseg_export import calibration, presence_threshold, verify
 from digseg_export.comparison import LIMITS, Limits
 from digseg_export.progress import StepTimer
-from digseg_export.publish import Exported, publish, trace
+from digseg_export.publish import Exported, Known, publish, trace
 from digseg_export.request import Request
 
 __all__ = ["few_scenes", "pico_bundle", "traced"]
@@ -51,10 +51,12 @@ def pico_limits(precision: str) -> Limits:
     return replace(limits, relative=max(limits.relative, 0.3)) if precision == "int8" else limits
 
 
-def export(traced, target: Path, precision: str, options: dict, iou: float = 0.5, **looser) -> Exported:
+def export(
+    traced, target: Path, precision: str, options: dict, iou: float = 0.5, known: Known | None = None, **looser
+) -> Exported:
     """Publish with the limits of the precision, but for masks of a few pixels: the weights are random."""
     checkpoint, graphs, folder = traced
     limits = replace(pico_limits(precision), iou=iou, **looser)
     tokenizer = (folder / "tokenizer" / "tokenizer.json").read_bytes()
     timer, request = StepTimer(lambda step: None), Request(precision=precision, **options)
-    return publish(checkpoint, graphs, tokenizer, target, precision, limits, timer, request.options())
+    return publish(checkpoint, graphs, tokenizer, target, precision, limits, timer, request.options(), known)

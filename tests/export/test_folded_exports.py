@@ -88,6 +88,27 @@ def test_a_map_over_the_limits_is_not_published(traced, names, tmp_path, monkeyp
     assert not (tmp_path / "b").exists() and not [path for path in tmp_path.iterdir() if "tmp-" in path.name]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_what_is_known_of_the_open_graphs_is_not_found_out_again(traced, names, tmp_path, monkeypatch, precision):
+    from digseg_export import publish
+
+    asked = {"vocabulary": names, "labels_only": True}
+    fresh = export(traced, tmp_path / "fresh", precision, asked, **LOOSE)
+    opened = export(traced, tmp_path / "open", precision, {})
+    for step in ("verify", "choose_threshold", "samples"):
+        monkeypatch.delattr(publish, step)  # any call raises NameError
+    again = export(traced, tmp_path / "again", precision, asked, known=opened.known, **LOOSE)
+    assert again.checks == fresh.checks and any(check.stage == folding.STAGE for check in again.checks)
+    files = sorted(path.name for path in (tmp_path / "fresh").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "again").iterdir())
+    for name in set(files) - {"manifest.json"}:
+        assert (tmp_path / "fresh" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+    one, two = (open_bundle(tmp_path / name).manifest for name in ("fresh", "again"))
+    assert one["files"] == two["files"] and one["verification"] == two["verification"]
+    with pytest.raises(VerificationError, match=r"at least 110\.0%"):  # what is folded is judged all the same
+        export(traced, tmp_path / "bad", precision, asked, known=opened.known, labels=1.1)
+
+
 @pytest.mark.parametrize("builds", [{"format": "tensorrt-rtx"}, {"target": "jetson-orin"}])
 def test_what_tensorrt_cannot_hold_is_refused_before_the_work(pico_folder, tmp_path, builds):
     (tmp_path / "many.txt").write_text("\n".join(f"thing {i}" for i in range(256)))
