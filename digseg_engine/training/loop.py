@@ -8,6 +8,7 @@ micro-batches of a step: it has as many pictures for any number of them.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from digseg_engine.errors import TrainingError, UsageError
 from digseg_engine.files import write_json
+from digseg_engine.training import sharding
 from digseg_engine.training.averaging import Averaged, trained_weights
 from digseg_engine.training.interruption import Interruption, TrainingInterruptedError
 from digseg_engine.training.log import Log
@@ -51,6 +53,7 @@ FREE = (
     "save_minutes",
     "compile",
     "stop",
+    "shard",
     "tensorboard",
     "wandb",
 )  # settings that a resumed run may change
@@ -82,6 +85,7 @@ class StageConfig:
     stop: int | None = None  # leave off here, short of the end of the schedule
     compile: bool = False  # torch.compile the forward pass (needs a C++ compiler on a CPU)
     optimizer: str = "adamw"  # or adamw8bit, muon
+    shard: bool = False  # several processes divide weights, gradients, moments and averages (stages of the reference)
     tensorboard: bool = False  # also log for TensorBoard, under the stage's `tensorboard`
     wandb: bool = False  # also log for Weights & Biases, under the stage's `wandb`
     validate_every: int = 0  # steps between two validations of a stage that segments; 0: none
@@ -109,12 +113,16 @@ def train_stage(
     torch.manual_seed(seed)
     module.train()
     adapters = Adapters(module, config.lora) if config.lora else None
-    weights = list(trained_weights(module))
     if config.channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average, taught = averaged(module, config), module
+    if config.shard and name in sharding.STAGES and accelerator.num_processes > 1:
+        taught = _divided(name, module, average, config, accelerator)
+    weights = list(trained_weights(taught))
     optimizer = make_optimizer(config.optimizer, weights, config.learning_rate, config.weight_decay)
-    average = averaged(module, config)
-    wrapped, optimizer = accelerator.prepare(module, optimizer)
+    wrapped, optimizer = taught, accelerator.prepare(optimizer)
+    if taught is module:
+        wrapped = accelerator.prepare(module)
     forward: Any = torch.compile(wrapped) if config.compile else wrapped
     states, frozen = folder / "state", fingerprint(module)
     try:
@@ -123,7 +131,7 @@ def train_stage(
         if accelerator.is_main_process:
             _prepare_folder(folder, config, resume, override, step_of(state))
         accelerator.wait_for_everyone()
-        start = 0 if state is None else load_state(accelerator, state, module, average, optimizer, frozen)
+        start = 0 if state is None else load_state(accelerator, state, taught, average, optimizer, frozen)
         if resume and accelerator.is_main_process:
             print(f"{name}: going on at step {start} of {config.steps}", flush=True)
         with undisturbed(accelerator.device):
@@ -131,16 +139,18 @@ def train_stage(
         log = Log(folder / "log.csv", start, accelerator.is_main_process, trackers)
         validation = Validation(validator, config.validate_every, config.early_stop, folder, accelerator)
         validation.restore(state, start)
-        spared = recomputing(config.gradient_checkpointing, module)
+        spared = recomputing(config.gradient_checkpointing, taught)
         try:
             with Interruption() as interruption, spared, tf32(config.tf32):
                 work = Work(
-                    name, accelerator, module, average, optimizer, log, validation, states, interruption, frozen
+                    name, accelerator, taught, average, optimizer, log, validation, states, interruption, frozen
                 )
                 done = _run_steps(work, forward, loss, config, start)
         finally:
             log.close()
-        put_trained(module, trained(average.module))
+        put_trained(module, sharding.gathered(trained(average.module)))
+        if taught is not module:
+            module.to(accelerator.device)
         validation.end(module, name, done)
     finally:
         _leave_plain(accelerator, wrapped, module, adapters)
@@ -227,6 +237,17 @@ def averaged(module: nn.Module, config: StageConfig) -> Averaged:
     return Averaged(module, config.ema, torch.device("cpu") if config.average_on_cpu else None)
 
 
+def _divided(
+    name: str, module: nn.Module, average: Averaged, config: StageConfig, accelerator: Accelerator
+) -> nn.Module:
+    """A copy of the module that trains with its weights divided, as its average is then; the module waits on the CPU."""
+    sharding.check_sharding(name, config)
+    place = accelerator.device, accelerator.num_processes
+    taught = sharding.sharded(module, *place)
+    average.divide(module.to("cpu"), *place)
+    return taught
+
+
 def unwrap(module: Any) -> Any:
     """The plain module behind DistributedDataParallel or torch.compile."""
     module = getattr(module, "_orig_mod", module)
@@ -237,6 +258,9 @@ def _accelerator(config: StageConfig) -> Accelerator:
     """This stage's own accelerator. The library shares one precision per process, so that of the last stage is forgotten
     (of the shared state only the precision and plugins are lost, process group and device stay)."""
     AcceleratorState._reset_state(reset_partial_state=False)
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
+        raise UsageError("accelerate was told to use FSDP, which wraps more than a stage trains; launch without it (--multi_gpu "
+                         "--num_processes N) and add --set reference.shard=true")  # fmt: skip
     parallel = DistributedDataParallelKwargs(find_unused_parameters=True)  # a student reads no `conv_out`
     return Accelerator(
         cpu=not torch.cuda.is_available(),
@@ -291,7 +315,14 @@ def culprits(loss: Any, module: nn.Module, number: int) -> str:
     drawn = getattr(loss, "source", loss)
     batches: Any = getattr(drawn, "batches", None)
     pictures = dict.fromkeys(batches.pictures(number, drawn.config.batch)) if hasattr(batches, "pictures") else ()
-    broken = next((name for name, weight in module.named_parameters() if not bool(weight.isfinite().all())), None)
+    broken = next(
+        (
+            name
+            for name, weight in module.named_parameters()
+            if not all(part.isfinite().all() for part in sharding.local([weight]))
+        ),
+        None,
+    )
     said = f"batch {number}" + (f" ({', '.join(pictures)})" if pictures else "")
     return said if broken is None else f"{said}, weights {broken} are not finite either"
 

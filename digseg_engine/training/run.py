@@ -18,6 +18,7 @@ from digseg_engine.errors import OutputError, UsageError
 from digseg_engine.files import replacing, write_json, write_text
 from digseg_engine.folders import check_output
 from digseg_engine.model.pretrained import Checkpoint, check_target, save_checkpoint
+from digseg_engine.training import sharding
 from digseg_engine.training.interruption import TrainingInterruptedError
 from digseg_engine.training.loop import FREE, Loss, StageConfig, train_stage
 from digseg_engine.training.recipe_files import STORED, RecipeSettings, as_toml
@@ -45,6 +46,7 @@ WORTH_COMPILING = 100  # steps; compiling takes minutes, which a shorter stage d
 ELSEWHERE = {"lr": "learning_rate", "batch_size": "batch", "wd": "weight_decay", "epochs": "steps"}  # in other programs
 IDLE = {  # settings that only these stages heed
     "prompts": ("denoiser", "text", "student", "presence"),
+    "shard": sharding.STAGES,
     **dict.fromkeys(("validate_every", "validate_pictures", "early_stop"), ("one_step", "few_step", "student")),
 }
 Plain = (bool, int, float, str)  # settings that `with_settings` can change

@@ -18,7 +18,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from digseg_engine.console import note
 from digseg_engine.errors import OutputError, TrainingError
 from digseg_engine.files import flush, replacing
 from digseg_engine.folders import settle
+from digseg_engine.training.sharding import divided, gathered, like
 from digseg_engine.words import counted
 
 FORMAT = "digseg.state/1"
@@ -53,19 +54,21 @@ def save_state(
     for a full disk.
     """
     final, partial = folder / f"step-{step:08d}", folder / f"writing-{step:08d}"
-    if accelerator.is_main_process:
-        _refuse_broken_weights(model, step)
+    main = accelerator.is_main_process
+    moments, counters = _split(optimizer.state_dict()["state"])
+    how = divided(model)
+    tensors = [gathered(each, main) for each in (trained(model), trained(average), moments)]
+    if main:
+        _refuse_broken_weights(tensors[0], step)
         _remove(folder, PARTIAL)
         _guarded(partial, lambda: partial.mkdir(parents=True))
     accelerator.wait_for_everyone()
     _guarded(partial, lambda: _save_random(partial / f"random-{accelerator.process_index}.safetensors"))
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    if main:
         if best is not None:
             _guarded(partial, lambda: link(best, partial / f"{BEST}.safetensors"))
-        _guarded(
-            partial, lambda: _fill(partial, final, step, accelerator, model, average, optimizer, validation, frozen)
-        )
+        _guarded(partial, lambda: _fill(partial, final, step, accelerator, tensors, counters, how, validation, frozen))
         for old in complete_states(folder)[:-KEPT]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
@@ -129,6 +132,9 @@ def load_state(
             before, now = (counted(number, "process", "processes") for number in (saved, accelerator.num_processes))
             note("digseg", f"note: the state is of {before}, the run goes on in {now}: with as many pictures a step, but "
                            "not to the same bits")  # fmt: skip
+        if body.get("divided", False) != divided(model) and accelerator.is_main_process:
+            note("digseg", "note: the run goes on with its weights divided among the processes, or whole again, as they were not "
+                           "before: the same training, but not to the same bits")  # fmt: skip
         return int(body["step"])
     except READ_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -151,7 +157,10 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
 
 def put_trained(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give the module what `trained` was, all of it. Raises RuntimeError for tensors that lack, or that it does not have."""
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    held = model.state_dict()
+    missing, unexpected = model.load_state_dict(
+        {name: like(each, held.get(name)) for name, each in tensors.items()}, strict=False
+    )
     if wrong := [*(set(missing) - _fixed(model)), *unexpected]:
         raise RuntimeError(f"{sorted(wrong)[0]} {'lacks' if wrong[0] in missing else 'is no weight of this stage'}")
 
@@ -192,16 +201,14 @@ def discard_states(folder: Path) -> None:
 
 
 def _fill(
-    partial: Path, final: Path, step: int, accelerator: Accelerator, model: nn.Module, average: nn.Module, optimizer: Any,
-    validation: Mapping[str, Any] | None, frozen: str | None,
+    partial: Path, final: Path, step: int, accelerator: Accelerator, tensors: Sequence[Mapping[str, Tensor]],
+    counters: Mapping[str, Any], how: bool, validation: Mapping[str, Any] | None, frozen: str | None,
 ) -> None:  # fmt: skip
-    moments, counters = _split(optimizer.state_dict()["state"])
-    parts = zip(TENSORS, (trained(model), trained(average), moments))
-    for name, tensors in parts:
-        _save_tensors(partial / f"{name}.safetensors", tensors)
+    for name, part in zip(TENSORS, tensors):
+        _save_tensors(partial / f"{name}.safetensors", part)
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
     files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-    body = {"format": FORMAT, "step": step, "optimizer": counters, "scaler": scaler, "files": files}
+    body = {"format": FORMAT, "step": step, "optimizer": counters, "scaler": scaler, "files": files, "divided": how}
     if validation is not None:
         body["validation"] = dict(validation)
     if frozen is not None:
@@ -228,10 +235,11 @@ def _optimizer_state(
     optimizer: Any, tensors: Mapping[str, Tensor], numbers: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What the optimizer reads: the stored moments under its own present settings."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Any]] = {int(weight): dict(values) for weight, values in numbers.items()}
     for key, tensor in tensors.items():
         weight, _, name = key.partition(".")
-        state[int(weight)][name] = tensor
+        state[int(weight)][name] = like(tensor, weights[int(weight)])
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
@@ -277,8 +285,8 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def _refuse_broken_weights(model: nn.Module, step: int) -> None:
-    for name, weight in model.named_parameters():
+def _refuse_broken_weights(weights: Mapping[str, Tensor], step: int) -> None:
+    for name, weight in weights.items():
         if not bool(weight.isfinite().all()):
             raise TrainingError(f"weights {name} are not finite after step {step}: this state is not saved")
 

@@ -30,6 +30,7 @@ from digseg_engine.evaluation.score import evaluate
 from digseg_engine.files import replacing
 from digseg_engine.training.averaging import Averaged
 from digseg_engine.training.log import Log, Rows
+from digseg_engine.training.sharding import gathered
 from digseg_engine.training.state import BEST, link, put_trained, stored_validation, trained, write_tensors
 from digseg_engine.training.trackers import log_picture
 
@@ -216,8 +217,11 @@ def _score(samples: Samples, pieces: Iterator[Tensor]) -> Scores:
 @contextmanager
 def at_hand(average: Averaged, device: torch.device) -> Iterator[nn.Module]:
     """The averaged module, ready to answer on `device`. What of it waits in the CPU's memory visits it: between two steps there
-    are no gradients, so that there is room."""
+    are no gradients, so that there is room. Of a divided one, every process gets it whole."""
     module: nn.Module = average.module
+    if average.whole is not None:
+        put_trained(average.whole, gathered(trained(module)))
+        module = average.whole
     training = module.training
     away = [
         (tensor, tensor.device) for tensor in chain(module.parameters(), module.buffers()) if tensor.device != device

@@ -1,4 +1,5 @@
-"""Run by `accelerate launch`: trains the line with validation and an early end. Arguments: folder, micro-batches per step."""
+"""Run by `accelerate launch`: trains the line with validation and an early end. Arguments: folder, micro-batches
+per step, and "shard" for weights that are divided."""
 
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ class Noting(Colours):
         return super().__getitem__(i)
 
 
-def main(folder: Path, accumulate: int) -> None:
+def main(folder: Path, accumulate: int, how: str = "") -> None:
     rank = PartialState(cpu=True).process_index
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
@@ -39,10 +40,11 @@ def main(folder: Path, accumulate: int) -> None:
         [Noting(folder / f"asked-{rank}.txt")], validator.predictor, validator.losses, validator.batches
     )
     config = StageConfig(
-        16, 8, 0.3, warmup=2, ema=0.1, accumulate=accumulate, optimizer="adamw", validate_every=1, early_stop=3
-    )
-    train_stage("line", Line(), loss, config, folder, False, validator=validator)
+        16, 8, 0.3, warmup=2, ema=0.1, accumulate=accumulate, optimizer="adamw", validate_every=1, early_stop=3,
+        shard=how == "shard",
+    )  # fmt: skip
+    train_stage("reference" if how else "line", Line(), loss, config, folder, False, validator=validator)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

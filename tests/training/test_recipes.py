@@ -48,6 +48,7 @@ KINDS = {"nothing": TrainConfig, "pretrained": FinetuneConfig, "reference": Dist
 NEUTRAL = {  # what may stand in Python: it is off, everything, or changes no weight
     "prompts": 1, "warmup": 0, "weight_decay": 0.0, "clip": float("inf"), "ema": 0.0, "accumulate": 1, "precision": "auto",
     "gradient_checkpointing": False, "average_on_cpu": False, "lora": 0, "channels_last": False, "tf32": True, "save_every": 500,
+    "shard": False,
     "save_minutes": 15.0, "stop": None, "compile": False, "optimizer": "adamw", "tensorboard": False,
     "wandb": False, "validate_every": 0, "validate_pictures": 20, "early_stop": 0,
 }  # fmt: skip

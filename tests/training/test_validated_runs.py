@@ -161,10 +161,11 @@ def test_both_stages_of_a_distillation_are_validated(nano_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_validation_and_come_to_the_figures_of_one(tmp_path):
+@pytest.mark.parametrize("how", [(), ("shard",)])
+def test_two_processes_share_a_validation_and_come_to_the_figures_of_one(tmp_path, how):
     alone, both = tmp_path / "alone", tmp_path / "both"
     for folder, processes in ((alone, 1), (both, 2)):
-        done = launch(processes, "several_processes_validated.py", tmp_path, folder, 2)
+        done = launch(processes, "several_processes_validated.py", tmp_path, folder, 2, *how)
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (rows_of(folder / "validation.csv") for folder in (alone, both))
     assert [row["step"] for row in one] == [row["step"] for row in two] and len(one) < 16  # ended early, both
