@@ -4,8 +4,8 @@
 2. one step against two: `segment(picture)`, and `encode` followed by `segment(encoding)`;
 3. where the model has a presence readout with a threshold: K prompts of which a few are there, against one prompt and against
    decoding all.
-Prompts are prepared, full-size masks not kept; calls take turns, medians. Writes JSON and a picture. Run it on a machine that
-does nothing else.
+Prompts are prepared, full-size masks not kept; calls take turns, medians. Writes JSON and the curves of docs/ask-again.png. Run
+it on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -114,10 +114,12 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         for kind, mark in (("first", "o--"), ("later", "s--")):
             label = f"{kind} question, at most {MOST_THERE} prompts there"
             axes.plot(few, [figures["few_there"]["ms"][f"{kind} {k}"] for k in few], mark, label=label)
+    anew = [k * rows[str(counts[0])]["first_ms"] / counts[0] for k in counts]
+    axes.plot(counts, anew, ":", color="grey", label="the picture encoded anew for every prompt (computed)")
     axes.set(xlabel="prompts", ylabel="milliseconds (median)", xscale="log", yscale="log",
              title=f"CPU, {figures['questions']['size']} px, {figures['machine']['processor']}")  # fmt: skip
     axes.set_xticks(counts, [str(k) for k in counts])
-    axes.legend()
+    axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
 
 
@@ -125,10 +127,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, default=SHIPPED_BUNDLE)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 8, 20, 150, 600])
+    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 2, 5, 10, 20, 50, 150, 300, 600])
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--threads", type=int, help="of the CPU (default: all)")
     parser.add_argument("--output", type=Path, default=RESULTS / "ask-again.json")
+    parser.add_argument("--picture", type=Path, default=RESULTS.parents[1] / "docs" / "ask-again.png")
     options = parser.parse_args()
     from digseg_engine.runtime.machine import device_key
 
@@ -143,7 +146,7 @@ def main() -> None:
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(figures, indent=2) + "\n")
-    draw(figures, options.output.with_suffix(".png"))
+    draw(figures, options.picture)
     print(json.dumps(figures, indent=2))
 
 

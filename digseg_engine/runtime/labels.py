@@ -80,10 +80,9 @@ def label(
     boxes: list[list[int] | None] = [None] * count
     best = np.full(shape, floor)  # nothing below it is labelled
     label_map = np.zeros(shape, np.int32)
-    areas, beats = precedence(planes, rules)
-    for k in np.argsort(-areas, kind="stable"):  # wholes before their parts
-        if empty(planes[k], rules.border):
-            continue  # enlarging makes no logit larger
+    some = [k for k, plane in enumerate(planes) if not empty(plane, rules.border)]  # of the others nothing shows
+    areas, beats = precedence(planes, some, rules)
+    for k in sorted(some, key=lambda k: -areas[k]):  # wholes before their parts
         full = enlarge(planes[k])
         mask = full > floor
         wins = full > best
@@ -118,14 +117,17 @@ def floor_of(
     return floor
 
 
-def precedence(planes: Sequence[Plane], rules: Rules) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def precedence(
+    planes: Sequence[Plane], some: Sequence[int], rules: Rules
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Areas [K] by which prompts are laid down, largest first, and beats [K, K + 1]: whether prompt k shows over label l
-    wherever both masks are set, however strong. Judged on the planes, before they are enlarged."""
+    wherever both masks are set, however strong. Judged on the planes, before they are enlarged; `some`: numbers of those that
+    are not empty."""
     count = len(planes)
     beats = np.zeros((count, count + 1), np.bool_)
     if rules.labels == "strongest" or count < 2:
         return np.zeros(count, np.float32), beats
-    areas, some = np.zeros(count, np.float32), [k for k, plane in enumerate(planes) if not empty(plane, rules.border)]
+    areas = np.zeros(count, np.float32)
     if not some:
         return areas, beats
     masks = np.stack([_at(planes[k], planes[0].shape) > rules.border for k in some]).reshape(len(some), -1)
