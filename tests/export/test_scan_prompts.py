@@ -101,11 +101,11 @@ def test_split_keeps_the_order_and_follows_every_path():
 def test_a_softmax_before_the_last_axis_is_taken_in_steps_wherever_it_stands():
     import onnxruntime
 
-    def value(name):
-        return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+    def value(name, axes="pqr"):
+        return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, list(axes))
 
     node = onnx.helper.make_node
-    body = onnx.helper.make_graph([node("Softmax", ["x"], ["y"], axis=-2)], "b", [value("x")], [value("y")])
+    body = onnx.helper.make_graph([node("Softmax", ["x"], ["y"], axis=-2)], "b", [value("x", "qr")], [value("y", "qr")])
     nodes = [node("Softmax", ["a"], ["middle"], axis=-3), node("Softmax", ["a"], ["last"], axis=-1),
              node("Scan", ["a"], ["looped"], body=body, num_scan_inputs=1)]  # fmt: skip
     names = ("middle", "last", "looped")
