@@ -4,8 +4,9 @@
 2. one step against two: `segment(picture)`, and `encode` followed by `segment(encoding)`;
 3. where the model has a presence readout with a threshold: K prompts of which a few are there, against one prompt and against
    decoding all.
-Prompts are prepared, full-size masks not kept; calls take turns, medians. Writes JSON and a picture. Run it on a machine that
-does nothing else.
+--processor counts the processor's time of one thread, as a clock that other work on the machine does not disturb.
+Prompts are prepared, full-size masks not kept; calls take turns, medians. Writes JSON and the curves of docs/ask-again.png. Run
+it on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -43,7 +45,9 @@ def vocabulary(count: int) -> tuple[Any, list[str], list[str]]:
     return painted.image, there, list(words)[:count]
 
 
-def questions(engine: Engine, size: int, counts: list[int], runs: int) -> dict[str, Any]:
+def questions(
+    engine: Engine, size: int, counts: list[int], runs: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Any]:
     """Milliseconds of first and later questions, in one step and in two, by number of prompts; whole, and the model's steps."""
     picture, _, prompts = vocabulary(max(counts))
     encoding, rows = engine.encode(picture, size), {}
@@ -58,10 +62,12 @@ def questions(engine: Engine, size: int, counts: list[int], runs: int) -> dict[s
             "first": keeping(lambda ask=ask: ask(picture, size=size), steps["first"]),
             "later": keeping(lambda ask=ask: ask(encoding), steps["later"]),
             "two_steps": lambda ask=ask: ask(engine.encode(picture, size)),
-        }, runs)  # fmt: skip
+        }, runs, clock=clock)  # fmt: skip
         inside = {name: sorted(sum(each.get(step, 0.0) for step in MODEL) for each in kept[-runs:])
                   for name, kept in steps.items()}  # fmt: skip
         model = {name: 1000 * seconds[runs // 2] for name, seconds in inside.items()}
+        if clock is not time.perf_counter:
+            model = {}  # steps are timed by the clock on the wall
         rows[str(k)] = {**{f"{name}_ms": ms for name, ms in whole.items()},
                         **{f"{name}_model_ms": ms for name, ms in model.items()},
                         "later_over_first": whole["later"] / whole["first"],
@@ -69,7 +75,9 @@ def questions(engine: Engine, size: int, counts: list[int], runs: int) -> dict[s
     return {"size": size, "encoding_bytes": encoding.nbytes, "prompts": rows}
 
 
-def few_there(engine: Engine, size: int, counts: list[int], runs: int) -> dict[str, Any] | None:
+def few_there(
+    engine: Engine, size: int, counts: list[int], runs: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Any] | None:
     """K prompts of which a few are there: first and later questions against one prompt, and against decoding all; None for a
     model that leaves nothing out."""
     if engine.gate.threshold is None:
@@ -86,7 +94,7 @@ def few_there(engine: Engine, size: int, counts: list[int], runs: int) -> dict[s
     for k, prepared in asked.items():
         calls |= {f"first {k}": lambda p=prepared: ask(picture, p), f"later {k}": lambda p=prepared: ask(encoding, p),
                   f"all {k}": lambda p=prepared: ask(picture, p, True)}  # fmt: skip
-    ms = medians(calls, runs)
+    ms = medians(calls, runs, clock=clock)
     rows = {
         str(k): {"there": len(there), "held_to_be_there": int(ask(encoding, asked[k]).there.sum()),
                  "first_over_one_prompt": ms[f"first {k}"] / ms["first 1"],
@@ -114,10 +122,12 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         for kind, mark in (("first", "o--"), ("later", "s--")):
             label = f"{kind} question, at most {MOST_THERE} prompts there"
             axes.plot(few, [figures["few_there"]["ms"][f"{kind} {k}"] for k in few], mark, label=label)
-    axes.set(xlabel="prompts", ylabel="milliseconds (median)", xscale="log", yscale="log",
+    anew = [k * rows[str(counts[0])]["first_ms"] / counts[0] for k in counts]
+    axes.plot(counts, anew, ":", color="grey", label="the picture encoded anew for every prompt (computed)")
+    axes.set(xlabel="prompts", ylabel=f"milliseconds (median, {figures['clock']})", xscale="log", yscale="log",
              title=f"CPU, {figures['questions']['size']} px, {figures['machine']['processor']}")  # fmt: skip
     axes.set_xticks(counts, [str(k) for k in counts])
-    axes.legend()
+    axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
 
 
@@ -125,25 +135,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, default=SHIPPED_BUNDLE)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 8, 20, 150, 600])
+    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 2, 5, 10, 20, 50, 150, 300, 600])
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--threads", type=int, help="of the CPU (default: all)")
     parser.add_argument("--output", type=Path, default=RESULTS / "ask-again.json")
+    parser.add_argument("--picture", type=Path, default=RESULTS.parents[1] / "docs" / "ask-again.png")
+    parser.add_argument("--processor", action="store_true", help="processor time of one thread in place of the wall's")
     options = parser.parse_args()
+    clock = time.process_time if options.processor else time.perf_counter
     from digseg_engine.runtime.machine import device_key
 
-    engine = Engine.load(options.bundle, "onnxruntime", threads=options.threads)
+    engine = Engine.load(options.bundle, "onnxruntime", threads=1 if options.processor else options.threads)
     many = [k for k in options.prompts if k >= 100]
     figures: dict[str, Any] = {
         "machine": {**device_key(), "system": platform.system(), "load_before": os.getloadavg()[0]},
+        "clock": "processor time of one thread" if options.processor else "time on the wall",
         "versions": {name: version(name) for name in ("onnxruntime", "numpy", "pillow", "tokenizers")},
         "model": {"name": options.bundle.name, "sha256": engine.source.digest, "backend": engine.backend.detail},
-        "questions": questions(engine, options.size, options.prompts, options.runs),
-        "few_there": few_there(engine, options.size, many, options.runs) if many else None,
+        "questions": questions(engine, options.size, options.prompts, options.runs, clock),
+        "few_there": few_there(engine, options.size, many, options.runs, clock) if many else None,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(figures, indent=2) + "\n")
-    draw(figures, options.output.with_suffix(".png"))
+    draw(figures, options.picture)
     print(json.dumps(figures, indent=2))
 
 

@@ -32,9 +32,11 @@ RESULTS = Path(__file__).resolve().parent / "results"
 IMPORTS = "import numpy, PIL, onnxruntime"
 
 
-def medians(calls: dict[str, Callable[[], object]], runs: int, warm_up: int = 2) -> dict[str, float]:
+def medians(
+    calls: dict[str, Callable[[], object]], runs: int, warm_up: int = 2, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median milliseconds of every call; the calls take turns, so that a busy moment hits all of them."""
-    return {name: 1000 * statistics.median(values) for name, values in in_turns(calls, runs, warm_up).items()}
+    return {name: 1000 * statistics.median(values) for name, values in in_turns(calls, runs, warm_up, clock).items()}
 
 
 def prompt_scaling(bundle: Path, size: int, counts: list[int], runs: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ Masks = NDArray[np.bool_]
 LEAST = 1e-6  # threshold: its logit lies well above that of a prompt that is not there
 LABEL_RULES = ("parts", "strongest", "smallest")
 INSIDE = 0.9  # share of a mask that must lie in a larger one for it to count as its part
+MARGIN = 1e-3  # of a logit: more than enlarging can round
 SMALLER = 0.8  # and at most this share of the larger one's area
 
 
@@ -79,8 +80,9 @@ def label(
     boxes: list[list[int] | None] = [None] * count
     best = np.full(shape, floor)  # nothing below it is labelled
     label_map = np.zeros(shape, np.int32)
-    areas, beats = precedence(planes, rules)
-    for k in np.argsort(-areas, kind="stable"):  # wholes before their parts
+    some = [k for k, plane in enumerate(planes) if not empty(plane, rules.border)]  # of the others nothing shows
+    areas, beats = precedence(planes, some, rules)
+    for k in sorted(some, key=lambda k: -areas[k]):  # wholes before their parts
         full = enlarge(planes[k])
         mask = full > floor
         wins = full > best
@@ -115,23 +117,35 @@ def floor_of(
     return floor
 
 
-def precedence(planes: Sequence[Plane], rules: Rules) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def precedence(
+    planes: Sequence[Plane], some: Sequence[int], rules: Rules
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Areas [K] by which prompts are laid down, largest first, and beats [K, K + 1]: whether prompt k shows over label l
-    wherever both masks are set, however strong. Judged on the planes, before they are enlarged."""
+    wherever both masks are set, however strong. Judged on the planes, before they are enlarged; `some`: numbers of those that
+    are not empty."""
     count = len(planes)
     beats = np.zeros((count, count + 1), np.bool_)
     if rules.labels == "strongest" or count < 2:
         return np.zeros(count, np.float32), beats
-    masks = np.stack([_at(plane, planes[0].shape) > rules.border for plane in planes]).reshape(count, -1)
+    areas = np.zeros(count, np.float32)
+    if not some:
+        return areas, beats
+    masks = np.stack([_at(planes[k], planes[0].shape) > rules.border for k in some]).reshape(len(some), -1)
     flat = masks.astype(np.float32)
-    areas: NDArray[np.float32] = flat.sum(1)
+    areas[some] = flat.sum(1)
     if rules.labels == "smallest":
         beats[:, 1:] = areas[:, None] < areas[None]
     else:
-        shared = flat @ flat.T  # [K, K] cells
-        beats[:, 1:] = (shared >= INSIDE * areas[:, None]) & (areas[:, None] <= SMALLER * areas[None])
+        shared, few = flat @ flat.T, areas[some]  # [M, M] cells of those that have any
+        inside = (shared >= INSIDE * few[:, None]) & (few[:, None] <= SMALLER * few[None])
+        beats[np.ix_(some, [k + 1 for k in some])] = inside
     beats[areas == 0] = False
     return areas, beats
+
+
+def empty(plane: Plane, border: float) -> bool:
+    """Whether a plane's mask is empty at every size: all its logits lie clearly under the border."""
+    return bool(plane.max() < border - MARGIN)
 
 
 def _at(plane: Plane, shape: tuple[int, ...]) -> Plane:

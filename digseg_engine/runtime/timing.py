@@ -27,15 +27,18 @@ def repeated(
     return taken
 
 
-def in_turns(calls: Mapping[str, Callable[[], object]], runs: int, warm_up: int = 2) -> dict[str, list[float]]:
+def in_turns(
+    calls: Mapping[str, Callable[[], object]], runs: int, warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:  # fmt: skip
     """Seconds of `runs` calls each; the calls take turns, so that a busy moment hits all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(warm_up + runs):
         for name, call in calls.items():
-            began = time.perf_counter()
+            began = clock()
             call()
             if i >= warm_up:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(clock() - began)
     return seconds
 
 

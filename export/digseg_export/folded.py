@@ -37,6 +37,7 @@ from digseg_export.conversion import Conversion, Traced, save
 from digseg_export.fold_names import CHUNK, MASKS, THERE, Sizes, Text, fold_names
 from digseg_export.precision import widen
 from digseg_export.quantize import store_half
+from digseg_export.softmax_steps import softmax_in_steps
 from digseg_export.verify import Graphs, Sample, answer_of
 
 PAIRS = 400  # of a picture and a name that are compared; at least one picture
@@ -115,7 +116,8 @@ def write_labels_graph(folder: Path, traced: Traced, conversion: Conversion, fol
             traced.models[MASK_DECODER.file], traced.models.get(PRESENCE.file), text, folding, sizes, chunk=1
         )
         stored = onnx.load(str(folder / LABELS.file), load_external_data=False)
-        onnx.save_model(widen(exact, stored, conversion.precision), str(folder / LABELS.cpu_file))
+        on_cpu = softmax_in_steps(widen(exact, stored, conversion.precision))
+        onnx.save_model(on_cpu, str(folder / LABELS.cpu_file))
 
 
 def folded_report(report: dict[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,31 @@ def test_the_order_of_prompts_changes_no_label():
     assert segmented().label_names == {1: "nucleus", 2: "cell", 3: "water"}
 
 
+@pytest.mark.parametrize("rule", ["parts", "smallest", "strongest"])
+def test_a_plane_without_a_cell_in_its_mask_is_not_enlarged(rule, monkeypatch):
+    few = np.full((9, 32, 64), -20, np.float32)
+    few[[2, 3, 7]] = planes()
+    frame, rules = fit(np.zeros((64, 128, 3), np.uint8), 64, 32).frame, Rules(labels=rule)
+    enlarged = []
+
+    def enlarge(plane):
+        enlarged.append(next(k for k in range(9) if np.shares_memory(few[k], plane)))
+        return unfit_plane(frame, plane)
+
+    found = label(list(few), enlarge, frame.original, rules)
+    assert sorted(enlarged) == [2, 3, 7]
+    monkeypatch.setattr("digseg_engine.runtime.labels.empty", lambda plane, border: False)
+    every = label(list(few), enlarge, frame.original, rules)
+    assert len(enlarged) == 12
+    assert all(
+        np.array_equal(getattr(found, name), getattr(every, name))
+        for name in ("masks", "scores", "label_map", "pixels")
+    )
+    assert found.boxes == every.boxes and found.pixels.any()
+    nothing = label(list(few[:2]), enlarge, frame.original, rules)
+    assert len(enlarged) == 12 + 2 and not nothing.label_map.any() and nothing.boxes == (None, None)
+
+
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9])
 def test_masks_are_where_the_confidence_is_over_the_threshold(threshold):
     result = segmented(rules=Rules(threshold=threshold))
