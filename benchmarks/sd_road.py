@@ -219,7 +219,8 @@ def other_schedulers(data: Path, room: Path) -> dict[str, str]:
         folder = write_directory(room / f"sd-{kind}", train_tokenizer(704))
         DDIMScheduler(beta_schedule=kind, prediction_type="v_prediction").save_pretrained(folder / "scheduler")
         words = ["digseg_engine", "train", "--init", str(folder), "--data", str(data), "--size", str(SIZE), "-o",
-                 str(room / f"run-{kind}"), *(f"--set={s}.steps=3" for s in ("reference", "one_step", "student"))]  # fmt: skip
+                 str(room / f"run-{kind}"),
+                 *(f"--set={s}.steps=3" for s in ("reference", "one_step", "student", "presence"))]  # fmt: skip
         done = subprocess.run([sys.executable, "-m", *words], text=True, capture_output=True)
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         found[kind] = f"exit {done.returncode}: {lines[-1].replace(str(room), 'FOLDER')}"
