@@ -31,7 +31,7 @@ from digseg_engine.contract import (
     Folding,
 )
 from digseg_export.precision import FLOAT
-from digseg_export.scan_prompts import TOKEN_AXES, own_tokens, split
+from digseg_export.scan_prompts import split
 
 CHUNK = FOLDED_CHUNK
 ENDINGS = {
@@ -231,31 +231,19 @@ def _scanned(parts: Parts, inside: Parts, whole: list[str], folding: Folding, pr
     logits = "found" if folding.labels_only else "logits.of.one"
     _compared(comparing, logits, "best", "so.far", "base")
     comparing.add("Add", ["base", step], "new.base")
-    if each == 1:
-        _own_tokens(inside)
     for name, _ in stacked:
         inside.add("Identity", [name], f"{name}.of.round")
     new = [_value("new.best", FLOAT), _value("new.label", INT), _value("new.base", INT)]
     first, ends = ["empty.best", "empty.label", "first.label"], ["last.best", "label", "last.base"]
-    held = list(inside.constants.values())
     if folding.labels_only:
-        body = helper.make_graph(inside.nodes, "names", [*state, *text], [*new, *outputs], held)
+        body = helper.make_graph(inside.nodes, "names", [*state, *text], [*new, *outputs])
         _scan(parts, "names", body, [*first, *whole], [*ends, *(name for _, name in stacked)])
     else:
-        body = helper.make_graph(inside.nodes, "names", text, outputs, held)
+        body = helper.make_graph(inside.nodes, "names", text, outputs)
         _scan(parts, "names", body, whole, [name for _, name in stacked])
         body = helper.make_graph(comparing.nodes, "compared", [*state, _value(logits, FLOAT)], new)
         _scan(parts, "compared", body, [*first, "logits.rounds"], ends)
     _unstacked(parts, folding, presence)
-
-
-def _own_tokens(inside: Parts) -> None:
-    """A round of one name meets the picture with its own tokens alone."""
-    cuts, constants = own_tokens({tensor.name: tensor.name for tensor in TEXT}, ".own")
-    for node in inside.nodes:
-        node.input[:] = [f"{name}.own" if name in TOKEN_AXES else name for name in node.input]
-    inside.nodes[:0] = cuts
-    inside.constants |= {constant.name: constant for constant in constants}
 
 
 def _empty_map(parts: Parts) -> None:

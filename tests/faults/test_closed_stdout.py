@@ -25,6 +25,7 @@ DOES = {
     "bench": ["bench", "{bundle}", "--backends", "onnxruntime", "--sizes", "64", "--prompts", "1", "--runs", "1"],
     "scenes": ["scenes", "--domain", "aerial", "--size", "64", "-o", "out"],
     "completion": ["completion", "bash"],
+    "serve": ["serve", "--help"],
     "help": ["--help"],
     "version": ["--version"],
     "eval": ["eval", "--model", "{bundle}", "--data", "scenes:aerial", "--count", "1", "--size", "64"],

@@ -9,6 +9,7 @@ import os
 
 import pytest
 from serving_cases import client_of
+from serving_fixtures import *  # noqa: F403
 
 schemathesis = pytest.importorskip("schemathesis")
 hypothesis = pytest.importorskip("hypothesis")

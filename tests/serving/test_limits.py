@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 from serving_cases import EXAMPLES, client_of
-from test_answers import as_file, told
+from serving_fixtures import *  # noqa: F403
+from test_served_answers import as_file, told
 
 from digseg_engine.serving.limits import Limits
 from digseg_engine.serving.shelf import Shelf

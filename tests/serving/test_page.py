@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from serving_cases import EXAMPLES, serving
+from serving_fixtures import *  # noqa: F403
 
 from digseg_engine.runtime.rle import decode
 

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from programs import LIMIT, run_program
 from serving_cases import EXAMPLES, ROOT, serving
-from test_answers import as_file
+from serving_fixtures import *  # noqa: F403
+from test_served_answers import as_file
 
 from digseg_engine.runtime.rle import decode
 

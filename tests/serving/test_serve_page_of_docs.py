@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 from serving_cases import ROOT
+from serving_fixtures import *  # noqa: F403
 
 from digseg_engine.serving import problems
 from digseg_engine.serving.limits import MIB, Limits

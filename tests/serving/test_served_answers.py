@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from serving_cases import EXAMPLES, client_of
+from serving_fixtures import *  # noqa: F403
 
 from digseg_engine import Engine
 from digseg_engine.runtime.rle import decode
