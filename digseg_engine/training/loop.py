@@ -116,7 +116,7 @@ def train_stage(
     if config.channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average, taught = averaged(module, config), module
-    if config.shard and name in sharding.STAGES and accelerator.num_processes > 1:
+    if sharding.divides(name, config, accelerator.num_processes):
         taught = _divided(name, module, average, config, accelerator)
     weights = list(trained_weights(taught))
     optimizer = make_optimizer(config.optimizer, weights, config.learning_rate, config.weight_decay)

@@ -170,6 +170,9 @@ class Run:
 
         Raises UsageError naming every difference, unless `override` is set: then `changes.json` says what changed and when.
         """
+        for name, stage in stages_of(settings).items():  # now, not when its turn comes after days
+            if sharding.divides(name, stage, PartialState().num_processes):
+                sharding.check_sharding(name, stage)
         now = flat({**more, **asdict(settings)})
         before = settings_in_force(self.out) if self.resume and not self._only_begun() else {}
         changed = [name for name in differences(before, now) if before]

@@ -25,6 +25,11 @@ STAGES = ("reference", "one_step", "few_step")  # their module is asked once, as
 OPTIMIZERS = ("adamw",)  # of those that work weight by weight, number by number
 
 
+def divides(name: str, config: Any, processes: int) -> bool:
+    """Whether the stage's weights are to be divided."""
+    return bool(config.shard and name in STAGES and processes > 1)
+
+
 def check_sharding(name: str, config: Any) -> None:
     """Raises UsageError for a setting of the stage that does not work on divided weights."""
     wrong = {

@@ -8,11 +8,12 @@ import pytest
 import torch
 from launching import launch
 from safetensors.torch import load_file
-from small_stage import SETTINGS, fit
+from small_stage import SETTINGS, SHORT, fit, short_run
 
 from digseg_engine.errors import UsageError
 from digseg_engine.training import sharding
 from digseg_engine.training.loop import averaged
+from digseg_engine.training.run import Run
 
 
 def train(folder, processes, kill_at=-1, mode="new", how="shard"):
@@ -74,6 +75,14 @@ def test_what_does_not_work_on_divided_weights_is_refused(setting, instead):
     with pytest.raises(UsageError, match=rf"reference\.shard does not work together with reference\.{name}={value}; set "
                        rf"reference\.{name}={instead}, or reference\.shard=false"):  # fmt: skip
         sharding.check_sharding("reference", replace(config, **setting))
+
+
+def test_a_run_is_refused_before_its_first_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "divides", lambda name, config, processes: config.shard)  # as in two processes
+    settings = short_run(one_step=replace(SHORT, optimizer="muon", shard=True))
+    with pytest.raises(UsageError, match=r"one_step\.shard does not work together with one_step\.optimizer=muon"):
+        Run(tmp_path / "run", False, 0).describe(settings)
+    assert not (tmp_path / "run" / "train.json").exists()
 
 
 def test_alone_or_in_a_stage_that_is_asked_in_parts_nothing_is_divided(tmp_path):
