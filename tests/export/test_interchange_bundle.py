@@ -56,7 +56,12 @@ def test_symbolic_shape_inference_leaves_the_result(graph, tmp_path):
     pytest.importorskip("sympy")
     from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
-    inferred = SymbolicShapeInference.infer_shapes(onnx.load(str(graph[0])), auto_merge=True)
+    model = onnx.load(str(graph[0]))
+    if graph[0].name == MASK_DECODER.cpu_file:  # it knows no `ReduceMax`; docs/export.md says so until it does
+        with pytest.raises(TypeError, match="NoneType"):
+            SymbolicShapeInference.infer_shapes(model, auto_merge=True)
+        return
+    inferred = SymbolicShapeInference.infer_shapes(model, auto_merge=True)
     assert len(inferred.graph.value_info) > 0.8 * len(inferred.graph.node)
     onnx.save(inferred, str(tmp_path / "inferred.onnx"))
     assert_unchanged(tmp_path / "inferred.onnx", graph)
