@@ -27,6 +27,7 @@ GIVEN = {
     "training/state.link": "a state's partial folder",
     "training/log.add": "a log, one whole row at a time; a torn last row is not read",
     "training/loop._run_steps": "a state, by `state.save_state`",
+    "serving/answers.png": "memory, no file",
     "runtime/strips.__init__": "a strip, given by `replacing`",
     "runtime/pictures._one": "a result, by `saving`", "runtime/asking.draw": "a result, by `saving`",
     "data/batches._mapped": "latents that can be made again, each marked when it is whole",

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
+from programs import LIMIT
 from serving_cases import EXAMPLES, client_of
 from serving_fixtures import *  # noqa: F403
 from test_served_answers import as_file, told
@@ -104,7 +105,7 @@ def test_a_full_queue_says_so_and_empties(engine, monkeypatch):
 
         threads = [threading.Thread(target=ask) for _ in range(2)]
         threads[0].start()
-        assert begun.acquire(timeout=60)
+        assert begun.acquire(timeout=LIMIT)
         threads[1].start()
         while client.service.work.taken < 2:
             pass
