@@ -49,10 +49,19 @@ def sharded(module: nn.Module, device: torch.device, processes: int) -> nn.Modul
     """A copy of a module whose weights are divided, block by block. Called by every process, with equal weights."""
     mesh = init_device_mesh(device.type, (processes,))
     whole = copy.deepcopy(module)
+    _give_axes(whole)
     named = _blocks(whole)
     for part in reversed([part for part in whole.modules() if type(part).__name__ in named]):  # the inner ones first
         fully_shard(part.to(device), mesh=mesh)
     return fully_shard(_rest_to(whole, device), mesh=mesh)
+
+
+def _give_axes(module: nn.Module) -> None:
+    """Numbers without an axis (a gate) become rows of one, which alone can be divided; `like` takes either for the other."""
+    for part in module.modules():
+        for name, weight in list(part.named_parameters(recurse=False)):
+            if not weight.dim():
+                part.register_parameter(name, nn.Parameter(weight.detach().reshape(1), weight.requires_grad))
 
 
 def _blocks(module: nn.Module) -> set[str]:
@@ -93,8 +102,11 @@ def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tens
 
 
 def like(tensor: Tensor, weight: Any) -> Tensor:
-    """A whole tensor divided as a weight is; itself where the weight is whole or of another shape (a counter)."""
-    if not isinstance(weight, DTensor) or tensor.shape != weight.shape:
-        return tensor
-    part: Tensor = distribute_tensor(tensor.to(weight.device), weight.device_mesh, weight.placements)
+    """A whole tensor as a weight is: divided, or a number with or without an axis."""
+    if weight is None or tensor.numel() != weight.numel():
+        return tensor  # it does not fit, which is told where it is to be used
+    shaped = tensor.reshape(weight.shape) if tensor.numel() == 1 else tensor
+    if not isinstance(weight, DTensor) or shaped.shape != weight.shape:
+        return shaped
+    part: Tensor = distribute_tensor(shaped.to(weight.device), weight.device_mesh, weight.placements)
     return part

@@ -38,6 +38,7 @@ from digseg_engine.words import counted
 
 FORMAT = "digseg.state/1"
 KEPT = 2
+COUNTER = "step"  # of an optimizer's state, a number; everything else there is of its weight's shape
 TENSORS, BEST = ("model", "average", "optimizer"), "best"
 COMPLETE, PARTIAL = re.compile(r"step-(\d{8})"), re.compile(r"writing-\d{8}")
 READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, SafetensorError)
@@ -239,7 +240,7 @@ def _optimizer_state(
     state: dict[int, dict[str, Any]] = {int(weight): dict(values) for weight, values in numbers.items()}
     for key, tensor in tensors.items():
         weight, _, name = key.partition(".")
-        state[int(weight)][name] = like(tensor, weights[int(weight)])
+        state[int(weight)][name] = tensor if name == COUNTER else like(tensor, weights[int(weight)])
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 

@@ -132,7 +132,7 @@ def call(words: list[str]) -> None:
 def test_the_page_has_commands_of_every_kind():
     verbs = {line.split()[1] for line in OURS if line.startswith("digseg ")}
     assert (
-        {"train", "distill", "data", "eval"} <= verbs and len(OURS) >= 20 and len(BENCHMARKS) >= 6 and len(OTHERS) == 2
+        {"train", "distill", "data", "eval"} <= verbs and len(OURS) >= 20 and len(BENCHMARKS) >= 6 and len(OTHERS) == 3
     )
     assert any("--resume" in line for line in OURS) and any("--validate-every" in line for line in OURS)
     starts = {word for line in OURS for word in ("digseg-tiny", "DIRECTORY", "--config tiny") if word in line}
@@ -173,14 +173,15 @@ def test_a_benchmark_of_the_page_has_the_options_it_is_shown_with(line):
 
 
 @pytest.mark.slow
-def test_several_processes_train_as_shown(room):
-    line = next(line for line in OTHERS if line.startswith("accelerate "))
+@pytest.mark.parametrize("line", [line for line in OTHERS if line.startswith("accelerate ")])
+def test_several_processes_train_as_shown(room, line):
     words = shlex.split(line)
+    start = words[words.index("--init") + 1]
     assert words[1] == "launch" and words[4:6] == ["-m", "digseg_engine"]
     shutil.rmtree(room / "runs" / "mine", ignore_errors=True)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision",
                 "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
-    plain = [*launcher, *words[2:], *SHORT["digseg-tiny"], "--scale", "0.0001"]
+    plain = [*launcher, *words[2:], *SHORT[start], "--scale", "0.0001"]
     done = run_command(*plain, cwd=room, env={"OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)})
     assert done.returncode == 0, done.stderr[-3000:]
     assert (room / "runs" / "mine" / "checkpoint" / "quality.json").is_file()
