@@ -33,10 +33,10 @@ from digseg_engine import Engine
 from digseg_engine.bundle import sha256
 from digseg_engine.data.classes import read_classes
 from digseg_engine.model.pretrained import BUNDLED, load_checkpoint
+from digseg_engine.precisions import spec_of
 from digseg_engine.runtime.verified import verify_bundle
 from digseg_engine.vocabulary import Vocabulary, read_vocabulary
 from digseg_engine.worlds.scenes import CLASSES, scene
-from digseg_export.comparison import LIMITS
 from digseg_export.own_pictures import shares_of, trained_on
 from digseg_export.progress import StepTimer
 from digseg_export.publish import Exported, Known, Options, publish, trace
@@ -71,7 +71,7 @@ class Exporter:
 
     def export(self, target: Path, precision: str, vocabulary: Vocabulary | None) -> Exported:
         """A verified bundle at `target`."""
-        options, limits = replace(self.options, vocabulary=vocabulary), LIMITS[precision]
+        options, limits = replace(self.options, vocabulary=vocabulary), spec_of(precision).limits
         done = publish(self.checkpoint, self.traced, self.tokenizer, target, precision, limits, self.timer, options,
                        self.known.get(precision))  # fmt: skip
         self.known[precision] = done.known

@@ -34,7 +34,7 @@ from digseg_engine.evaluation.score import evaluate
 from digseg_engine.evaluation.tables import parts_of
 from digseg_engine.images import fit, unfit
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
-from digseg_export.comparison import LIMITS
+from digseg_engine.precisions import spec_of
 from digseg_export.conversion import Conversion
 from digseg_export.progress import StepTimer
 from digseg_export.publish import Options, Traced, publish, trace
@@ -151,7 +151,14 @@ def measure(model: Path | None, count: int, room: Path, say: Callable[[str], Non
     rows: dict[str, Any] = {}
     for precision, allowed in POINTS.items():
         done = publish(
-            checkpoint, traced, tokenizer, room / precision, precision, LIMITS[precision], StepTimer(say), Options()
+            checkpoint,
+            traced,
+            tokenizer,
+            room / precision,
+            precision,
+            spec_of(precision).limits,
+            StepTimer(say),
+            Options(),
         )
         predict, how = predictor(precision, room / precision, checkpoint, traced)
         say(f"score {precision}")

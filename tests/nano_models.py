@@ -37,7 +37,7 @@ def build_nano(preset, raw_tokenizer):
 def make_nano_models(folder: Path, preset, raw_tokenizer) -> NanoModels:
     """The nano model that hears its prompts: its checkpoint and its fp32 and fp16 bundles."""
     from digseg_engine.model.pretrained import load_checkpoint, save_checkpoint
-    from digseg_export.comparison import LIMITS, Limits
+    from digseg_engine.precisions import Limits, spec_of
     from digseg_export.progress import StepTimer
     from digseg_export.publish import Options, publish, trace
 
@@ -47,7 +47,7 @@ def make_nano_models(folder: Path, preset, raw_tokenizer) -> NanoModels:
     silent = StepTimer(lambda step: None)
     checkpoint = load_checkpoint(folder / "nano")  # stored in half precision: what a user exports
     traced, tokenizer = trace(checkpoint, silent), raw_tokenizer.to_str().encode()
-    for precision, limits in (("fp32", LIMITS["fp32"]), ("fp16", Limits(0.05, 0.9))):
+    for precision, limits in (("fp32", spec_of("fp32").limits), ("fp16", Limits(0.05, 0.9))):
         publish(checkpoint, traced, tokenizer, folder / precision, precision, limits, silent, Options())
     return NanoModels(folder / "nano", folder / "fp32", folder / "fp16")
 
@@ -84,7 +84,7 @@ def make_presence_models(folder: Path, preset, raw_tokenizer) -> PresenceModels:
     from digseg_engine import Engine
     from digseg_engine.bundle import MANIFEST, finish
     from digseg_engine.model.pretrained import load_checkpoint, save_checkpoint
-    from digseg_export.comparison import LIMITS
+    from digseg_engine.precisions import spec_of
     from digseg_export.progress import StepTimer
     from digseg_export.publish import Options, publish, trace
 
@@ -96,7 +96,9 @@ def make_presence_models(folder: Path, preset, raw_tokenizer) -> PresenceModels:
     silent = StepTimer(lambda step: None)
     checkpoint = load_checkpoint(made.checkpoint)
     tokenizer = raw_tokenizer.to_str().encode()
-    publish(checkpoint, trace(checkpoint, silent), tokenizer, made.bundle, "fp32", LIMITS["fp32"], silent, Options())
+    publish(
+        checkpoint, trace(checkpoint, silent), tokenizer, made.bundle, "fp32", spec_of("fp32").limits, silent, Options()
+    )
     engine = Engine.load(made.bundle, "onnxruntime")
     text = engine.prompts.fold(made.prompts)
     logits = np.concatenate([engine.runner.presence(engine.encode(each).place, text)[0] for each in made.pictures])
@@ -127,9 +129,9 @@ def make_folded_models(folder: Path, models: PresenceModels) -> FoldedModels:
 
     from digseg_engine.bundle import MANIFEST
     from digseg_engine.model.pretrained import load_checkpoint
+    from digseg_engine.precisions import spec_of
     from digseg_engine.vocabulary import Vocabulary
     from digseg_export import publish
-    from digseg_export.comparison import LIMITS
     from digseg_export.progress import StepTimer
 
     names = (*(f"{prompt}!" for prompt in models.prompts[:-1]), models.prompts[-1])
@@ -142,7 +144,7 @@ def make_folded_models(folder: Path, models: PresenceModels) -> FoldedModels:
     try:
         for path, labels_only in ((made.full, False), (made.labels_only, True)):
             options = publish.Options(vocabulary=Vocabulary(names, models.prompts, labels_only))
-            publish.publish(checkpoint, traced, b"", path, "fp32", LIMITS["fp32"], silent, options)
+            publish.publish(checkpoint, traced, b"", path, "fp32", spec_of("fp32").limits, silent, options)
     finally:
         publish._choose_threshold = chosen
     return made

@@ -18,6 +18,7 @@ import numpy as np
 
 from digseg_engine.contract import LABEL_MAP, LOGITS, PRESENCE_LOGITS
 from digseg_engine.errors import BackendError
+from digseg_engine.precisions import PLAIN
 from digseg_engine.runtime import verdicts
 from digseg_engine.runtime.backends import Array, Backend, BackendKind, Usable, failing_as, in_one_line, kinds
 from digseg_engine.runtime.chunks import ChunkedRunner, joined
@@ -143,7 +144,7 @@ def named(kind: BackendKind, source: Source) -> Backend:
     if (verdicts.read(key) or {}).get("right") is True:
         return backend
     error, iou = check_golden(backend, source.golden)
-    right, reason = within_limits(error, iou, source.golden.allowing(getattr(backend, "precision", "fp32")))
+    right, reason = within_limits(error, iou, source.golden.allowing(getattr(backend, "precision", PLAIN.name)))
     if not right:
         raise BackendError(
             f"backend {kind.name} cannot be used here ({backend.detail}): {reason}; try another --backend"
@@ -207,7 +208,7 @@ def assess(kind: BackendKind, found: Usable, source: Source, task: Task, timed: 
     try:
         backend = create(kind, source)
         error, iou = check_golden(backend, source.golden)
-        right, reason = within_limits(error, iou, source.golden.allowing(getattr(backend, "precision", "fp32")))
+        right, reason = within_limits(error, iou, source.golden.allowing(getattr(backend, "precision", PLAIN.name)))
         row = Row(kind.name, True, backend.detail, reason, error=error, iou=iou, right=right)
         return replace(row, ms=time_backend(backend, task, source)) if right and timed else row
     except Exception as failure:

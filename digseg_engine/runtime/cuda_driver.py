@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digseg_engine.errors import BackendError
+from digseg_engine.precisions import PRECISIONS
 
 MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _INT, _SIZE, _HANDLE = ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p
@@ -117,10 +118,8 @@ class Driver:
 
 
 def zeros(shape: tuple[int, ...], kind: str) -> NDArray[Any]:
-    """A host array for a tensor of the contract; bf16 travels as its 16 bits."""
-    kinds = {"float32": np.float32, "fp16": np.float16, "bf16": np.uint16, "int64": np.int64, "bool": np.bool_,
-             "uint8": np.uint8, "uint16": np.uint16}  # fmt: skip
-    return np.zeros(shape, kinds[kind])
+    """A host array for a tensor of the contract: a precision, or a type as NumPy calls it."""
+    return np.zeros(shape, PRECISIONS[kind].host if kind in PRECISIONS else kind)
 
 
 def _load() -> Any:

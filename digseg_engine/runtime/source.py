@@ -21,12 +21,12 @@ from digseg_engine.bundle import MANIFEST, Bundle, open_bundle
 from digseg_engine.contract import LABEL_MAP, LOGITS
 from digseg_engine.errors import BackendError, BundleError, UsageError
 from digseg_engine.folders import recover
+from digseg_engine.precisions import PLAIN, spec_of
 from digseg_engine.runtime.profile import Profile
 from digseg_engine.signatures import Signer, verify
 from digseg_engine.text import PromptTokenizer
 from digseg_engine.vocabulary import Vocabulary
 
-LIMITS = {"fp32": (1e-3, 0.999), "fp16": (2e-2, 0.99), "bf16": (5e-2, 0.97)}  # as an export in that precision is judged
 LITTLE = 7e11  # pictures x pixels x bytes of weights: one picture of 256 pixels for the bundled model in fp16
 
 
@@ -61,8 +61,8 @@ class Golden:
 
     def allowing(self, precision: str) -> Golden:
         """The same sample with room for a backend that computes in `precision`, where it has less room than that."""
-        relative, iou = LIMITS.get(precision, LIMITS["fp32"])
-        return replace(self, relative=max(self.relative, relative), iou=min(self.iou, iou))
+        limits = spec_of(precision).limits
+        return replace(self, relative=max(self.relative, limits.relative), iou=min(self.iou, limits.iou))
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class Source:
 
             path = self.need_checkpoint("torch")
             image, ids, mask, logits, presence = torch_backend.golden_arrays(path)
-            return Golden(image, ids, mask, logits, *LIMITS["fp32"], presence)
+            return Golden(image, ids, mask, logits, PLAIN.limits.relative, PLAIN.limits.iou, presence)
         path, body = self.bundle.file("golden.safetensors"), self.bundle.read("golden.safetensors")
         try:
             arrays = load(body)

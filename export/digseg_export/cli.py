@@ -13,6 +13,7 @@ from digseg_engine.commands.declare import Command, Option
 from digseg_engine.commands.main import run_command
 from digseg_engine.extras import require
 from digseg_engine.named import find_model
+from digseg_engine.precisions import USUAL, those
 from digseg_export.progress import shown
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ COMMAND = Command(
     run=export,
     options=(
         Option("model", "checkpoint directory", kind=Path, shown="digseg-tiny, the bundled one"),
-        Option("--precision", "fp32, fp16, bf16, int8 or fp8", default="fp16", metavar="NAME"),
+        Option("--precision", those(lambda spec: True), default=USUAL.name, metavar="NAME"),
         Option("--output -o", "bundle to write", kind=Path, shown="MODEL-PRECISION, RUN-PRECISION of runs/RUN/checkpoint",
                metavar="FOLDER"),
         Option("--format", "onnx; all: also build TensorRT engines here; tensorrt: the same; tensorrt-rtx: also build "

@@ -13,29 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digseg_engine.errors import VerificationError
+from digseg_engine.precisions import Limits
 from digseg_engine.runtime.choice import pair_iou
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Largest relative error (L2 norm of the difference over the norm of the reference), smallest mean mask IoU, and of a folded
-    bundle the smallest share of its label map that is right."""
-
-    relative: float
-    iou: float
-    absolute: float | None = None  # largest error of any number; None: not looked at
-    labels: float = 0.999
-
-
-LIMITS = {  # wide enough for a model with random weights; the bundled model loses a tenth of them (5e-3 in bf16, 2.6e-2 in int8)
-    "fp32": Limits(1e-3, 0.999),
-    "fp16": Limits(2e-2, 0.99),
-    "bf16": Limits(5e-2, 0.97, labels=0.99),
-    "int8": Limits(2e-1, 0.90, labels=0.99),
-    "fp8": Limits(2e-1, 0.90, labels=0.99),
-}
 
 
 @dataclass(frozen=True)

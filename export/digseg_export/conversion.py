@@ -24,12 +24,12 @@ from digseg_engine.contract import (
 )
 from digseg_engine.model.graph_modules import GraphModules
 from digseg_engine.model.pretrained import Checkpoint
+from digseg_engine.precisions import Limits, PrecisionSpec, spec_of
 from digseg_engine.runtime.profile import Profile
 from digseg_export.bisect_islands import Cure, find_cure
 from digseg_export.calibration import Calibration, calibration
-from digseg_export.comparison import Limits
 from digseg_export.emulate import emulate
-from digseg_export.precision import LOGITS, TYPES, Policy, last_layer, to_precision, widen
+from digseg_export.precision import LOGITS, Policy, last_layer, to_precision, widen
 from digseg_export.quantize import left_alone, quantise
 from digseg_export.ranges import Feeds, range_islands, session, tensor_ranges
 from digseg_export.scan_prompts import scan_prompts
@@ -42,10 +42,6 @@ LAST_LAYERS = {
 }
 PRESENCE_EXACT = "one number decides whether a prompt is there at all, and this graph is a small part of the work"
 SCANNED = (PRESENCE, MASK_DECODER)  # a CPU should run their prompts one after the other
-WIDE = {
-    "fp32": "nothing: float32 needs no calibration",
-    "bf16": "nothing: bf16 has float32's range, no tensor can overflow",
-}
 
 
 @dataclass(frozen=True)
@@ -78,6 +74,11 @@ class Conversion:
     written: dict[str, dict[str, Any]] = field(default_factory=dict)
     weights_folder: Path | None = None  # folder of a large model's weights
 
+    @property
+    def spec(self) -> PrecisionSpec:
+        """What is to be known of the precision."""
+        return spec_of(self.precision)
+
     @classmethod
     def measure(
         cls, checkpoint: Checkpoint, models: Models, precision: str, options: Any, progress: Callable[[str], None],
@@ -89,8 +90,9 @@ class Conversion:
         for spec in specs:
             if spec in LAST_LAYERS:
                 policies[spec.file].nodes.update(last_layer(models[spec.file], LAST_LAYERS[spec]))
-        if precision in WIDE or (precision == "fp16" and not options.measured_islands):
-            words = WIDE.get(precision, "nothing: islands by kind alone")
+        kind = spec_of(precision)
+        if kind.unmeasured or (kind.reduced and not options.measured_islands):
+            words = kind.unmeasured or "nothing: islands by kind alone"
             return cls(precision, policies, calibrated_on=words, weights_folder=weights_folder)
         batches, words = calibration(checkpoint, options.calibration)
         feeds = calibration_feeds(batches, models, weights_folder)
@@ -98,7 +100,7 @@ class Conversion:
         for spec in specs:
             progress(f"ranges of {spec.file}")
             ranges = tensor_ranges(models[spec.file], feeds[spec.file], weights_folder=weights_folder)
-            if precision == "fp16":
+            if kind.reduced:
                 policies[spec.file].nodes.update(range_islands(models[spec.file], ranges))
             elif spec is PRESENCE:
                 result = left_alone(models[spec.file], PRESENCE_EXACT)
@@ -128,22 +130,22 @@ class Conversion:
         def written(on_cpu: bool) -> Graphs:
             return Graphs.of(folder, traced.specs, on_cpu, self.weights_folder)
 
-        if self.precision not in TYPES:
+        if not self.spec.reduced:
             yield written(on_cpu=False)
-            if self.precision == "fp32":
+            if not self.spec.quantised:
                 yield written(on_cpu=True)
             return
         if not self.weights_folder:
             yield Torch(traced.parts, self.precision)
         yield self.rounded(traced)
         yield written(on_cpu=True)
-        # ONNX Runtime's CPU provider has no bf16 kernels: that graph itself is checked for form, not run. Of a large fp16
-        # graph it would hold every constant in float32 at once.
-        if self.precision != "bf16" and not self.weights_folder:
+        # A graph that no CPU kernels take is checked for form, not run. Of a large one the CPU provider would hold every
+        # constant in float32 at once.
+        if self.spec.on_cpu and not self.weights_folder:
             yield written(on_cpu=False)
 
     def rounded(self, traced: Traced) -> Graphs:
-        """Float32 graphs that round every reduced result (fp16 and bf16 only)."""
+        """Float32 graphs that round every reduced result (of a precision that is `reduced`)."""
         models = {s.file: emulate(traced.models[s.file], self.policies[s.file], _borders(s)) for s in traced.specs}
         names = {s.file: f"{s.file} rounded" for s in traced.specs}
         return Graphs(models, names, self.weights_folder)
@@ -168,9 +170,9 @@ class Conversion:
 
     def _cpu_graph(self, spec: GraphSpec, model: onnx.ModelProto, stored: onnx.ModelProto) -> onnx.ModelProto | None:
         """The float32 graph over the stored weights, with its prompts scanned; None where it would change nothing."""
-        if self.precision in TYPES:
+        if self.spec.reduced:
             stored = widen(model, stored, self.precision)
-        elif self.precision != "fp32" or spec not in SCANNED:
+        elif self.spec.quantised or spec not in SCANNED:
             return None
         return scan_prompts(stored) if spec in SCANNED else stored
 

@@ -16,8 +16,9 @@ import onnx_ir
 from onnx import TensorProto, helper
 from torch import nn
 
+from digseg_engine.precisions import spec_of
 from digseg_export.disk_offload import Stored, stand_ins
-from digseg_export.precision import FLOAT, TYPES, reduced
+from digseg_export.precision import FLOAT, reduced, type_of
 
 ALIGN = 4096
 
@@ -45,7 +46,8 @@ def describe(program: Any, module: nn.Module) -> onnx.ModelProto:
 
 def write_external_data(model: onnx.ModelProto, module: nn.Module, data: Path, precision: str) -> None:
     """Write the named constants of `model` into `data` and let the graph refer to them. In place."""
-    kind = TYPES.get(precision, FLOAT)
+    spec = spec_of(precision)
+    kind = type_of(spec) if spec.reduced else FLOAT
     waiting = {name: p.stored for name, p in stand_ins(module).items()}  # type: ignore[attr-defined]
     named = {t.name: t for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL}
     turned, nodes = _turned(model.graph, set(named))

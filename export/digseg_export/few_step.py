@@ -28,14 +28,15 @@ from digseg_engine.images import fit
 from digseg_engine.model.autoencoder import raw_latent
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
 from digseg_engine.model.sampler import sample
+from digseg_engine.precisions import Limits, spec_of
 from digseg_engine.text import PromptTokenizer
 from digseg_engine.worlds.scenes import scene
-from digseg_export.comparison import LIMITS, Array, Check, Limits, compare, hold_to_limits
+from digseg_export.comparison import Array, Check, compare, hold_to_limits
 from digseg_export.conversion import save
 from digseg_export.emulate import emulate
 from digseg_export.few_step_folder import MARK, REPORT, write_configurations
 from digseg_export.graph_check import check_graph
-from digseg_export.precision import TYPES, Policy, last_layer, to_precision
+from digseg_export.precision import Policy, last_layer, to_precision
 from digseg_export.preflight import check_few_step
 from digseg_export.progress import Progress, StepTimer
 from digseg_export.ranges import session
@@ -117,7 +118,7 @@ def export_few_step(
     Raises UsageError for a precision that does not apply and VerificationError when a graph differs from PyTorch.
     """
     check_few_step(model, precision, output)
-    limits, timer, source = limits or LIMITS[precision], StepTimer(progress), model or BUNDLED
+    limits, timer, source = limits or spec_of(precision).limits, StepTimer(progress), model or BUNDLED
     timer.start("load checkpoint")
     checkpoint = load_checkpoint(source)
     parts, checks = modules(checkpoint), []
@@ -181,7 +182,7 @@ def write_graph(folder: Path, spec: GraphSpec, traced: onnx.ModelProto, precisio
     converted, _ = to_precision(traced, policy, borders)
     path = folder / spec.file
     path.parent.mkdir()
-    rounded = [(f"{spec.file} rounded", emulate(traced, policy, borders))] if precision in TYPES else []
+    rounded = [(f"{spec.file} rounded", emulate(traced, policy, borders))] if spec_of(precision).reduced else []
     if converted is traced:
         converted = onnx.ModelProto()
         converted.CopyFrom(traced)

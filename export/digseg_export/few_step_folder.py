@@ -11,7 +11,8 @@ from digseg_engine.folders import Mark
 
 if TYPE_CHECKING:
     from digseg_engine.model.pretrained import Checkpoint
-    from digseg_export.comparison import Check, Limits
+    from digseg_engine.precisions import Limits
+    from digseg_export.comparison import Check
 
 MARKER, REPORT = "model_index.json", "verification.json"
 FORMAT = "digseg.diffusers/1"

@@ -30,9 +30,10 @@ from digseg_engine.contract import (
     graphs_of,
 )
 from digseg_engine.model.pretrained import Checkpoint
+from digseg_engine.precisions import Limits, spec_of
 from digseg_engine.runtime.folded import GOLDEN_NAMES, gated
 from digseg_engine.vocabulary import Vocabulary
-from digseg_export.comparison import Array, Check, CheckError, Limits, Tally, hold_to_limits
+from digseg_export.comparison import Array, Check, CheckError, Tally, hold_to_limits
 from digseg_export.conversion import Conversion, Traced, save
 from digseg_export.fold_names import CHUNK, MASKS, THERE, Sizes, Text, fold_names
 from digseg_export.precision import widen
@@ -108,10 +109,10 @@ def write_labels_graph(folder: Path, traced: Traced, conversion: Conversion, fol
         for name in (spec.file, spec.cpu_file, spec.data_file):
             (folder / name).unlink(missing_ok=True)
     labels = fold_names(masks, presence, text, folding, sizes)
-    if conversion.precision in ("int8", "fp8"):
+    if conversion.spec.quantised:
         store_half(labels)
     save(labels, folder / LABELS.file)
-    if conversion.precision not in ("int8", "fp8"):
+    if not conversion.spec.quantised:
         exact = fold_names(
             traced.models[MASK_DECODER.file], traced.models.get(PRESENCE.file), text, folding, sizes, chunk=1
         )
@@ -174,7 +175,7 @@ def open_maps(
 ) -> dict[bool, list[Array]]:  # fmt: skip
     """The label maps of the open graphs, as stored (False) and as a CPU runs them (True), about PyTorch's own encodings."""
     found = {}
-    stored, other = [False] * (precision != "bf16"), [True] * (folder / MASK_DECODER.cpu_file).is_file()
+    stored, other = [False] * spec_of(precision).on_cpu, [True] * (folder / MASK_DECODER.cpu_file).is_file()
     for on_cpu in (*stored, *other):
         graphs = Graphs.of(folder, traced.specs, on_cpu)
         found[on_cpu] = [_open_map(graphs, folded, sample) for sample in data]
@@ -225,8 +226,8 @@ def _both(want: Array, got: Array) -> tuple[Array, Array]:
 
 
 def _forms(folder: Path, folded: Folded, precision: str) -> Iterator[tuple[bool, Graphs]]:
-    """The graphs as stored, but for bf16, which a CPU does not run, and what a CPU runs instead."""
-    if precision != "bf16":
+    """The graphs as stored, where a CPU runs them, and what a CPU runs instead."""
+    if spec_of(precision).on_cpu:
         yield False, Graphs.of(folder, folded.specs, on_cpu=False)
     if (folder / LABELS.cpu_file).is_file():
         yield True, Graphs.of(folder, folded.specs, on_cpu=True)

@@ -7,26 +7,17 @@ both are read. An fp16 bundle whose engine holds no half layer is an error, not 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from typing import Any
 
 from digseg_engine.errors import VerificationError
-
-TYPES = (
-    ("fp8", re.compile(r"fp8|e4m3", re.IGNORECASE)),
-    ("bf16", re.compile(r"bf16|bfloat16|brain", re.IGNORECASE)),
-    ("fp16", re.compile(r"fp16|half|float16", re.IGNORECASE)),
-    ("int8", re.compile(r"\bint8\b|kint8", re.IGNORECASE)),
-    ("fp32", re.compile(r"fp32|\bfloat\b|float32|kfloat", re.IGNORECASE)),
-)
-ANSWER = {"fp32": ("fp32",), "fp16": ("fp16",), "bf16": ("bf16",), "int8": ("int8",), "fp8": ("fp8",)}
+from digseg_engine.precisions import PRECISIONS
 
 
 def type_of(tensor: dict[str, Any]) -> str:
     """ "fp16", "fp32", ... of one tensor entry of either schema, "other" when it names none of ours."""
     text = str(tensor.get("DataType") or tensor.get("Format/Datatype") or tensor.get("Format") or "")
-    return next((name for name, pattern in TYPES if pattern.search(text)), "other")
+    return next((name for name, spec in PRECISIONS.items() if spec.reported.search(text)), "other")
 
 
 def count_types(report: str) -> Counter[str]:
@@ -57,7 +48,7 @@ def borders(report: str) -> list[str]:
 def check_precision_of(report: str, precision: str) -> Counter[str]:
     """The counts, when the asked precision is among them. Raises VerificationError for an engine in something else."""
     counts = count_types(report)
-    if not any(counts[name] for name in ANSWER[precision]):
+    if not counts[precision]:
         listed = ", ".join(f"{n} {name}" for name, n in counts.most_common())
         raise VerificationError(
             f"the engine has no {precision} layer (found {listed}); expected the graph's precision; nothing was kept; "

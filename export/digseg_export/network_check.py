@@ -12,10 +12,10 @@ from typing import Any
 from digseg_engine.bundle import Bundle
 from digseg_engine.contract import GraphSpec
 from digseg_engine.errors import VerificationError
+from digseg_engine.precisions import PLAIN, PRECISIONS, spec_of
 
-TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
+TYPES = {spec.tensorrt: name for name, spec in PRECISIONS.items()}
 BORDERS = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL", "uint8": "UINT8"}
-REDUCED = {"fp16": "HALF", "bf16": "BF16"}
 WORK = ("CONVOLUTION", "MATRIX_MULTIPLY")  # what costs time
 EXACT = ("SOFTMAX", "NORMALIZATION", "REDUCE")  # float32 in every precision
 MOST_INTEGERS = 1024  # numbers of an Int64 constant: shapes, axes and positions have fewer
@@ -59,10 +59,9 @@ def _type(tensor: Any) -> str:
 
 def _check_borders(network: Any, spec: GraphSpec, precision: str) -> None:
     """Names, types and number of axes of inputs and outputs are the contract's."""
-    wanted = {
-        t.name: (BORDERS.get(t.dtype, REDUCED.get(precision, "FLOAT")), len(t.axes))
-        for t in (*spec.inputs, *spec.outputs)
-    }
+    spec_of_graph = spec_of(precision)
+    border = (spec_of_graph if spec_of_graph.reduced else PLAIN).tensorrt
+    wanted = {t.name: (BORDERS.get(t.dtype, border), len(t.axes)) for t in (*spec.inputs, *spec.outputs)}
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]
     got = {tensor.name: (_type(tensor), len(tensor.shape)) for tensor in tensors}
@@ -84,6 +83,6 @@ def _check_constant(layer: Any, spec: GraphSpec) -> None:
 def _check_island(layer: Any, spec: GraphSpec) -> None:
     tensors = [layer.get_input(i) for i in range(layer.num_inputs)] + [layer.get_output(0)]
     found = {TYPES[_type(t)] for t in tensors if t is not None and _type(t) in TYPES}
-    if found - {"fp32"}:
+    if found - {PLAIN.name}:
         raise VerificationError(f"{spec.file}: {layer.name} ({layer.type.name.lower()}) computes in {', '.join(sorted(found))}; "
                                 "expected float32, an island of precision.json; export the bundle again")  # fmt: skip

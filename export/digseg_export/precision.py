@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from digseg_engine.errors import UsageError
+from digseg_engine.precisions import PLAIN, USUAL, PrecisionSpec, spec_of
 
 FLOAT = TensorProto.FLOAT
-TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 ISLANDS = {
     "Softmax": "exponentials and their sum lose small attention weights in half precision",
     "InstanceNormalization": "group-norm statistics: squares of activations above 256 overflow fp16",
@@ -46,7 +45,6 @@ MOVES = {
     "Gather",
 }
 SENTINEL, HALF_MAX = 1e38, 65504.0
-BF16_OPSET = 22  # the first in which Conv takes bf16; for our operators 21 and 22 only add types
 FLOAT_ONLY_INPUTS = {"Resize": (1, 2)}  # roi and scales are float32 by the operator's definition
 
 
@@ -62,11 +60,9 @@ class Policy:
         return self.nodes.get(node.name) or self.kinds.get(node.op_type)
 
 
-def check_precision(name: str) -> str:
-    """Raises UsageError for a precision this exporter does not write."""
-    if name not in PRECISIONS:
-        raise UsageError(f"unknown precision {name!r}; expected one of {', '.join(PRECISIONS)}")
-    return name
+def type_of(spec: PrecisionSpec) -> int:
+    """The number of a precision's type in ONNX."""
+    return int(TensorProto.DataType.Value(spec.onnx))
 
 
 def to_precision(model: onnx.ModelProto, policy: Policy, io: dict[str, str]) -> tuple[onnx.ModelProto, dict[str, Any]]:
@@ -75,8 +71,8 @@ def to_precision(model: onnx.ModelProto, policy: Policy, io: dict[str, str]) -> 
     io: dtype of each graph border from the contract ("float32", "graph", ...). Returns the new model and a report
     {name, islands: {op kind: {count, reason}}, nodes: {node: reason}, casts}.
     """
-    if policy.precision == "fp32":
-        return model, {"name": "fp32", "islands": {}, "nodes": {}, "casts": 0}
+    if policy.precision == PLAIN.name:
+        return model, {"name": PLAIN.name, "islands": {}, "nodes": {}, "casts": 0}
     rewrite = Rewrite(model, policy, io)
     return rewrite.run(), rewrite.report()
 
@@ -98,7 +94,8 @@ class Rewrite:
 
     def __init__(self, model: onnx.ModelProto, policy: Policy, io: dict[str, str]) -> None:
         self.policy, self.io = policy, io
-        self.low = TYPES[policy.precision]
+        self.spec = spec_of(policy.precision)
+        self.low = type_of(self.spec)
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=False)
@@ -128,8 +125,7 @@ class Rewrite:
         del graph.node[:], graph.initializer[:], graph.value_info[:]
         graph.node.extend([*self.widened.values(), *self.nodes])
         graph.initializer.extend(self._used_constants())
-        if self.low == TensorProto.BFLOAT16:
-            self.model.opset_import[0].version = max(self.model.opset_import[0].version, BF16_OPSET)
+        self.model.opset_import[0].version = max(self.model.opset_import[0].version, self.spec.opset)
         return self.model
 
     def report(self) -> dict[str, Any]:
@@ -245,7 +241,7 @@ def reduced(values: NDArray[np.float32], kind: int, name: str) -> NDArray[Any]:
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
     if not np.isfinite(half).all() and np.isfinite(values).all():
-        raise UsageError(f"weight {name} reaches {np.abs(values).max():g}, fp16 ends at 65504; use bf16 or fp32")
+        raise UsageError(f"weight {name} reaches {np.abs(values).max():g}, fp16 ends at 65504; {USUAL.else_try}")
     return half
 
 

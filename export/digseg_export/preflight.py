@@ -11,6 +11,7 @@ from digseg_engine.errors import UsageError
 from digseg_engine.folders import check_target as check_folder
 from digseg_engine.folders import recover
 from digseg_engine.model.folder import BUNDLED, LARGE, check_complete, is_large, picture_size, read_config, stride_of
+from digseg_engine.precisions import spec_of, those
 from digseg_engine.runtime.profile import Profile
 from digseg_export.few_step_folder import MARK
 from digseg_export.own_pictures import check_folders
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from digseg_export.request import Request
 
 PLAIN_NAMES = ("checkpoint", "model", "final", "best", "last")  # folders that say nothing about which model it is
-FEW_STEP_PRECISIONS = ("fp32", "fp16")
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ def _has_presence(config: dict[str, Any]) -> bool:
 def check_few_step(model: Path | None, precision: str, output: Path) -> None:
     """Raises UsageError for what the diffusers layout does not take, or an output that cannot be used."""
     check_folder(output, MARK)
-    if precision not in FEW_STEP_PRECISIONS:
+    if not spec_of(precision).few_step:
         raise UsageError(f"--precision {precision} does not apply to --layout diffusers: ONNX Runtime's own classes run it, "
-                         f"and they take {' or '.join(FEW_STEP_PRECISIONS)}")  # fmt: skip
+                         f"and they take {those(lambda spec: spec.few_step)}")  # fmt: skip
     folder = model or BUNDLED
     recover(folder)
     read_config(folder)
@@ -82,8 +82,8 @@ def check_size(folder: Path, precision: str, folded: bool = False) -> None:
     if folded and is_large(folder):
         raise UsageError(f"--vocabulary does not apply to {folder}: its weights are over {LARGE >> 20} MiB, and graphs are "
                          "folded in memory; export it without, and keep the prompts with Engine.prepare")  # fmt: skip
-    if precision in ("int8", "fp8") and is_large(folder):
+    if spec_of(precision).quantised and is_large(folder):
         raise UsageError(
             f"--precision {precision} does not apply to {folder}: its weights are over {LARGE >> 20} MiB, and choosing "
-            "the layers to leave out runs the whole graph many times in memory; use fp16 or bf16"
+            "the layers to leave out runs the whole graph many times in memory; use {those(lambda spec: spec.reduced)}"
         )

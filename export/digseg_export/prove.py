@@ -15,6 +15,7 @@ import numpy as np
 
 from digseg_engine.contract import MASK_DECODER, PRESENCE, graphs_of
 from digseg_engine.errors import DigsegError, VerificationError
+from digseg_engine.precisions import PLAIN
 from digseg_engine.runtime.backends import Backend, kinds
 from digseg_engine.runtime.choice import check_golden, create, look, within_limits
 from digseg_engine.runtime.source import Golden, Source, open_source
@@ -86,7 +87,8 @@ def _ask(
     answers: list[Answer] = []
     try:
         backend = create()
-        if (computes := getattr(backend, "precision", "fp32")) != "fp32":  # its own doing, whatever the bundle says
+        computes = getattr(backend, "precision", PLAIN.name)
+        if computes != PLAIN.name:  # its own doing, whatever the bundle says
             return [Answer(name, GOLDEN, reason=f"computes in {computes}: says nothing about the bundle")]
         answers.append(_answer(name, GOLDEN, *check_golden(backend, source.golden), source.golden))
         for at, golden in corners.items():

@@ -18,10 +18,11 @@ from digseg_engine.files import write_arrays, write_bytes, write_json
 from digseg_engine.model.folder import BUNDLED, is_large
 from digseg_engine.model.graph_modules import graph_modules
 from digseg_engine.model.pretrained import Checkpoint, load_checkpoint
+from digseg_engine.precisions import USUAL, Limits, spec_of
 from digseg_engine.runtime.profile import Profile
 from digseg_engine.signatures import sign
 from digseg_engine.vocabulary import Vocabulary
-from digseg_export.comparison import LIMITS, Check, CheckError, Limits
+from digseg_export.comparison import Check, CheckError
 from digseg_export.conversion import Conversion, Models, Traced, fix_shapes
 from digseg_export.disk_offload import Offloaded, filled, open_offloaded
 from digseg_export.external_data import write_external_data
@@ -40,7 +41,6 @@ from digseg_export.graph_check import check_graph
 from digseg_export.manifest import manifest_of
 from digseg_export.own_pictures import OwnPictures, check_folders, own_pictures, shares_of, trained_on
 from digseg_export.parallel_trace import parallel_trace
-from digseg_export.precision import TYPES, check_precision
 from digseg_export.preflight import check_size, default_output
 from digseg_export.presence_threshold import choose_threshold, labelled
 from digseg_export.progress import Progress, StepTimer
@@ -118,7 +118,7 @@ class Exported:
 
 
 def export_bundle(
-    model: Path | None = None, precision: str = "fp16", output: Path | None = None,
+    model: Path | None = None, precision: str = USUAL.name, output: Path | None = None,
     limits: Limits | None = None, progress: Progress = lambda step: None, options: Options | None = None,
 ) -> Exported:  # fmt: skip
     """Export a checkpoint directory (None: the bundled one) and return what was done.
@@ -127,8 +127,8 @@ def export_bundle(
     VerificationError when the graphs do not reproduce PyTorch; in every case nothing is left behind.
     """
     options = options or Options()
-    target = output or default_output(model, check_precision(precision))
-    limits = limits or LIMITS[check_precision(precision)]
+    target = output or default_output(model, spec_of(precision).name)
+    limits = limits or spec_of(precision).limits
     check_target(target)
     folder = model or BUNDLED
     known = trained_on(folder)
@@ -301,16 +301,14 @@ def _convert_and_verify(
         try:
             return conversion, verify(forms, data, limits, timer.detail)
         except CheckError as failure:
-            if conversion.precision not in TYPES:
-                hint = "try --precision fp16" if conversion.precision in ("int8", "fp8") else "raise the limits"
-                raise VerificationError(f"{failure}; {hint}") from failure
+            if not conversion.spec.reduced:
+                raise VerificationError(f"{failure}; {conversion.spec.else_try}") from failure
             timer.start("bisect")
             file = _failed(failure.check).file
             cure = conversion.cure(traced, file, data, limits, timer.detail)
             words = "; ".join(map(str, cure.culprits)) or "no single node: the error is spread over the graph"
             if not cure.complete or not cure.culprits:
-                other = "bf16 or fp32" if conversion.precision == "fp16" else "fp32"
-                raise VerificationError(f"{failure}; bad nodes: {words}; try --precision {other}") from failure
+                raise VerificationError(f"{failure}; bad nodes: {words}; {conversion.spec.else_try}") from failure
             if not options.auto_islands:
                 raise VerificationError(f"{failure}; first bad node: {cure.culprits[0]}; float32 islands that cure it: "
                                         f"{', '.join(cure.islands)}; apply them with --auto-islands") from failure  # fmt: skip

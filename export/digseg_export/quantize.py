@@ -19,12 +19,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from digseg_engine.precisions import PLAIN, spec_of
 from digseg_export.ranges import Feeds, session
 
 INT8_MAX, FP8_MAX = 127.0, 448.0
 LAYERS = ("Conv", "MatMul", "Gemm")
 STORED_HALF = 1024  # constants of this many bytes and more that stay float are stored in fp16 behind a Cast
-LIMIT = {"int8": 0.08, "fp8": 0.08}  # relative error of a graph's outputs on the calibration data
+LIMIT = 0.08  # relative error of a graph's outputs on the calibration data
 TINY = "smallest.size"  # the name of a constant in the graph that measures
 QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 
@@ -53,7 +54,7 @@ def quantise(
     ranges: largest magnitude of every activation; feeds: calibration inputs; keep: {node: reason} left out in any case.
     The limit is not a promise: verification judges the result.
     """
-    limit = LIMIT[precision] if limit is None else limit
+    limit = LIMIT if limit is None else limit
     possible = [node.name for node in layers(model) if node.name not in keep]
     wanted = [session(model).run(None, feed) for feed in feeds]
     full = insert(model, precision, ranges, possible)
@@ -81,7 +82,7 @@ def left_alone(model: onnx.ModelProto, reason: str) -> Quantised:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     store_half(copy)
-    return Quantised(copy, {"name": "fp32", "quantised": 0, "reason": reason})
+    return Quantised(copy, {"name": PLAIN.name, "quantised": 0, "reason": reason})
 
 
 def _fewest_left_out(
@@ -113,7 +114,7 @@ def insert(model: onnx.ModelProto, precision: str, ranges: dict[str, float], nam
     if not names:
         return copy
     quantised = _place(copy, ranges, names)
-    return quantised if precision == "int8" else _to_fp8(model, quantised)
+    return quantised if spec_of(precision).onnx == "INT8" else _to_fp8(model, quantised)
 
 
 def _place(model: onnx.ModelProto, ranges: dict[str, float], names: list[str]) -> onnx.ModelProto:

@@ -10,6 +10,7 @@ from typing import Any
 from digseg_engine.bundle import SIGNATURE
 from digseg_engine.contract import MASK_DECODER, PRESENCE, graphs_of
 from digseg_engine.errors import UsageError
+from digseg_engine.precisions import USUAL, Limits, spec_of, those
 from digseg_engine.runtime.profile import Profile, make_profile, parse_shapes
 from digseg_engine.signatures import signing_with
 from digseg_engine.vocabulary import Vocabulary, read_vocabulary
@@ -24,7 +25,7 @@ LAYOUTS = ("bundle", "diffusers")
 class Request:
     """The options of `digseg-export` as typed; None means not given."""
 
-    precision: str = "fp16"
+    precision: str = USUAL.name
     format: str = "onnx"
     target: str | None = None
     imgsz: str | None = None
@@ -54,9 +55,7 @@ class Request:
     def check(self) -> None:
         """Raises UsageError for the first argument that is unknown or does not apply, with the reason."""
         if self.bundle is None:  # a ready bundle needs nothing of what exports one
-            from digseg_export.precision import check_precision
-
-            check_precision(self.precision)
+            spec_of(self.precision)
         if self.format not in FORMATS:
             raise UsageError(f"unknown format {self.format!r}; expected one of {', '.join(FORMATS)}")
         if self.layout not in LAYOUTS:
@@ -82,7 +81,7 @@ class Request:
             signing_with(self.sign)
 
     def _conditions(self) -> list[tuple[Any, str, bool, str]]:
-        p, half = self.precision, self.precision in ("fp16", "bf16")
+        p, spec = self.precision, spec_of(self.precision)
         builds = self.format != "onnx" or self.target is not None
         rtx, level, engine = (
             self.format == "tensorrt-rtx",
@@ -108,9 +107,10 @@ class Request:
             (self.vocabulary is not None and any(axis in ends for ends in self.sizes() or () for axis in "KL"),
              "--prompts, or a shape of prompts or tokens,", False, "the vocabulary says how many names there are and how long"),
             (self.verify_data is not None, "--verify-data", bundle, "the diffusers layout is verified on painted scenes"),
-            (data, "--calibration", p != "fp32" and p != "bf16", f"{p} measures nothing; use fp16, int8 or fp8"),
-            (self.auto_islands, "--auto-islands", half, f"{p} has no float32 islands; use fp16 or bf16"),
-            (self.islands != "measured", "--islands", p == "fp16", f"ranges are measured for fp16 only, not for {p}"),
+            (data, "--calibration", not spec.unmeasured, f"{p} measures nothing; use {those(lambda s: not s.unmeasured)}"),
+            (self.auto_islands, "--auto-islands", spec.reduced, f"{p} has no float32 islands; use {those(lambda s: s.reduced)}"),
+            (self.islands != "measured", "--islands", spec.reduced and not spec.unmeasured,
+             f"ranges are measured for {those(lambda s: s.reduced and not s.unmeasured)} only, not for {p}"),
             (self.workspace is not None, "--workspace", builds, engine),
             (self.timing_cache is not None, "--timing-cache", timed, why_not),
             (self.builder_level is not None, "--builder-optimization-level", level, why_not if rtx else engine),
@@ -158,11 +158,9 @@ class Request:
         """The vocabulary of a folded bundle. Raises InputError for a file that cannot be used."""
         return None if self.vocabulary is None else read_vocabulary(self.vocabulary, self.labels_only)
 
-    def limits(self) -> Any:
+    def limits(self) -> Limits:
         """The precision's limits with --atol, --rtol and --min-iou applied."""
-        from digseg_export.comparison import LIMITS
-
-        found = LIMITS[self.precision]
+        found = spec_of(self.precision).limits
         if self.rtol is not None:
             found = replace(found, relative=self.rtol)
         if self.min_iou is not None:
@@ -199,9 +197,10 @@ class Request:
 
     def memory(self, parameters: int) -> MemoryBudget:
         """What a build of so many parameters may use on the target."""
-        width = {"fp32": 4, "fp16": 2, "bf16": 2}.get(self.precision, 1)
         target = find_target(str(self.target), self.precision)
-        return memory_budget(target, parameters * width >> 20, self.workspace, self.builder_level)
+        return memory_budget(
+            target, parameters * spec_of(self.precision).width >> 20, self.workspace, self.builder_level
+        )
 
     def preview(self, output: Path, presence: bool) -> dict[str, Any]:
         """The --dry-run answer: what would be written where, with which limits. presence: the model has that readout."""
@@ -209,11 +208,10 @@ class Request:
         names = self.names()
         specs = tuple(graphs_of(presence, names.folding if names else None).values())
         files = ["manifest.json", "precision.json", "golden.safetensors", SBOM, *([] if names else ["tokenizer.json"])]
-        files += [name for spec in specs for name in (spec.file, spec.data_file)]
-        with_cpu_graph = {"fp32": (PRESENCE, MASK_DECODER, specs[-1]), "fp16": specs, "bf16": specs}.get(
-            self.precision, ()
-        )
-        files += [spec.cpu_file for spec in specs if spec in with_cpu_graph]
+        files += [name for graph in specs for name in (graph.file, graph.data_file)]
+        spec = spec_of(self.precision)
+        with_cpu_graph = specs if spec.reduced else () if spec.quantised else (PRESENCE, MASK_DECODER, specs[-1])
+        files += [graph.cpu_file for graph in specs if graph in with_cpu_graph]
         if self.target:
             files.append(f"build-{self.target}.sh")
         if self.sign:

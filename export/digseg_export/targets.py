@@ -9,29 +9,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from digseg_engine.errors import UsageError
+from digseg_engine.precisions import PRECISIONS
 from digseg_engine.runtime.profile import Profile
 
 
 @dataclass(frozen=True)
 class Target:
-    """A device family: its smallest memory in GB, whether CPU and GPU share it, and what its tensor cores compute."""
+    """A device family: its smallest memory in GB, whether CPU and GPU share it, its compute capability (None: any)."""
 
     name: str
     memory_gb: int
     shared: bool
     tensorrt: str
-    precisions: tuple[str, ...]
+    capability: int | None
     note: str
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What its tensor cores compute."""
+        found = PRECISIONS.items()
+        return tuple(name for name, spec in found if self.capability is None or spec.lowest[0] <= self.capability)
 
 
 TARGETS = {
     t.name: t
     for t in (
-        Target("jetson-orin", 32, True, "10.3 (JetPack 6) or 10.16 (JetPack 7.2)", ("fp32", "fp16", "bf16", "int8"),
-               "AGX Orin, 32 or 64 GB"),
-        Target("jetson-orin-nano", 8, True, "10.3 (JetPack 6)", ("fp32", "fp16", "bf16", "int8"), "Orin Nano and NX, 8 GB"),
-        Target("jetson-thor", 128, True, "10.16 (JetPack 7.2)", ("fp32", "fp16", "bf16", "int8", "fp8"), "Thor, 128 GB"),
-        Target("desktop", 8, False, "10.3 to 11.x", ("fp32", "fp16", "bf16", "int8", "fp8"), "a GPU with 8 GB or more"),
+        Target("jetson-orin", 32, True, "10.3 (JetPack 6) or 10.16 (JetPack 7.2)", 87, "AGX Orin, 32 or 64 GB"),
+        Target("jetson-orin-nano", 8, True, "10.3 (JetPack 6)", 87, "Orin Nano and NX, 8 GB"),
+        Target("jetson-thor", 128, True, "10.16 (JetPack 7.2)", 110, "Thor, 128 GB"),
+        Target("desktop", 8, False, "10.3 to 11.x", None, "a GPU with 8 GB or more"),
     )
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ from digseg_engine.contract import GraphSpec
 from digseg_engine.errors import BackendError, UsageError, VerificationError
 from digseg_engine.files import write_bytes
 from digseg_engine.folders import writing
+from digseg_engine.precisions import spec_of
 from digseg_engine.runtime.backends import tensorrt_native as native
 from digseg_engine.runtime.backends import tensorrt_rtx
 from digseg_engine.runtime.backends.tensorrt_library import TENSORRT_RTX, load
@@ -30,13 +31,6 @@ from digseg_export.network_check import check_network
 from digseg_export.plan_builder import BuildOptions, Progress, build_plan, check_labels, shapes_of
 
 TARGETS = (75, 80, 86, 89, 120)  # Turing, A100, Ampere, Ada, Blackwell
-LOWEST = {  # compute capability from which the compiler takes a precision; found by building (1.7.1.116)
-    "fp32": (80, "float32 products are not supported on Turing"),
-    "fp16": (75, ""),
-    "bf16": (80, "Turing has no bf16"),
-    "int8": (80, "what is left in float32 has products, not supported on Turing"),
-    "fp8": (89, "GPUs before Ada have no fp8"),
-}
 EXPLAINED = {"Int64 binding": "token_ids are int64 in the contract, and are given as int64"}
 
 
@@ -88,7 +82,7 @@ def parse_targets(text: str | None, precision: str, trt: Any) -> tuple[int, ...]
     """ "75,8.9" -> (75, 89); None -> all of `TARGETS` that take the precision. Raises UsageError for a GPU that the library
     does not build for, or not in this precision."""
     if text is None:
-        return tuple(target for target in TARGETS if target >= LOWEST[precision][0])
+        return tuple(target for target in TARGETS if target >= spec_of(precision).lowest[0])
     known = [name[2:] for name in dir(trt.ComputeCapability) if name.startswith("SM")]
     wanted = [part.strip().removeprefix("sm").replace(".", "") for part in text.lower().split(",") if part.strip()]
     unknown = [name for name in wanted if name not in known]
@@ -105,7 +99,7 @@ def parse_targets(text: str | None, precision: str, trt: Any) -> tuple[int, ...]
 
 def check_targets(targets: Sequence[int], precision: str) -> None:
     """Raises UsageError for the first target that the compiler would refuse in this precision."""
-    lowest, why = LOWEST[precision]
+    lowest, why = spec_of(precision).lowest
     if older := [target for target in targets if target < lowest]:
         raise UsageError(f"--compute-capability {older[0]} does not apply to {precision}: {why}; expected {lowest} or newer, "
                          "or a bundle in fp16")  # fmt: skip

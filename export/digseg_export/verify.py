@@ -19,9 +19,10 @@ from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.model.graph_modules import GraphModules
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.model.student import FoldedText
+from digseg_engine.precisions import Limits, spec_of
 from digseg_engine.runtime.profile import Profile
 from digseg_engine.worlds.scenes import CLASSES, DOMAINS, scene
-from digseg_export.comparison import Array, Check, Limits, Tally, hold_to_limits
+from digseg_export.comparison import Array, Check, Tally, hold_to_limits
 from digseg_export.disk_offload import Offloaded, computing, working_size
 from digseg_export.own_pictures import OwnPictures
 from digseg_export.ranges import session
@@ -165,7 +166,7 @@ class Torch:
         self.parts: dict[str, Any] = {TEXT_ENCODER.file: parts.text_encoder, IMAGE_ENCODER.file: parts.image_encoder,
                       MASK_DECODER.file: parts.mask_decoder, PRESENCE.file: parts.presence}  # fmt: skip
         self.names = dict.fromkeys(self.parts, f"PyTorch autocast {precision}")
-        self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+        self.dtype: torch.dtype = getattr(torch, spec_of(precision).onnx.lower())
 
     @torch.no_grad()
     def run(self, spec: GraphSpec, feeds: dict[str, Array]) -> list[Array]:

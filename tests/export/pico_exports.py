@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from digseg_engine.model.pretrained import load_checkpoint
+from digseg_engine.precisions import Limits, spec_of
 from digseg_export import calibration, presence_threshold, verify
-from digseg_export.comparison import LIMITS, Limits
 from digseg_export.progress import StepTimer
 from digseg_export.publish import Exported, Known, publish, trace
 from digseg_export.request import Request
@@ -47,7 +47,7 @@ def few_scenes(monkeypatch):
 
 def pico_limits(precision: str) -> Limits:
     """Limits for random weights of a few channels: 8 bits cost them up to 0.22, by the numbers that torch's release draws."""
-    limits = LIMITS[precision]
+    limits = spec_of(precision).limits
     return replace(limits, relative=max(limits.relative, 0.3)) if precision == "int8" else limits
 
 

@@ -12,8 +12,8 @@ from conftest import run_command
 
 from digseg_engine.errors import UsageError, VerificationError
 from digseg_engine.model.pretrained import load_checkpoint
+from digseg_engine.precisions import Limits
 from digseg_export import few_step, preflight
-from digseg_export.comparison import Limits
 from digseg_export.few_step import REFERENCE_GRAPHS, export_few_step
 
 

@@ -14,10 +14,10 @@ from digseg_engine.errors import CheckpointError, UsageError
 from digseg_engine.model import folder
 from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.model.pretrained import load_checkpoint
+from digseg_engine.precisions import Limits
 from digseg_engine.runtime.backends.ort_backend import OrtBackend
 from digseg_engine.runtime.source import open_source
 from digseg_export import disk_offload, preflight
-from digseg_export.comparison import Limits
 from digseg_export.publish import export_bundle
 
 SMALL = 1024  # numbers; what the optimiser compares by content is below

@@ -13,8 +13,8 @@ from PIL import Image
 from digseg_engine.bundle import open_bundle
 from digseg_engine.errors import InputError, UsageError
 from digseg_engine.model.pretrained import load_checkpoint
+from digseg_engine.precisions import spec_of
 from digseg_export.calibration import calibration
-from digseg_export.comparison import LIMITS
 from digseg_export.own_pictures import STRANGERS, evenly, own_pictures, trained_on
 from digseg_export.publish import Options, export_bundle
 from digseg_export.request import Request
@@ -94,7 +94,7 @@ def test_an_export_verifies_on_the_training_data_by_itself(pico_folder, labelled
     shutil.copytree(pico_folder, checkpoint)
     (checkpoint / "training").mkdir(exist_ok=True)
     (checkpoint / "training" / "train.json").write_text(json.dumps({"data": str(labelled)}))
-    done = export_bundle(checkpoint, "fp16", tmp_path / "b", replace(LIMITS["fp16"], iou=0.5))
+    done = export_bundle(checkpoint, "fp16", tmp_path / "b", replace(spec_of("fp16").limits, iou=0.5))
     said = open_bundle(tmp_path / "b").manifest["verification"]
     assert said["data"] == "1 pictures of leaves (val), asked for its classes"
     assert said["evidence"] == evidence(done.checks) and "too little evidence" in said["evidence"]

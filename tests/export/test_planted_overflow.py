@@ -11,11 +11,11 @@ from safetensors.numpy import load_file
 
 from digseg_engine.bundle import open_bundle
 from digseg_engine.errors import InputError, VerificationError
+from digseg_engine.precisions import Limits, spec_of
 from digseg_engine.runtime.backends.ort_backend import OrtBackend
 from digseg_engine.runtime.profile import make_profile
 from digseg_engine.runtime.source import open_source
 from digseg_export import calibration, quantize, verify
-from digseg_export.comparison import LIMITS, Limits
 from digseg_export.progress import StepTimer
 from digseg_export.publish import Options, publish, trace
 
@@ -40,7 +40,7 @@ def export(planted, tmp_path, monkeypatch):
 
     def run(precision, name="b", limits=None, **options):
         checkpoint, traced, tokenizer = planted
-        return publish(checkpoint, traced, tokenizer, tmp_path / name, precision, limits or LIMITS[precision],
+        return publish(checkpoint, traced, tokenizer, tmp_path / name, precision, limits or spec_of(precision).limits,
                        StepTimer(lambda step: None), Options(**options))  # fmt: skip
 
     return run
@@ -72,7 +72,7 @@ def test_measured_ranges_find_the_same_node_before_verification(export, tmp_path
     reasons = done.policy["graphs"]["image_encoder.onnx"]["nodes"].values()
     assert any("on the calibration pictures; fp16 ends at 65504" in reason for reason in reasons)
     assert "training scenes" in done.policy["calibrated_on"]
-    coarse = dataclasses.replace(LIMITS["bf16"], iou=0.9)  # random weights: logits crowd around 0
+    coarse = dataclasses.replace(spec_of("bf16").limits, iou=0.9)  # random weights: logits crowd around 0
     assert export("bf16", "w", coarse).policy["calibrated_on"].startswith("nothing: bf16")  # no overflow in bf16
 
 
@@ -132,9 +132,9 @@ def test_fixed_shapes_are_written_into_the_graphs_and_their_golden_sample(export
 
 @pytest.mark.slow
 def test_limits_of_the_user_are_held(export, tmp_path):
-    tight = dataclasses.replace(LIMITS["fp32"], absolute=0.0)
+    tight = dataclasses.replace(spec_of("fp32").limits, absolute=0.0)
     with pytest.raises(VerificationError, match=r"--atol"):
         export("fp32", limits=tight)
     with pytest.raises(VerificationError, match=r"--rtol.*try --precision fp16"):
-        export("int8", limits=dataclasses.replace(LIMITS["int8"], relative=1e-6))
+        export("int8", limits=dataclasses.replace(spec_of("int8").limits, relative=1e-6))
     assert list(tmp_path.iterdir()) == []

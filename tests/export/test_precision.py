@@ -7,8 +7,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from digseg_engine.errors import UsageError, VerificationError
+from digseg_engine.precisions import spec_of
 from digseg_export.graph_check import check_graph
-from digseg_export.precision import Policy, check_precision, last_layer, to_precision, widen
+from digseg_export.precision import Policy, last_layer, to_precision, widen
 from digseg_export.quantize import worst
 
 IO = {"x": "float32", "t": "graph", "y": "float32"}
@@ -111,7 +112,7 @@ def test_the_cpu_graph_shares_the_weights_file(tmp_path):
 
 def test_unknown_precisions_are_refused():
     with pytest.raises(UsageError, match="unknown precision 'fp7'; expected one of fp32, fp16, bf16, int8, fp8"):
-        check_precision("fp7")
+        spec_of("fp7")
 
 
 def save(model, path):

@@ -15,8 +15,9 @@ from digseg_engine.contract import contract_json, graphs_of
 from digseg_engine.errors import CheckpointError, UsageError, VerificationError
 from digseg_engine.model.autoencoder import encode_image
 from digseg_engine.model.folder import BUNDLED, read_config
+from digseg_engine.precisions import Limits
 from digseg_engine.runtime.choice import pair_iou
-from digseg_export.comparison import Check, Limits, Tally, compare, hold_to_limits
+from digseg_export.comparison import Check, Tally, compare, hold_to_limits
 from digseg_export.graph_check import check_graph
 from digseg_export.publish import export_bundle
 from digseg_export.request import Request

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,11 @@ from small_graphs import replant, small_bundle
 from digseg_engine.bundle import open_bundle
 from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, PRESENCE, TEXT_ENCODER
 from digseg_engine.errors import BackendError, UsageError, VerificationError
+from digseg_engine.precisions import PRECISIONS
 from digseg_engine.runtime.backends import tensorrt_native as native
 from digseg_engine.runtime.backends.tensorrt_library import TENSORRT_RTX, check_version
 from digseg_engine.runtime.plans import plan_name
-from digseg_export import network_check, plan_builder, to_tensorrt_rtx
+from digseg_export import network_check, plan_builder
 from digseg_export.plan_builder import BuildOptions, build_plan, shapes_of
 from digseg_export.to_tensorrt_rtx import build_plans, default_plans, parse_targets
 
@@ -310,7 +312,7 @@ def test_what_the_compiler_says_of_an_older_gpu_is_what_we_say(tmp_path, monkeyp
     bundle = small_bundle(tmp_path / "b", "fp32")
     with pytest.raises(UsageError, match="75 does not apply to fp32"):
         build_plans(bundle.folder, tmp_path / "p", (75,), BuildOptions(), silent)
-    monkeypatch.setitem(to_tensorrt_rtx.LOWEST, "fp32", (75, ""))
+    monkeypatch.setitem(PRECISIONS, "fp32", replace(PRECISIONS["fp32"], lowest=(75, "")))
     with pytest.raises(BackendError, match=r"Turing \(SM75\): FP32 GEMM is not supported"):
         build_plans(bundle.folder, tmp_path / "p", (75,), BuildOptions(), silent)
     assert [path.name for path in tmp_path.iterdir()] == ["b"]

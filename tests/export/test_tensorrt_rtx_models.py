@@ -11,9 +11,9 @@ from pico_exports import RANGED, export
 
 from digseg_engine.bundle import open_bundle
 from digseg_engine.contract import GRAPHS
+from digseg_engine.precisions import Limits
 from digseg_engine.runtime.backends.tensorrt_library import TENSORRT_RTX
 from digseg_engine.runtime.plans import open_plans
-from digseg_export.comparison import Limits
 from digseg_export.few_step import REFERENCE_GRAPHS, export_few_step
 from digseg_export.plan_builder import BuildOptions, build_plan
 from digseg_export.to_tensorrt_rtx import EXPLAINED, build_plans

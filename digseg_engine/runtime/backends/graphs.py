@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from digseg_engine.bundle import Bundle
 from digseg_engine.contract import IMAGE_ENCODER, LABELS, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
+from digseg_engine.precisions import PLAIN
 from digseg_engine.runtime.backends import Array, TokenMask, Tokens, failing_as
 from digseg_engine.runtime.profile import Profile
 
@@ -19,7 +20,7 @@ class GraphBackend:
 
     name: str
     detail: str
-    precision = "fp32"  # that of the bundle, whose golden sample already allows for it
+    precision = PLAIN.name  # that of the bundle, whose golden sample already allows for it
     _text_dtype: Any = np.float32  # what the folded text is given as
 
     def open(self, bundle: Bundle, make: Callable[[Bundle, GraphSpec], Any]) -> None:

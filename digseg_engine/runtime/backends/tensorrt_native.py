@@ -23,6 +23,7 @@ from digseg_engine.bundle import Bundle
 from digseg_engine.contract import ENCODING, IMAGE_ENCODER, LABELS, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.extras import install_line
+from digseg_engine.precisions import PLAIN, spec_of
 from digseg_engine.runtime.backends import Array, Usable, failing_as, in_one_line
 from digseg_engine.runtime.backends.placed import Placed
 from digseg_engine.runtime.backends.tensorrt_library import TENSORRT, load
@@ -244,7 +245,7 @@ class TensorrtBackend:
 
     name = "tensorrt"
     library = TENSORRT
-    precision = "fp32"  # that of the bundle, whose golden sample already allows for it
+    precision = PLAIN.name  # that of the bundle, whose golden sample already allows for it
 
     def __init__(self, bundle: Bundle, trt: Any = None, driver: Driver | None = None, index: int = 0) -> None:
         self._trt = trt or load(self.library)
@@ -254,13 +255,14 @@ class TensorrtBackend:
         self._runtime = self._trt.Runtime(self._logger)
         self.profile = bundle_profile(bundle)
         precision = str(bundle.manifest["precision"]["name"])
-        half = precision if precision in ("fp16", "bf16") else "float32"
+        spec = spec_of(precision)
+        half = precision if spec.reduced else spec.host
         self._kinds = {
             t.name: half if t.dtype == "graph" else t.dtype
             for s in bundle.graphs.values()
             for t in (*s.inputs, *s.outputs)
         }
-        self._bits = {"fp16": np.float16, "bf16": np.uint16}.get(half, np.float32)
+        self._bits = spec.host
         self._graphs = {spec.file: self._open(bundle, spec) for spec in bundle.graphs.values()}
         self.detail = f"{self.name} {self._trt.__version__}, {self._driver.describe().name}, {precision}"
 
