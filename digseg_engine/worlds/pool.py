@@ -10,7 +10,8 @@ import copy
 import hashlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +25,16 @@ from digseg_engine.data.query import TEMPLATES, Query, plural
 from digseg_engine.files import replacing
 from digseg_engine.worlds import domains, painting, scenes
 from digseg_engine.worlds.domains import COLOURS
+from digseg_engine.worlds.painting import SHAPES
 from digseg_engine.worlds.scenes import CLASSES, UNSEEN_PAIRS, phrase, scene
 
 NAMES: tuple[str, ...] = tuple(name for names in CLASSES.values() for name in names)
 TRAIN_NAMES = tuple(name for name in NAMES if name not in UNSEEN_PAIRS)
 INDEX = {name: i for i, name in enumerate(NAMES)}
-# [names, names]: two words that never meet in training because their pair is kept unseen. What is red is then never a ring,
-# in every picture; a model that learns this cannot find a red ring, so such words say nothing about each other.
-UNTOLD = np.zeros((len(NAMES), len(NAMES)), bool)
-for _colour, _shape in (pair.split(" ") for pair in UNSEEN_PAIRS):
-    UNTOLD[INDEX[_colour], INDEX[_shape]] = UNTOLD[INDEX[_shape], INDEX[_colour]] = True
+# [names, names]: a colour and a shape, which do not exclude each other as two colours do, or two shapes
+APART = np.zeros((len(NAMES), len(NAMES)), bool)
+for _colour, _shape in product(COLOURS, SHAPES):
+    APART[INDEX[_colour], INDEX[_shape]] = APART[INDEX[_shape], INDEX[_colour]] = True
 MAX_REGIONS = 8
 PART = 250  # scenes that are painted together
 PLURAL, TEMPLATED = 0.05, 0.25  # shares of the prompts
@@ -51,6 +52,16 @@ class Pool:
     latents: Tensor | None = None  # [N, 4, s, s] cached autoencoder latents
     key: str = ""  # what decided the pictures: names files made from them
 
+    @cached_property
+    def untold(self) -> NDArray[np.bool_]:
+        """[names, names]: a colour and a shape that no region of these pictures has both of.
+
+        If no ring is red here, "what is red is no ring" holds in every picture, and a model that learns it cannot find a red
+        ring; so such words say nothing about each other. Which pairs a test asks for is not looked at.
+        """
+        regions = self.members.reshape(-1, len(NAMES)).astype(np.float32)
+        return np.asarray(APART & (regions.T @ regions == 0))
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -67,7 +78,7 @@ class Pool:
 
         None where everything is known.
         """
-        unknown = UNTOLD[:, [INDEX[name] for name in names]]  # [len(NAMES), K]
+        unknown = self.untold[:, [INDEX[name] for name in names]]  # [len(NAMES), K]
         if not unknown.any():
             return None
         return self._paint(index, np.asarray(~(self.members[index][..., None] & unknown).any(2)))

@@ -1,5 +1,7 @@
 """Backbone pretraining: labels are the scenes' own, regions are described by their own pixels, a step lowers the loss."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,8 +17,8 @@ from digseg_engine.training.objectives.dense import (
 )
 from digseg_engine.training.objectives.learner import Learner
 from digseg_engine.training.objectives.student import DistillationLoss
-from digseg_engine.worlds.pool import INDEX, SceneBatches, build_pool, look_alikes
-from digseg_engine.worlds.scenes import ALL_PAIRS
+from digseg_engine.worlds.pool import INDEX, MAX_REGIONS, NAMES, Pool, SceneBatches, build_pool, look_alikes
+from digseg_engine.worlds.scenes import ALL_PAIRS, UNSEEN_PAIRS
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +33,33 @@ def test_pairs_are_left_to_language():
     assert {"red", "star", "gravel", "crop row"} <= set(PRIMITIVES)
 
 
-def test_words_that_never_meet_say_nothing_about_each_other(batches):
-    pool = batches.pools["objects"]
-    index = np.arange(len(pool))
-    known = pool.known(index, ["ring", "star", "red star", "green star"])
-    red, blue, ring = (pool.masks(index, [name])[:, 0] for name in ("red", "blue", "ring"))
-    assert red.any() and blue.any() and ring.any()
-    assert torch.equal(known[:, 0], 1 - red) and torch.equal(
-        known[:, 1], 1 - blue
-    )  # red ring and blue star are unseen pairs
-    assert known[:, 2:].all()  # of a pair everything is known
-    assert torch.equal(pool.known(index, ["red"])[:, 0], 1 - ring)
-    assert pool.known(index, ["red star", "white"]) is None
+def pool_of(*regions):
+    """One scene of 8 x 8 pixels, a row for every region; each is named like "red star"."""
+    members = np.zeros((1, 1 + MAX_REGIONS, len(NAMES)), bool)
+    ids = np.zeros((1, 8, 8), np.uint8)
+    for number, name in enumerate(regions, 1):
+        members[0, number, [INDEX[word] for word in (name, *name.split()) if word in INDEX]] = True
+        ids[0, number - 1] = number
+    return Pool("objects", np.zeros((1, 8, 8, 3), np.uint8), ids, members)
+
+
+def test_a_colour_and_a_shape_that_never_meet_say_nothing_about_each_other():
+    pool = pool_of("red star", "blue ring", "blue star")
+    known = pool.known(np.arange(1), ["ring", "star", "red", "blue", "red ring"])[0, :, :4, 0]
+    assert known[0].tolist() == [0, 1, 1, 1]  # no ring is red here: whether the red star is a ring nobody says
+    assert known[1].tolist() == [1, 1, 1, 1]  # stars come in both colours
+    assert known[2].tolist() == [1, 0, 1, 1] and known[3].tolist() == [1, 1, 1, 1]
+    assert known[4].all()  # of a pair everything is known
+    assert pool.known(np.arange(1), ["red star", "blue ring"]) is None
+
+
+def test_what_is_not_told_is_read_off_the_pictures_not_off_the_test(tmp_path):
+    pool = build_pool("objects", 300, 32, tmp_path, workers=1)
+    never = {tuple(sorted((NAMES[i], NAMES[j]))) for i, j in np.argwhere(pool.untold)}
+    assert never == {tuple(sorted(pair.split())) for pair in UNSEEN_PAIRS}  # 300 scenes show every pair that is drawn
+    without = replace(pool, members=pool.members & ~pool.members[..., [INDEX["black cross"]]])
+    gone = {tuple(sorted((NAMES[i], NAMES[j]))) for i, j in np.argwhere(without.untold)}
+    assert gone - never == {("black", "cross")}
 
 
 def test_what_nobody_knows_costs_nothing(batches):
