@@ -19,12 +19,14 @@ HEAVY = {"torch", "diffusers", "transformers", "accelerate", "skimage", "matplot
 TORCH_FREE = ("digseg_engine.contract", "digseg_engine.errors", "digseg_engine.files", "digseg_engine.bundle",
               "digseg_engine.images", "digseg_engine.text", "digseg_engine.runtime", "digseg_engine.cli",
               "digseg_engine.commands", "digseg_engine.console", "digseg_engine.model.folder",
-              "digseg_engine.extras", "digseg_engine.__init__")  # fmt: skip
+              "digseg_engine.extras", "digseg_engine.hub", "digseg_engine.sharing", "digseg_engine.__init__")  # fmt: skip
 
 NEVER = {  # which packages of ours a package never imports, not even inside a function
     "data": ("worlds", "training", "evaluation", "runtime", "commands"),
     "runtime": ("worlds", "training", "commands"),
     "training": ("commands",),
+    "hub": ("runtime", "sharing", "serving", "model", "data", "worlds", "training", "evaluation", "commands"),
+    "sharing": ("serving", "model", "data", "worlds", "training", "evaluation", "commands"),
     "worlds": ("training", "evaluation", "runtime", "commands"),
     "evaluation": ("training", "commands"),
     "training.objectives": ("training.recipes", "evaluation", "commands"),
