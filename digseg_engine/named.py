@@ -36,11 +36,8 @@ def find_model(model: Path | str | None, on_hub: bool = True) -> Path:
     try:
         if model.exists():
             return model
-    except (
-        OSError,
-        ValueError,
-    ):  # a name too long, a zero byte, a folder that may not be looked into: its reader says so
-        return model
+    except (OSError, ValueError):
+        return model  # a name too long, a zero byte, a folder that may not be looked into: its reader says so
     shipped = {DEFAULT_BUNDLE: SHIPPED_BUNDLE, SHIPPED_CHECKPOINT.name: SHIPPED_CHECKPOINT}.get(str(model))
     if shipped is not None and shipped.is_dir():
         return shipped

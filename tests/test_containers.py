@@ -13,6 +13,7 @@ import pytest
 from programs import run_program
 
 ROOT = Path(__file__).resolve().parent.parent
+IMAGE = os.environ.get("DIGSEG_TEST_IMAGE", "")
 FILES = sorted((ROOT / "containers").glob("*.Dockerfile"))
 
 
@@ -27,6 +28,7 @@ def test_a_linter_finds_nothing(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_what_runs_is_not_root_and_asks_for_a_token(path):
+    from digseg_engine.commands.main import command_named
     from digseg_engine.errors import UsageError
     from digseg_engine.serving.server import Listening
 
@@ -36,11 +38,7 @@ def test_what_runs_is_not_root_and_asks_for_a_token(path):
     assert 'ENTRYPOINT ["digseg", "serve", "--host", "0.0.0.0"]' in last
     with pytest.raises(UsageError, match="lets others reach this server"):
         Listening(host="0.0.0.0").check()
-    port = next(
-        o.default
-        for o in __import__("digseg_engine.commands.serve", fromlist=["COMMAND"]).COMMAND.options
-        if "--port" in o.flags
-    )
+    port = next(option.default for option in command_named("serve").options if option.name == "port")
     assert f"EXPOSE {port}" in last and f"127.0.0.1:{port}/readyz" in last
     assert "COPY . ." not in last  # the project's sources stay behind
 
@@ -73,5 +71,5 @@ def test_only_what_is_installed_is_sent_to_a_build():
 )
 def test_the_image_is_built_and_serves_from_a_read_only_root():
     """DIGSEG_TEST_IMAGE names what to build on."""
-    done = run_program(["bash", ROOT / "containers" / "check.sh", os.environ["DIGSEG_TEST_IMAGE"]])
+    done = run_program(["bash", ROOT / "containers" / "check.sh", IMAGE])
     assert done.returncode == 0 and "built on" in done.stdout, done.stdout + done.stderr
