@@ -120,6 +120,10 @@ def test_what_another_server_said_is_not_this_ones(pushed, hub, monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", other.address)
         with pytest.raises(BundleError, match="no repository on the hub"):
             find_model(NAME)
+        other.stop()
+        for name in (NAME, f"{NAME}@{pushed.branches['main']}"):
+            with pytest.raises(BundleError, match="cannot be asked"):
+                find_model(name)
 
 
 # ---- refused
