@@ -27,6 +27,10 @@ class UnreachableError(BundleError):
     """A hub does not answer, or says that it cannot just now: what was fetched before may be used."""
 
 
+class TooLongError(BundleError):
+    """A hub sends more than a file has; what came was thrown away."""
+
+
 @dataclass(frozen=True)
 class Revision:
     """What a revision is today: its commit, and the size in bytes of every file of it, 0 where that is not said."""
@@ -77,7 +81,8 @@ def look_up(repo: HubId) -> Revision:
 def fetch(repo: HubId, commit: str, name: str, size: int, part: Path) -> None:
     """Bring a file of `size` bytes to `part`, going on behind what is there already. What was fetched stays when it fails.
 
-    Raises UnreachableError when the connection breaks for good, BundleError when the hub refuses or sends more than `size`.
+    Raises UnreachableError when the connection breaks for good, TooLongError for more than `size` bytes, BundleError when the hub
+    refuses.
     """
     hub = library("fetching from a hub")
     from huggingface_hub.file_download import http_get
@@ -99,8 +104,8 @@ class _Bounded:
     def write(self, chunk: bytes) -> int:
         if self._file.tell() + len(chunk) > self._size:
             self._file.truncate(0)
-            raise BundleError(f"{self._name} is longer than the {self._size} bytes that its manifest says; it was not kept; ask "
-                              "whoever made it")  # fmt: skip
+            raise TooLongError(f"{self._name} is longer than the {self._size} bytes that its manifest says; it was not kept; ask "
+                               "whoever made it")  # fmt: skip
         return self._file.write(chunk)
 
     def tell(self) -> int:
@@ -133,13 +138,8 @@ def asking(repo: HubId, write: bool = False) -> Iterator[None]:
     UnreachableError."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    failed: tuple[Any, ...] = (
-        HfHubHTTPError.__bases__[0],
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    )  # first: its HTTP client's
+    of_http = HfHubHTTPError.__bases__[0]  # every failure of the HTTP client that this release of the library stands on
+    failed: tuple[Any, ...] = (of_http, OSError, ValueError, KeyError, TypeError)
     try:
         yield
     except DigsegError:

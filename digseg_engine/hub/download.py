@@ -33,7 +33,7 @@ from digseg_engine.bundle import (
 from digseg_engine.errors import BundleError, MissingPackageError, OutputError
 from digseg_engine.files import flush, write_json
 from digseg_engine.folders import settle, turn
-from digseg_engine.hub.client import Revision, UnreachableError, fetch, is_offline, look_up, server
+from digseg_engine.hub.client import Revision, TooLongError, UnreachableError, fetch, is_offline, look_up, server
 from digseg_engine.hub.ids import COMMIT, HubId
 from digseg_engine.words import counted
 
@@ -176,24 +176,39 @@ def _manifest(draft: Path, repo: HubId, found: Revision) -> dict[str, Mapping[st
 def _file(draft: Path, repo: HubId, commit: str, name: str, size: int, digest: str) -> None:
     """One file, in the draft under its name once it is right. digest "": of the manifest and the signature, which nothing lists.
 
-    A part that was begun before is gone on with, and where the whole is wrong then, fetched anew once: the part may have been.
+    A part that was begun is gone on with, also where the connection broke after something came. Where the whole is wrong then, or
+    the server sends all of it again, it is fetched anew, once: the part may have been wrong.
     """
-    target, part = draft / name, draft / f".{name}.part"
+    target, part, anew = draft / name, draft / f".{name}.part", False
     if _is(target, size, digest):
         return
-    for fresh in (False, True):
-        begun = part.stat().st_size if part.exists() else 0
-        if fresh or begun > size:
-            part.unlink(missing_ok=True)
-        fetch(repo, commit, name, size, part)
-        if _is(part, size, digest):
-            part.replace(target)
-            return
+    while True:
+        begun = _bytes(part)
+        if begun > size:
+            part.unlink()
+            begun = 0
+        try:
+            fetch(repo, commit, name, size, part)
+        except UnreachableError:
+            if _bytes(part) <= begun:
+                raise
+            continue
+        except TooLongError:
+            if anew or not begun:
+                raise
+        else:
+            if _is(part, size, digest):
+                part.replace(target)
+                return
         part.unlink(missing_ok=True)
-        if not begun:
-            break
-    raise BundleError(f"{repo}: {name} is not what its manifest says (SHA-256 {digest[:12]}... expected); it was not kept; ask "
-                      "whoever made it to push it again")  # fmt: skip
+        if anew or not begun:
+            raise BundleError(f"{repo}: {name} is not what its manifest says (SHA-256 {digest[:12]}... expected); it was not "
+                              "kept; ask whoever made it to push it again")  # fmt: skip
+        anew = True
+
+
+def _bytes(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _is(path: Path, size: int, digest: str) -> bool:
