@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
+from urllib.parse import quote
 
 from digseg_engine.errors import BundleError, DigsegError, OutputError
 from digseg_engine.extras import require
@@ -88,9 +89,11 @@ def fetch(repo: HubId, commit: str, name: str, size: int, part: Path) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    with asking(repo), part.open("ab") as file, _bars(hub):
+    with asking(repo), part.open("ab") as file, _bars():
         have = file.tell()
-        url = hub.hf_hub_url(repo.repository, name, revision=commit, endpoint=server())
+        url = f"{server()}/{repo.repository}/resolve/{commit}/{quote(name)}"
+        if server() is None:
+            url = hub.hf_hub_url(repo.repository, name, revision=commit)
         http_get(url, cast(BinaryIO, _Bounded(file, size, f"{repo}: {name}")), resume_size=have, headers=build_hf_headers(),
                  expected_size=size, displayed_filename=name)  # fmt: skip
 
@@ -119,17 +122,19 @@ class _Bounded:
 
 
 @contextmanager
-def _bars(hub: Any) -> Iterator[None]:
+def _bars() -> Iterator[None]:
     """The library's progress bars on a terminal, where what we are at is to be said too."""
+    from huggingface_hub import constants, utils
+
     named = "huggingface_hub.http_get"
-    if _log.isEnabledFor(logging.INFO) or hub.constants.HF_HUB_DISABLE_PROGRESS_BARS is not None:
+    if _log.isEnabledFor(logging.INFO) or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None:
         yield
         return
-    hub.utils.disable_progress_bars(named)
+    utils.disable_progress_bars(named)
     try:
         yield
     finally:
-        hub.utils.enable_progress_bars(named)
+        utils.enable_progress_bars(named)
 
 
 @contextmanager

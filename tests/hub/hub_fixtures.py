@@ -48,9 +48,10 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hub(cache, monkeypatch):
-    pytest.importorskip("huggingface_hub", reason="extra hub")
+    constants = pytest.importorskip("huggingface_hub.constants", reason="extra hub")
     with hub_running() as running:
         monkeypatch.setenv("HF_ENDPOINT", running.address)
+        monkeypatch.setattr(constants, "ENDPOINT", running.address)  # imported before, as if it were now
         yield running
 
 
