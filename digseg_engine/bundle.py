@@ -24,7 +24,6 @@ from digseg_engine.contract import BUNDLE_FORMAT, CONTRACT_VERSION, PRESENCE, Gr
 from digseg_engine.errors import BundleError
 from digseg_engine.files import write_json
 from digseg_engine.graph_files import check_weights
-from digseg_engine.named import meant_instead
 from digseg_engine.vocabulary import Vocabulary, vocabulary_of
 
 MANIFEST = "manifest.json"
@@ -179,7 +178,7 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(
-            f"{folder} is not a complete bundle: {MANIFEST} is missing; {HOW_TO_EXPORT}{meant_instead(folder)}"
+            f"{folder} is not a complete bundle: {MANIFEST} is missing; {HOW_TO_EXPORT}{folders.meant_instead(folder)}"
         )
     manifest, digest = _parse(path)
     found = manifest.get("format")
@@ -284,7 +283,8 @@ NEEDED = (  # what readers take from a manifest without asking again
 )
 
 
-def _check_file(folder: Path, name: str, entry: Any) -> Seal:
+def check_entry(folder: Path, name: str, entry: Any) -> None:
+    """Raises BundleError for the name of a file that no bundle may hold."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}", name) or not isinstance(entry, dict):
         raise BundleError(
             f"{folder}/{MANIFEST} lists the file name {name!r:.60}; expected plain names only; {HOW_TO_EXPORT}"
@@ -292,6 +292,10 @@ def _check_file(folder: Path, name: str, entry: Any) -> Seal:
     if name.endswith(PLANS):
         raise BundleError(f"{folder}/{MANIFEST} lists {name!r:.60}; a plan is code for one machine and never part of a bundle; "
                           f"{HOW_TO_EXPORT}")  # fmt: skip
+
+
+def _check_file(folder: Path, name: str, entry: Any) -> Seal:
+    check_entry(folder, name, entry)
     path = folder / name
     if not path.is_file():
         raise BundleError(f"{path} is missing; expected a file; copy the whole bundle again")

@@ -26,6 +26,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {  # extra -> modules that must be importab
     "augment": ("kornia",),
     "remote": ("fsspec", "filelock"),
     "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "contourpy"),
+    "hub": ("huggingface_hub",),
     "sign": ("model_signing", "OpenSSL"),
     "export": ("torch", "diffusers", "transformers", "skimage", "onnx", "onnxscript", "onnxruntime"),
     "tensorrt": ("tensorrt",),

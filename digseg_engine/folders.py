@@ -152,6 +152,12 @@ def check_output_file(path: Path) -> None:
         raise UsageError(f"{path} is a folder; expected the name of a file")
 
 
+def meant_instead(folder: Path) -> str:
+    """ "; did you mean FOLDER/checkpoint?" for the folder of a training run, else nothing."""
+    inside = folder / "checkpoint"
+    return f"; did you mean {inside}?" if (inside / "digseg.json").is_file() else ""
+
+
 def others(folder: Path, listed: Iterable[str]) -> list[str]:
     """The names in a folder that are not `listed`, sorted."""
     return sorted({path.name for path in folder.iterdir()} - set(listed))
@@ -170,7 +176,7 @@ def settle(draft: Path) -> None:
 
 def _put(draft: Path, target: Path, mark: Mark) -> None:
     """Swap `draft` into place. Others may write the same target now: they wait, or make way and try again."""
-    with _turn(target.parent):
+    with turn(target.parent):
         for leftover in _set_aside(target) if target.exists() else []:
             shutil.rmtree(leftover, ignore_errors=True)
         for left in reversed(range(TRIES)):
@@ -195,7 +201,7 @@ def recover(target: Path | str) -> None:
         target = target.resolve()
         if not _set_aside(target):
             return
-        with _turn(target.parent):  # a writer between its two moves ends first
+        with turn(target.parent):  # a writer between its two moves ends first
             aside = _set_aside(target)
             if aside and not os.path.lexists(target):
                 max(aside, key=lambda path: path.stat().st_ctime_ns).rename(target)
@@ -236,8 +242,9 @@ def _swap(draft: Path, target: Path) -> None:
 
 
 @contextmanager
-def _turn(parent: Path) -> Iterator[None]:
-    """Writers into one folder take turns where the system can lock a folder; the lock leaves no file and dies with us."""
+def turn(parent: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Writers into one folder take turns where the system can lock a folder; the lock leaves no file and dies with us. `waits`
+    is called when another one has it."""
     try:
         import fcntl
     except ImportError:
@@ -246,7 +253,11 @@ def _turn(parent: Path) -> Iterator[None]:
     handle = os.open(parent, os.O_RDONLY)
     try:
         with suppress(OSError):  # a network file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waits()
+                fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)

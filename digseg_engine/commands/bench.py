@@ -24,7 +24,7 @@ def run(
 
     from rich.console import Console
 
-    from digseg_engine.console import Pace
+    from digseg_engine.console import Pace, telling
     from digseg_engine.console import note as tell
     from digseg_engine.extras import require
     from digseg_engine.files import write_json
@@ -37,7 +37,8 @@ def run(
         check_output_file(path)
     if chart is not None:
         require("digseg bench --chart", "train", modules=("matplotlib",))
-    model = find_model(bundle)
+    with telling():
+        model = find_model(bundle)
     source = replace(open_source(model, checkpoint), threads=threads, device=device, engines=engines)
     plan = bench.Plan({"model": model, "checkpoint": checkpoint, "threads": threads, "device": device, "engines": engines},
                       sizes, prompts, batch, runs)  # fmt: skip

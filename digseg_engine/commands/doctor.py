@@ -32,9 +32,10 @@ def run(
     if report is not None:
         check_output_file(report)
     if bundle is not None:
-        bundle = find_model(bundle)
+        with telling():
+            bundle = find_model(bundle)
         described = describe_bundle(bundle)
-    checkpoint = None if checkpoint is None else find_model(checkpoint)
+    checkpoint = None if checkpoint is None else find_model(checkpoint, on_hub=False)
     console = Console()
     for part in _machine(inspect_machine()):
         console.print(part, soft_wrap=isinstance(part, Text))  # lines to be copied are not broken

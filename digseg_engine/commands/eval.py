@@ -7,7 +7,7 @@ from pathlib import Path
 
 from digseg_engine.commands.declare import Command, Option
 from digseg_engine.commands.train import check_data
-from digseg_engine.console import note
+from digseg_engine.console import note, telling
 from digseg_engine.errors import DigsegError, UsageError
 from digseg_engine.evaluation.presets import protocol_names
 from digseg_engine.evaluation.views import Views
@@ -25,7 +25,8 @@ def run(
     check_data(data)
     if protocol is not None and not Path(data).is_dir():
         raise UsageError(f"--protocol {protocol} scores a folder of labelled pictures; add --data FOLDER")
-    model = None if model is None else find_model(model)
+    with telling():
+        model = None if model is None else find_model(model)
     if model is not None and not model.is_dir():
         raise UsageError(f"--model {model} is not a folder; expected a checkpoint or a bundle")
     if report is not None:

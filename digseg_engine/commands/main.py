@@ -24,6 +24,7 @@ NAMES = (
     "distill",
     "eval",
     "verify",
+    "push",
     "scenes",
     "completion",
 )

@@ -31,14 +31,15 @@ def run(
         _check_scoring(data)
     signer = Signer(key, identity, issuer, trust) if key is not None or identity is not None else None
     with telling():
-        found = verify_bundle(find_model(bundle), signer)
+        bundle = find_model(bundle)
+        found = verify_bundle(bundle, signer)
     for line in found.lines:
         print(line)
     Console().print(answers_table(found.rows))
     if report is not None:
         found.write(report)
     if data is not None:
-        _score(find_model(bundle), data, layout, split, count)
+        _score(bundle, data, layout, split, count)
     return 0 if found.right else 1
 
 

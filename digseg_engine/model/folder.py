@@ -10,7 +10,8 @@ from typing import Any
 
 from digseg_engine.bundle import MANIFEST
 from digseg_engine.errors import CheckpointError
-from digseg_engine.named import SHIPPED_CHECKPOINT, meant_instead
+from digseg_engine.folders import meant_instead
+from digseg_engine.named import SHIPPED_CHECKPOINT
 
 BUNDLED = SHIPPED_CHECKPOINT
 CONFIG = "digseg.json"

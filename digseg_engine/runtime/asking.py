@@ -16,7 +16,6 @@ from pathlib import Path
 from digseg_engine.console import complain, note, telling
 from digseg_engine.errors import DigsegError
 from digseg_engine.images import read_picture
-from digseg_engine.named import default_bundle
 from digseg_engine.names import stems
 from digseg_engine.runtime.encoding import Encoding
 from digseg_engine.runtime.engine import Engine
@@ -104,9 +103,8 @@ def ask(question: Question) -> int:
     """Exit code: 0 when every prompt was answered, 2 when one could not be."""
     check_output(question.output)
     picture = read_picture(question.photo)
-    model = question.bundle or default_bundle()[0]
     with telling():
-        engine = Engine.load(model, question.backend, size=question.imgsz, prompts=1, threads=question.threads,
+        engine = Engine.load(question.bundle, question.backend, size=question.imgsz, prompts=1, threads=question.threads,
                              device=question.device, engines=question.engines)  # fmt: skip
     encoding = engine.encode(picture, question.imgsz)
     note("digseg", f"{question.photo} encoded at {encoding.size} px in {1000 * encoding.seconds['encode']:.0f} ms")

@@ -68,7 +68,9 @@ class Engine:
         """Open a bundle (every hash is checked) or a checkpoint directory and create a backend.
 
         model: the directory; None, or the shipped bundle's name `digseg-tiny-fp16`, is the one that comes with the package where
-        no other is named ($DIGSEG_BUNDLE) or found in the current folder.
+        no other is named ($DIGSEG_BUNDLE) or found in the current folder. `owner/name` or `owner/name@revision` that is no path
+        here is a bundle on a hub: fetched once into the user's cache (extra `[hub]`), read like any other, and used without a
+        network from then on.
         backend: a name, or `auto` for the fastest one that is right, measured at size x size pixels (default: the
         model's own), `batch` pictures and `prompts` prompts; the verdict is remembered. checkpoint: the directory the
         bundle was exported from, which the torch backends and `refine` need. pictures: how many will follow, if that

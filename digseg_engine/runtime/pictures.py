@@ -17,7 +17,7 @@ from digseg_engine.bundle import MANIFEST, read_manifest
 from digseg_engine.console import complain, note, telling
 from digseg_engine.errors import BundleError, CheckpointError, UsageError
 from digseg_engine.faults import described
-from digseg_engine.named import DEFAULT_BUNDLE, default_bundle, find_model
+from digseg_engine.named import DEFAULT_BUNDLE, brought, default_bundle, find_model
 from digseg_engine.names import stems
 from digseg_engine.runtime.engine import Engine
 from digseg_engine.runtime.inputs import check_output, find_pictures, read_prompts, several_in_one
@@ -78,6 +78,8 @@ class Work:
 
 def segment_pictures(work: Work) -> int:
     """Exit code: 0 when all was done, 2 when pictures could not be used, 1 when results could not be written or the like."""
+    with telling(work.quiet):
+        work = replace(work, bundle=brought(work.bundle))
     names = folded_names(work)
     prompts = read_prompts(work.prompt, work.prompts_file)
     if names is not None:
@@ -156,7 +158,7 @@ def _engine(work: Work, prompts: list[str], pictures: int) -> Engine:
     if work.verbose:
         note("digseg", f"bundle {model} ({why}); {counted(pictures, 'picture')}, {counted(len(prompts), 'prompt')}")
     with telling(work.quiet):
-        trained = None if work.checkpoint is None else find_model(work.checkpoint)
+        trained = None if work.checkpoint is None else find_model(work.checkpoint, on_hub=False)
         engine = Engine.load(model, work.backend, trained, work.imgsz or work.tile, prompts=len(prompts),
                              pictures=None if work.tile else pictures, threads=work.threads, device=work.device,
                              engines=work.engines)  # fmt: skip

@@ -12,7 +12,7 @@ from digseg_engine.commands.boundary import guarded
 from digseg_engine.commands.declare import Command, Option
 from digseg_engine.commands.main import run_command
 from digseg_engine.extras import require
-from digseg_engine.named import find_model
+from digseg_engine.named import brought, find_model
 from digseg_engine.precisions import USUAL, those
 from digseg_export.progress import shown
 
@@ -30,7 +30,7 @@ def export(
     """Export a trained checkpoint to a verified ONNX bundle; `options` are the fields of `Request`."""
     from digseg_export.request import Request
 
-    request, model = Request(**options), None if model is None else find_model(model)
+    request, model = Request(**options), None if model is None else find_model(model, on_hub=False)
     if request.bundle is None:
         require(COMMAND.name, "export")
     request.check()
@@ -69,9 +69,18 @@ def export(
 def _engines_alone(request: Request, bundle: Path, dry_run: bool, quiet: bool, as_json: bool) -> None:
     """Sign a ready bundle, or build its engines, or both."""
     from digseg_engine.bundle import SIGNATURE, open_bundle
+    from digseg_engine.console import telling
+    from digseg_engine.errors import UsageError
     from digseg_export.engines import Builder, show
 
-    opened = open_bundle(bundle)
+    with telling(quiet):
+        folder = brought(bundle) or bundle
+    if folder != bundle and request.sign is not None:
+        raise UsageError(f"{bundle} is a copy of what a hub has, and a signature in it would reach nobody; sign the folder that "
+                         "you push")  # fmt: skip
+    if folder != bundle and request.format == "tensorrt-rtx" and request.engines is None:
+        raise UsageError(f"say where the plans of {bundle} shall be kept, which is a hub's: add --engines FOLDER")
+    bundle, opened = folder, open_bundle(folder)
     if request.sign is not None and not dry_run:
         from digseg_engine.signatures import sign
 

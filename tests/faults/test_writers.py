@@ -29,6 +29,7 @@ GIVEN = {
     "training/loop._run_steps": "a state, by `state.save_state`",
     "serving/answers.png": "memory, no file",
     "runtime/strips.__init__": "a strip, given by `replacing`",
+    "hub/client.fetch": "a part that the next try goes on with, renamed when its hash is right",
     "runtime/pictures._one": "a result, by `saving`", "runtime/asking.draw": "a result, by `saving`",
     "data/batches._mapped": "latents that can be made again, each marked when it is whole",
     "faults._kept_traceback": "a traceback in the system's folder",
