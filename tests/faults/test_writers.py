@@ -27,7 +27,7 @@ GIVEN = {
     "training/state.link": "a state's partial folder",
     "training/log.add": "a log, one whole row at a time; a torn last row is not read",
     "training/loop._run_steps": "a state, by `state.save_state`",
-    "serving/answers.png": "memory, no file",
+    "serving/answers.png": "memory, no file", "sharing/example.example_of": "memory, no file",
     "runtime/strips.__init__": "a strip, given by `replacing`",
     "hub/client.fetch": "a part that the next try goes on with, renamed when its hash is right",
     "runtime/pictures._one": "a result, by `saving`", "runtime/asking.draw": "a result, by `saving`",
