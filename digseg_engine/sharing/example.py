@@ -32,7 +32,7 @@ def example_of(source: Source) -> Example:
     )  # [H, W, 3]
     with Engine.load(source.need_bundle("an example").folder, "auto", pictures=1) as engine:
         body = io.BytesIO()
-        engine.segment(pixels, None if prompts is None else list(prompts)).overlay().save(body, format="png")
+        engine.segment(pixels, None if prompts is None else list(prompts)).overlay().save(body, "png")
     return Example(prompts or (), body.getvalue())
 
 
