@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from digseg_engine.crash_points import reached
 from digseg_engine.errors import BundleError, OutputError, UsageError
 from digseg_engine.files import OWNED, abandoned, flush, owned_name
 
@@ -57,11 +58,15 @@ def writing(target: Path, mark: Mark) -> Iterator[Path]:
     except OSError as error:
         raise UsageError(f"cannot write to {target.parent}: {error.strerror}; choose another output with -o") from error
     try:
+        reached("folder created")
         yield draft
         if not (draft / mark.last).is_file():
             raise BundleError(f"{target} was not finished: no {mark.last} was written; this is a programming error")
+        reached("folder filled")
         settle(draft)
+        reached("folder flushed")
         _put(draft, target, mark)
+        reached("folder put")
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -224,7 +229,9 @@ def _swap(draft: Path, target: Path) -> None:
     try:
         with suppress(FileNotFoundError):
             target.rename(old)
+            reached("older folder aside")
         draft.rename(target)
+        reached("folder renamed")
     finally:
         if old.exists() and not target.exists():
             with suppress(OSError):

@@ -3,8 +3,8 @@
     python scripts/fuzz_native.py --seconds 3600                   # an hour of one core for each reader
     python scripts/fuzz_native.py --seconds 60 --readers json,graph --json fuzz.json
 
-Builds kernels/tests/fuzz with Clang (minutes the first time; kept in --build). Begins with the inputs in kernels/tests/fuzz/seeds and
-found (what a fuzzer found before); what it finds new is left in --corpus, and what breaks a reader in --found. Exit code 1
+Builds kernels/tests/fuzz with Clang (minutes the first time; kept in --build). Begins with the inputs in kernels/tests/fuzz/seeds
+and found (what broke a reader before); what it finds new is left in --corpus, and what breaks a reader in --found. Exit code 1
 when anything does: a crash, a sanitizer's report, a hang of ten seconds, more than 2 GiB, an exception that is not the library's.
 """
 
@@ -44,11 +44,19 @@ def build(folder: Path) -> Path:
     found = clang()
     if found is None:
         raise SystemExit("no Clang here; expected clang and clang++ on the path; install them and libclang-rt")
-    options = ("-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DCMAKE_C_COMPILER={found[0]}", f"-DCMAKE_CXX_COMPILER={found[1]}",
-               "-DDIGSEG_SANITIZE=fuzzer-no-link,address,undefined", "-DDIGSEG_CUDA=OFF", "-DDIGSEG_EXAMPLES=OFF",
-               "-DDIGSEG_FUZZ=ON")  # fmt: skip
-    for words in (("cmake", "-S", str(ROOT / "kernels"), "-B", str(folder), *options),
-                  ("cmake", "--build", str(folder), "--target", "fuzz", "--parallel", "2")):  # fmt: skip
+    options = (
+        "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+        f"-DCMAKE_C_COMPILER={found[0]}",
+        f"-DCMAKE_CXX_COMPILER={found[1]}",
+        "-DDIGSEG_SANITIZE=fuzzer-no-link,address,undefined",
+        "-DDIGSEG_CUDA=OFF",
+        "-DDIGSEG_EXAMPLES=OFF",
+        "-DDIGSEG_FUZZ=ON",
+    )
+    for words in (
+        ("cmake", "-S", str(ROOT / "kernels"), "-B", str(folder), *options),
+        ("cmake", "--build", str(folder), "--target", "fuzz", "--parallel", "2"),
+    ):
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{' '.join(words)} failed:\n{(done.stdout + done.stderr)[-3000:]}")
@@ -66,8 +74,15 @@ def run(program: Path, reader: str, seconds: int, seed: int, corpus: Path, found
         folder.mkdir(parents=True, exist_ok=True)
     for path in inputs(reader):
         shutil.copyfile(path, corpus / path.name)
-    words = [str(program), f"-max_total_time={seconds}", f"-seed={seed}", f"-max_len={LONGEST.get(reader, 8192)}", *LIMITS,
-             f"-artifact_prefix={found}/", str(corpus)]  # fmt: skip
+    words = [
+        str(program),
+        f"-max_total_time={seconds}",
+        f"-seed={seed}",
+        f"-max_len={LONGEST.get(reader, 8192)}",
+        *LIMITS,
+        f"-artifact_prefix={found}/",
+        str(corpus),
+    ]
     environment = {
         **os.environ,
         "DIGSEG_FUZZ_READER": reader,
@@ -86,9 +101,17 @@ def run(program: Path, reader: str, seconds: int, seed: int, corpus: Path, found
         broke = [f"exit code {done.returncode}: {said[-500:]}"]
     if done.returncode:
         print(said[-4000:], file=sys.stderr)
-    return {"executions": numbers.get("number_of_executed_units", 0), "seconds": round(time.monotonic() - began, 1),
-            "edges": edges, "features": features, "inputs_kept": kept, "peak_mib": numbers.get("peak_rss_mb", 0),
-            "slowest_seconds": numbers.get("slowest_unit_time_sec", 0), "begun_with": len(inputs(reader)), "broke": broke}  # fmt: skip
+    return {
+        "executions": numbers.get("number_of_executed_units", 0),
+        "seconds": round(time.monotonic() - began, 1),
+        "edges": edges,
+        "features": features,
+        "inputs_kept": kept,
+        "peak_mib": numbers.get("peak_rss_mb", 0),
+        "slowest_seconds": numbers.get("slowest_unit_time_sec", 0),
+        "begun_with": len(inputs(reader)),
+        "broke": broke,
+    }
 
 
 def main() -> int:
@@ -108,16 +131,25 @@ def main() -> int:
     version = subprocess.run([clang()[0], "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[
         0
     ]  # type: ignore[index]
-    body: dict[str, Any] = {"command": " ".join(["python", "scripts/fuzz_native.py", *sys.argv[1:]]), "date": str(date.today()),
-                            "machine": f"{platform.machine()}, {os.cpu_count()} cores", "compiler": version, "seed": a.seed,
-                            "limits": list(LIMITS), "readers": {}}  # fmt: skip
+    body: dict[str, Any] = {
+        "command": " ".join(["python", "scripts/fuzz_native.py", *sys.argv[1:]]),
+        "date": str(date.today()),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "compiler": version,
+        "seed": a.seed,
+        "limits": list(LIMITS),
+        "readers": {},
+    }
     for reader in a.readers.split(","):
         if reader not in READERS:
             raise SystemExit(f"no reader {reader!r}; expected some of {', '.join(READERS)}")
         figures = run(program, reader, a.seconds, a.seed, a.corpus / reader, a.found / reader, a.room)
         body["readers"][reader] = figures
-        print(f"{reader:12} {figures['executions']:9} executions, {figures['edges']} edges, {figures['seconds']} s, "
-              f"{figures['peak_mib']} MiB, {len(figures['broke'])} that broke it", flush=True)  # fmt: skip
+        print(
+            f"{reader:12} {figures['executions']:9} executions, {figures['edges']} edges, {figures['seconds']} s, "
+            f"{figures['peak_mib']} MiB, {len(figures['broke'])} that broke it",
+            flush=True,
+        )
         if a.json:
             a.json.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
     return int(any(figures["broke"] for figures in body["readers"].values()))

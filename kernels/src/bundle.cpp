@@ -158,7 +158,7 @@ void Bundle::check_file(const std::string& name, const Json& entry) {
   Seal seal;
   const std::string found = file_sha256(full, &seal);
   if (found != hash)
-    fail(DIGSEG_CORRUPT, full + " is damaged: SHA-256 " + hash.substr(0, 12) + "... expected, got " + found.substr(0, 12) + "..." + kAgain);
+    fail(DIGSEG_CORRUPT, full + " is damaged: SHA-256 " + quoted(hash, 12) + " expected, got " + found.substr(0, 12) + "..." + kAgain);
   if (seal.size != static_cast<uint64_t>(wanted)) fail(DIGSEG_CORRUPT, full + " is being written to; try again when that has ended");
   files_[name] = {hash, wanted, seal};
   bytes_ += size;

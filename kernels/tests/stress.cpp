@@ -3,12 +3,15 @@
 //   create   COUNT times create and destroy: memory after the first tenth does not grow
 //   kept     COUNT starts of "auto" over one cache folder whose files are damaged in between: masks stay the same
 //   flips    COUNT times one bit of a copy of the bundle turned, at seeded places of all its bytes: refused each time
+//   soak     COUNT pictures of changing sizes with changing prompts: every hundredth of the way what is resident, open and running, and
+//            the seconds of all calls, as one line of JSON for benchmarks/soak.py
 //   hostile  COUNT calls with one thing wrong: no crash, and every failure has a status and a text
 #include <digseg/digseg.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -476,6 +479,45 @@ int flips(const char* bundle, int count, unsigned seed) {
   return 0;
 }
 
+size_t entries(const char* folder) {
+  size_t count = 0;
+  for (const auto& entry : fs::directory_iterator(folder)) count += !entry.path().empty();
+  return count;
+}
+
+int soak(const char* bundle, int count, unsigned seed) {
+  digseg_engine* engine = create(bundle);
+  std::mt19937 random(seed);
+  const auto pick = [&](int low, int high) { return low + static_cast<int>(random() % static_cast<unsigned>(high - low + 1)); };
+  const std::vector<unsigned char> pixels = ramp(96, 96);
+  std::vector<float> seconds;
+  seconds.reserve(static_cast<size_t>(count));
+  std::string rows;
+  const int step = std::max(1, count / 100);
+  for (int i = 0; i < count; ++i) {
+    std::vector<std::string> words;
+    for (int k = pick(1, 4); k > 0; --k) words.push_back("thing " + std::to_string(pick(0, 999)));  // more than are kept
+    std::vector<const char*> prompts;
+    for (const std::string& word : words) prompts.push_back(word.c_str());
+    const digseg_image image = picture(pixels, pick(16, 96), pick(16, 96));
+    digseg_run_options run = small_run();
+    run.size = 16 * pick(2, 6);
+    digseg_result* result = nullptr;
+    const auto began = std::chrono::steady_clock::now();
+    expect_ok(digseg_segment(engine, &image, prompts.data(), prompts.size(), &run, &result), "segment");
+    seconds.push_back(std::chrono::duration<float>(std::chrono::steady_clock::now() - began).count());
+    digseg_result_free(result);
+    if ((i + 1) % step == 0)
+      rows += (rows.empty() ? "" : ", ") + ("[" + std::to_string(i + 1) + ", " + std::to_string(resident_kib()) + ", " +
+              std::to_string(entries("/proc/self/fd")) + ", " + std::to_string(entries("/proc/self/task")) + "]");
+  }
+  digseg_engine_destroy(engine);
+  std::printf("{\"rows\": [%s], \"seconds\": [", rows.c_str());
+  for (size_t i = 0; i < seconds.size(); ++i) std::printf(i ? ",%.5f" : "%.5f", static_cast<double>(seconds[i]));
+  std::printf("]}\n");
+  return 0;
+}
+
 int hostile(const char* bundle, int count, unsigned seed) {
   Hostile calls(bundle, seed);
   for (int i = 0; i < count; ++i) calls.call(i);
@@ -486,12 +528,13 @@ int hostile(const char* bundle, int count, unsigned seed) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 4) return std::fprintf(stderr, "usage: %s threads|create|kept|flips|hostile BUNDLE COUNT [THREADS|SEED]\n", argv[0]), 2;
+  if (argc < 4) return std::fprintf(stderr, "usage: %s threads|create|kept|flips|soak|hostile BUNDLE COUNT [THREADS|SEED]\n", argv[0]), 2;
   const std::string mode = argv[1];
   const int count = std::atoi(argv[3]), extra = argc > 4 ? std::atoi(argv[4]) : 4;
   if (mode == "threads") return threads(argv[2], count, extra);
   if (mode == "create") return create_destroy(argv[2], count);
   if (mode == "kept") return kept(argv[2], count);
+  if (mode == "soak") return soak(argv[2], count, static_cast<unsigned>(extra));
   if (mode == "flips") return flips(argv[2], count, static_cast<unsigned>(extra));
   if (mode == "hostile") return hostile(argv[2], count, static_cast<unsigned>(extra));
   return std::fprintf(stderr, "stress: unknown mode %s\n", argv[1]), 2;

@@ -85,7 +85,13 @@ def test_a_signed_bundle_is_read_in_c(library, tmp_path):
 def after_hashing(change):
     """The engine asks whether it was cancelled when it has hashed its bundle: called then, once."""
     left = [change]
-    return CANCEL(lambda _user: (left.pop()() if left else None) and 0 or 0)
+
+    def asked(_user):
+        if left:
+            left.pop()()
+        return 0
+
+    return CANCEL(asked)
 
 
 def turned(path):

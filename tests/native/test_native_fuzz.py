@@ -1,5 +1,5 @@
-"""What the fuzzers of the C library's readers begin with and once found: read or refused, as it should be. The fuzzers themselves,
-under sanitizers, are run by scripts/fuzz_native.py; a short slice of each before a release."""
+"""What the fuzzers of the C library's readers begin with and once found: as it should be. The fuzzers
+themselves, under sanitizers, are run by scripts/fuzz_native.py; a short slice of each before a release."""
 
 import importlib.util
 import json
