@@ -2,9 +2,10 @@
 
 One engine of the shipped bundle on ONNX Runtime's CPU provider answers picture after picture, each of another size, at another
 working size and with other prompts (of 1,000, more than are kept); the C library the same by `stress soak`
-(kernels/tests/stress.cpp). Every hundredth of the way it is written down what is resident, open and running. Reported: the slope of what is resident by
-picture (least squares, after the first tenth), how open files and threads changed, and the 99th percentile of a call's
-seconds in the first and the last tenth. On a machine with other work the percentiles say more about that work.
+(kernels/tests/stress.cpp). Every hundredth of the way it is written down what is resident, open and running. Reported: the
+slope of what is resident by picture (least squares, after the first tenth), how open files and threads changed, and the 99th
+percentile of a call's seconds in the first and the last tenth. On a machine with other work the percentiles say more about
+that work.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from digseg_engine.console import note
 from digseg_engine.crash_points import reached
 from digseg_engine.errors import BundleError, OutputError, UsageError
 from digseg_engine.files import OWNED, abandoned, flush, owned_name
@@ -207,12 +208,17 @@ def recover(target: Path | str) -> None:
 
 
 def _forget_drafts(target: Path) -> None:
-    """Remove the half-filled folders of `target` whose writers were killed."""
+    """Remove the half-filled folders of `target` whose writers were killed; say which of them live."""
     start = f".{target.name[:100]}{DRAFT}"
     with suppress(OSError):
         for path in target.parent.iterdir():
-            if path.name.startswith(start) and OWNED.fullmatch(path.name[len(start) :]) and abandoned(path):
+            owner = OWNED.fullmatch(path.name[len(start) :]) if path.name.startswith(start) else None
+            if owner is None or int(owner[2]) == os.getpid():
+                continue
+            if abandoned(path):
                 shutil.rmtree(path, ignore_errors=True)
+            else:
+                note("digseg", f"note: process {owner[2]} is writing {target} too; whichever ends last stays")
 
 
 def _set_aside(target: Path) -> list[Path]:
