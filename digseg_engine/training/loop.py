@@ -39,6 +39,7 @@ from digseg_engine.training.state import (
     fingerprint,
     load_state,
     newest_state,
+    remove_older,
     put_trained,
     save_state,
     step_of,
@@ -133,6 +134,7 @@ def train_stage(
         accelerator.wait_for_everyone()
         start = 0 if state is None else load_state(accelerator, state, taught, average, optimizer, frozen)
         if resume and accelerator.is_main_process:
+            remove_older(states)
             print(f"{name}: going on at step {start} of {config.steps}", flush=True)
         with undisturbed(accelerator.device):
             trackers = open_trackers(config, folder, start) if accelerator.is_main_process else []

@@ -72,9 +72,7 @@ def save_state(
         if best is not None:
             _guarded(partial, lambda: link(best, partial / f"{BEST}.safetensors"))
         _guarded(partial, lambda: _fill(partial, final, step, accelerator, tensors, counters, how, validation, frozen))
-        for old in complete_states(folder)[:-KEPT]:
-            shutil.rmtree(old)
-            reached("older state removed")
+        remove_older(folder)
     accelerator.wait_for_everyone()
 
 
@@ -83,6 +81,13 @@ def complete_states(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if COMPLETE.fullmatch(path.name) and path.is_dir())
+
+
+def remove_older(folder: Path) -> None:
+    """Keep the KEPT newest states: after every save, and when a run goes on that was killed before it came to it."""
+    for old in complete_states(folder)[:-KEPT]:
+        shutil.rmtree(old)
+        reached("older state removed")
 
 
 def newest_state(folder: Path) -> Path | None:

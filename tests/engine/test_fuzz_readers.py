@@ -43,7 +43,8 @@ def test_a_slice_of_every_kind_is_read_or_refused(tmp_path):
     kinds = json.loads((tmp_path / "f.json").read_text())["kinds"]
     assert kinds["graphs"]["outcomes"] == {"refused": 50} and kinds["bombs"]["outcomes"] == {"refused": 12}
     for name in ("manifests", "headers", "unhashed"):
-        assert set(kinds[name]["outcomes"]) == {"read", "refused"} and sum(kinds[name]["outcomes"].values()) == 50
+        assert "refused" in kinds[name]["outcomes"] and set(kinds[name]["outcomes"]) <= {"read", "refused"}
+        assert sum(kinds[name]["outcomes"].values()) == 50
     assert [path.name for path in tmp_path.iterdir()] == ["f.json"]
 
 
