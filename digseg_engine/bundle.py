@@ -306,7 +306,7 @@ def _check_file(folder: Path, name: str, entry: Any) -> Seal:
         )
     found, seal = _hashed(path)
     if found != entry.get("sha256"):
-        raise BundleError(f"{path} is damaged: SHA-256 {str(entry.get('sha256'))[:12]}... expected, got {found[:12]}...; "
+        raise BundleError(f"{path} is damaged: SHA-256 {str(entry.get('sha256'))[:12]!a}... expected, got {found[:12]!a}...; "
                           "copy or export the bundle again")  # fmt: skip
     return seal
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from digseg_engine.crash_points import reached
 from digseg_engine.errors import OutputError
 
 FORGOTTEN = 7 * 86400  # seconds after which what another machine left is nobody's any more
@@ -94,10 +95,14 @@ def replacing(target: Path | str) -> Iterator[Path]:
     tidy(temporary.parent)
     try:
         mode = _create(temporary)
+        reached("file created")
         yield temporary
+        reached("file filled")
         os.chmod(temporary, mode)
         flush(temporary)
+        reached("file flushed")
         os.replace(temporary, target)
+        reached("file renamed")
     except OSError as error:
         raise OutputError(
             f"cannot write {target}: {error.strerror or error}; free the place or choose another"

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from digseg_engine.console import note
+from digseg_engine.crash_points import reached
 from digseg_engine.errors import BundleError, OutputError, UsageError
 from digseg_engine.files import OWNED, abandoned, flush, owned_name
 
@@ -57,11 +59,15 @@ def writing(target: Path, mark: Mark) -> Iterator[Path]:
     except OSError as error:
         raise UsageError(f"cannot write to {target.parent}: {error.strerror}; choose another output with -o") from error
     try:
+        reached("folder created")
         yield draft
         if not (draft / mark.last).is_file():
             raise BundleError(f"{target} was not finished: no {mark.last} was written; this is a programming error")
+        reached("folder filled")
         settle(draft)
+        reached("folder flushed")
         _put(draft, target, mark)
+        reached("folder put")
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -208,12 +214,17 @@ def recover(target: Path | str) -> None:
 
 
 def _forget_drafts(target: Path) -> None:
-    """Remove the half-filled folders of `target` whose writers were killed."""
+    """Remove the half-filled folders of `target` whose writers were killed; say which of them live."""
     start = f".{target.name[:100]}{DRAFT}"
     with suppress(OSError):
         for path in target.parent.iterdir():
-            if path.name.startswith(start) and OWNED.fullmatch(path.name[len(start) :]) and abandoned(path):
+            owner = OWNED.fullmatch(path.name[len(start) :]) if path.name.startswith(start) else None
+            if owner is None or int(owner[2]) == os.getpid():
+                continue
+            if abandoned(path):
                 shutil.rmtree(path, ignore_errors=True)
+            else:
+                note("digseg", f"note: process {owner[2]} is writing {target} too; whichever ends last stays")
 
 
 def _set_aside(target: Path) -> list[Path]:
@@ -230,7 +241,9 @@ def _swap(draft: Path, target: Path) -> None:
     try:
         with suppress(FileNotFoundError):
             target.rename(old)
+            reached("older folder aside")
         draft.rename(target)
+        reached("folder renamed")
     finally:
         if old.exists() and not target.exists():
             with suppress(OSError):

@@ -120,6 +120,6 @@ def stride_of(folder: Path) -> int:
                   for part, key in (("vae", "block_out_channels"), ("unet", "down_block_types"))]  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"a configuration of {folder} cannot be read: {error!r}; restore it from where it came"
+            f"a configuration of {folder} cannot be read: {error!r:.500}; restore it from where it came"
         ) from error
     return int(2 ** (sum(blocks) - 2))

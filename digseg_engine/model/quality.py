@@ -78,7 +78,7 @@ def read_quality(folder: Path) -> Figures | None:
         current = found.measured["weights"] == weights_hash(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} cannot be read: {error!r}; delete it, or measure again: {MEASURE.format(folder)}"
+            f"{path} cannot be read: {error!r:.500}; delete it, or measure again: {MEASURE.format(folder)}"
         ) from error
     return found if current else None
 

@@ -98,15 +98,15 @@ def choose(source: Source, task: Task) -> tuple[Verdict, Backend]:
     Raises BackendError when nothing usable is right.
     """
     task = task.rounded
-    known = _read(verdict_key(replace(source, brief=False), task), task)
-    if source.brief:  # what starts slowly is left out, whether it was measured before or not
-        known = (known and _without_slow_starters(known)) or _read(verdict_key(source, task), task)
+    known = _known(source, task)
     if known is not None:
         try:
             return known, create(kinds()[known.chosen.backend], source)
         except Exception:
             pass  # what worked before does not any more: measure again
-    verdict = measure(source, task, time_the_only_one=False)
+    with verdicts.turn(verdict_key(source, task)):
+        measured = _known(source, task) if known is None else None  # by another process, while this one waited
+        verdict = measured or measure(source, task, time_the_only_one=False)
     while True:
         winner = verdict.chosen
         try:
@@ -114,6 +114,13 @@ def choose(source: Source, task: Task) -> tuple[Verdict, Backend]:
         except Exception as failure:  # it worked a moment ago: the next one then
             lost = replace(winner, usable=False, right=False, reason=in_one_line(failure))
             verdict = replace(verdict, rows=tuple(_crown([lost if row is winner else row for row in verdict.rows])))
+
+
+def _known(source: Source, task: Task) -> Verdict | None:
+    known = _read(verdict_key(replace(source, brief=False), task), task)
+    if source.brief:  # what starts slowly is left out, whether it was measured before or not
+        return (known and _without_slow_starters(known)) or _read(verdict_key(source, task), task)
+    return known
 
 
 def create(kind: BackendKind, source: Source) -> Backend:

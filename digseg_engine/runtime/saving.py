@@ -22,6 +22,7 @@ PALETTE = (
 )  # fmt: skip
 MARK = b"Software\0digseg-engine"
 HEAD = 4096  # bytes of a PNG in which the mark is looked for
+ARRAY_HEAD = 1088  # bytes before the numbers of a .npy of ours: filled with spaces, as no other program does it
 QUICK = 1  # PNG compression level: a photo's overlay at the usual 6 takes several times as long and is a tenth smaller
 
 
@@ -58,14 +59,22 @@ def write_labels(target: Path, labels: NDArray[Any], prompts: int) -> None:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a PNG or JSON file was written as a result by this program."""
+    """Whether a PNG, JSON or .npy file was written as a result by this program."""
     try:
         if path.suffix == ".json":
             return _is_record(json.loads(path.read_text(encoding="utf-8")))
         with path.open("rb") as file:
+            if path.suffix == ".npy":
+                return file.read(10) == array_head({})[:10]
             return MARK in file.read(HEAD)
     except (OSError, ValueError, RecursionError):
         return False
+
+
+def array_head(about: dict[str, Any]) -> bytes:
+    """What a .npy begins with (version 1.0): the mark is its length. about: descr, fortran_order, shape."""
+    told = repr(about).encode("latin1")
+    return b"\x93NUMPY\x01\x00" + (ARRAY_HEAD - 10).to_bytes(2, "little") + told.ljust(ARRAY_HEAD - 11) + b"\n"
 
 
 def _is_record(body: Any) -> bool:

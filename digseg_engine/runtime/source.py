@@ -183,7 +183,7 @@ class Source:
         try:
             return Profile.from_json(self.bundle.manifest["shapes"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise BundleError(f"the shapes in the manifest of {self.bundle.folder} cannot be read: {error!r}; "
+            raise BundleError(f"the shapes in the manifest of {self.bundle.folder} cannot be read: {error!r:.500}; "
                               "export the bundle again") from error  # fmt: skip
 
     @property
@@ -232,7 +232,7 @@ class Source:
             raise
         except Exception as error:  # safetensors raises an error of its own
             raise BundleError(
-                f"{path} holds no golden sample that can be read: {error!r}; export the bundle again"
+                f"{path} holds no golden sample that can be read: {error!r:.500}; export the bundle again"
             ) from error
         self._check_golden(path, sizes)
         return golden

@@ -20,7 +20,7 @@ from digseg_engine.files import replacing
 from digseg_engine.images import Float, Rgb
 from digseg_engine.runtime.labels import box, floor_of, probability
 from digseg_engine.runtime.overlay import tint
-from digseg_engine.runtime.saving import PALETTE, check_targets, write_png
+from digseg_engine.runtime.saving import PALETTE, array_head, check_targets, write_png
 
 TILED = ("overlay", "labels")  # what is written of a picture in tiles unless told otherwise, and the JSON always
 NAMES = {"labels": "labels", "overlay": "overview", "masks": "masks"}  # kind of file -> its name beside the picture's
@@ -33,10 +33,9 @@ class NpyFile:
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> None:
         self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
         self._file: BinaryIO = path.open("wb")
-        npy.write_array_header_1_0(
-            self._file, {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
-        )
-        self._start = self._file.tell()
+        head = array_head({"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape})
+        self._file.write(head)
+        self._start = len(head)
         self._file.truncate(self._start + int(np.prod(shape)) * self.dtype.itemsize)
 
     def write(self, top: int, left: int, piece: np.ndarray, plane: int = 0) -> None:  # type: ignore[type-arg]

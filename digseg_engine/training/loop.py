@@ -40,6 +40,7 @@ from digseg_engine.training.state import (
     load_state,
     newest_state,
     put_trained,
+    remove_older,
     save_state,
     step_of,
     trained,
@@ -133,6 +134,7 @@ def train_stage(
         accelerator.wait_for_everyone()
         start = 0 if state is None else load_state(accelerator, state, taught, average, optimizer, frozen)
         if resume and accelerator.is_main_process:
+            remove_older(states)
             print(f"{name}: going on at step {start} of {config.steps}", flush=True)
         with undisturbed(accelerator.device):
             trackers = open_trackers(config, folder, start) if accelerator.is_main_process else []

@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from digseg_engine.console import note
+from digseg_engine.crash_points import reached
 from digseg_engine.errors import OutputError, TrainingError
 from digseg_engine.files import flush, replacing
 from digseg_engine.folders import settle
@@ -63,6 +64,7 @@ def save_state(
         _refuse_broken_weights(tensors[0], step)
         _remove(folder, PARTIAL)
         _guarded(partial, lambda: partial.mkdir(parents=True))
+        reached("state begun")
     accelerator.wait_for_everyone()
     _guarded(partial, lambda: _save_random(partial / f"random-{accelerator.process_index}.safetensors"))
     accelerator.wait_for_everyone()
@@ -70,8 +72,7 @@ def save_state(
         if best is not None:
             _guarded(partial, lambda: link(best, partial / f"{BEST}.safetensors"))
         _guarded(partial, lambda: _fill(partial, final, step, accelerator, tensors, counters, how, validation, frozen))
-        for old in complete_states(folder)[:-KEPT]:
-            shutil.rmtree(old)
+        remove_older(folder)
     accelerator.wait_for_everyone()
 
 
@@ -80,6 +81,13 @@ def complete_states(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if COMPLETE.fullmatch(path.name) and path.is_dir())
+
+
+def remove_older(folder: Path) -> None:
+    """Keep the KEPT newest states: after every save, and when a run goes on that was killed before it came to it."""
+    for old in complete_states(folder)[:-KEPT]:
+        shutil.rmtree(old)
+        reached("older state removed")
 
 
 def newest_state(folder: Path) -> Path | None:
@@ -215,10 +223,13 @@ def _fill(
     if frozen is not None:
         body["frozen"] = frozen
     (partial / "state.json").write_text(json.dumps(body, indent=2) + "\n")
+    reached("state filled")
     settle(partial)
+    reached("state flushed")
     if final.exists():  # saved by the run before a resume from an older state
         shutil.rmtree(final)
     partial.rename(final)
+    reached("state renamed")
     if os.name == "posix":
         flush(final.parent)
 

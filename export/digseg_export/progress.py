@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
+from digseg_engine.crash_points import reached
+
 Progress = Callable[[str], None]
 STILL = 20.0  # seconds after which a step that goes on is said again
 
@@ -20,6 +22,7 @@ class StepTimer:
     def start(self, name: str) -> None:
         self.stop()
         self._name, self._began = name, time.perf_counter()
+        reached(f"export: {name}")
         self._progress(name)
 
     def detail(self, text: str) -> None:

@@ -6,26 +6,18 @@
 #include <set>
 
 #include "error.hpp"
-#include "file.hpp"
 #include "graph_file.hpp"
 #include "sha256.hpp"
 
 namespace digseg {
 namespace {
 
-constexpr uint64_t kManifestLimit = 64ull << 20, kGraphLimit = 2ull << 30;
+constexpr uint64_t kManifestLimit = 64ull << 20;
 const char* const kPlans[] = {".plan", ".engine", ".trt"};  // executable code: never part of a bundle, whoever wrote its hash
 const char* const kAgain = "; copy or export the bundle again";
 
 bool ends_with(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
-
-// The file that holds the weights of a graph and of the form of it that a CPU runs.
-std::string weights_of(std::string graph) {
-  for (const char* end : {".onnx", ".fp32"})
-    if (ends_with(graph, end)) graph.resize(graph.size() - 5);
-  return graph + ".data";
 }
 
 bool plain_name(const std::string& name) {
@@ -38,6 +30,12 @@ bool plain_name(const std::string& name) {
 }
 
 }  // namespace
+
+std::string weights_of(std::string graph) {
+  for (const char* end : {".onnx", ".fp32"})
+    if (ends_with(graph, end)) graph.resize(graph.size() - 5);
+  return graph + ".data";
+}
 
 Bundle::Bundle(const std::string& folder) : folder(folder), manifest_path_(folder + "/manifest.json") {
   if (!is_directory(folder))
@@ -131,7 +129,7 @@ void Bundle::check_graphs() const {
   for (const auto& file : files_) {
     if (!ends_with(file.first, ".onnx")) continue;
     const std::string full = folder + "/" + file.first, data = weights_of(file.first);
-    check_weights(read_hashed(full, kGraphLimit, file.second), full, data, lists(data) ? file_size(folder + "/" + data) : -1);
+    check_weights(read(file.first), full, data, lists(data) ? file_bytes(data) : -1);
   }
 }
 
@@ -157,22 +155,47 @@ void Bundle::check_file(const std::string& name, const Json& entry) {
   if (size < 0) fail(DIGSEG_CORRUPT, full + " is missing; expected a file; copy the whole bundle again");
   if (size != wanted)
     fail(DIGSEG_CORRUPT, full + " is damaged: " + std::to_string(wanted) + " bytes expected, got " + std::to_string(size) + kAgain);
-  const std::string found = file_sha256(full);
+  Seal seal;
+  const std::string found = file_sha256(full, &seal);
   if (found != hash)
-    fail(DIGSEG_CORRUPT, full + " is damaged: SHA-256 " + hash.substr(0, 12) + "... expected, got " + found.substr(0, 12) + "..." + kAgain);
-  files_[name] = hash;
+    fail(DIGSEG_CORRUPT, full + " is damaged: SHA-256 " + quoted(hash, 12) + " expected, got " + found.substr(0, 12) + "..." + kAgain);
+  if (seal.size != static_cast<uint64_t>(wanted)) fail(DIGSEG_CORRUPT, full + " is being written to; try again when that has ended");
+  files_[name] = {hash, wanted, seal};
   bytes_ += size;
 }
 
 std::string Bundle::path(const std::string& name) const {
-  if (!lists(name)) fail(DIGSEG_CORRUPT, folder + " lists no file " + quoted(name) + "; export it again with `digseg-export`");
+  listed(name);
   return folder + "/" + name;
+}
+
+const Bundle::Listed& Bundle::listed(const std::string& name) const {
+  const auto found = files_.find(name);
+  if (found == files_.end()) fail(DIGSEG_CORRUPT, folder + " lists no file " + quoted(name) + "; export it again with `digseg-export`");
+  return found->second;
+}
+
+std::vector<char> Bundle::read(const std::string& name, int64_t limit) const {
+  const Listed& file = listed(name);
+  if (file.bytes > limit)
+    fail(DIGSEG_CORRUPT, folder + "/" + name + " has " + std::to_string(file.bytes) + " bytes, at most " + std::to_string(limit) + " are expected" + kAgain);
+  try {
+    return read_hashed(folder + "/" + name, static_cast<uint64_t>(file.bytes), file.sha256);
+  } catch (const Error& error) {
+    fail(DIGSEG_CORRUPT, folder + "/" + name + " has changed since the bundle was opened (" + error.what() + "); load it again");
+  }
+}
+
+void Bundle::unchanged(const std::string& name) const {
+  const Listed& file = listed(name);
+  if (!(seal_of(folder + "/" + name) == file.seal))
+    fail(DIGSEG_CORRUPT, folder + "/" + name + " has changed since the bundle was opened; load it again");
 }
 
 std::string Bundle::digest() const {
   Sha256 all;
   for (const auto& file : files_) {
-    const std::string line = file.first + ":" + file.second;
+    const std::string line = file.first + ":" + file.second.sha256;
     all.update(line.data(), line.size());
   }
   return all.hex();

@@ -1,4 +1,5 @@
-// A bundle directory: accepted only when the manifest is known and every file has its hash. The same rules as
+// A bundle directory: accepted only when the manifest is known and every file has its hash. What is parsed is what was hashed: a
+// reader gets the very bytes (`read`), and of a file too large to hold the word that nobody touched it (`unchanged`). The same rules as
 // digseg_engine/bundle.py; formats, files and tensors are those of contract.py, through contract.hpp.
 #pragma once
 #include <cmath>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "contract.hpp"
+#include "file.hpp"
 #include "json.hpp"
 
 namespace digseg {
@@ -16,6 +18,8 @@ namespace digseg {
 using contract::Graph;
 inline const contract::GraphFile& file_of(Graph graph) { return contract::kGraphFiles[graph]; }
 
+constexpr int64_t kLargestTensors = int64_t{4} << 30;  // of golden samples and vocabularies
+constexpr int64_t kLargestRead = int64_t{1} << 30;  // bytes of a file that are held in memory; of larger weights the seal is looked at
 constexpr size_t kMostTokens = *(std::end(contract::kTokenBuckets) - 1);
 size_t token_bucket(size_t length);  // smallest bucket that holds `length`, else the last
 
@@ -24,6 +28,9 @@ struct AxisRange {
   int64_t min = 1, max = INT32_MAX, opt = 0;
   bool holds(int64_t size) const { return min <= size && size <= max; }
 };
+
+// The file that holds the weights of a graph and of the form of it that a CPU runs.
+std::string weights_of(std::string graph);
 
 class Bundle {
  public:
@@ -44,7 +51,13 @@ class Bundle {
   bool folded() const { return !names.empty(); }
   bool lists(const std::string& name) const { return files_.count(name) != 0; }
   std::string path(const std::string& name) const;  // Error(DIGSEG_CORRUPT) when not listed
-  std::string file_hash(const std::string& name) const { return files_.at(name); }
+  const std::string& file_hash(const std::string& name) const { return listed(name).sha256; }
+  int64_t file_bytes(const std::string& name) const { return lists(name) ? listed(name).bytes : 0; }
+  // All bytes of a file, read once. Error(DIGSEG_CORRUPT) when they are others by now, or more than `limit`.
+  std::vector<char> read(const std::string& name, int64_t limit = kLargestRead) const;
+  // Asked after a library has opened a file by its path. Error(DIGSEG_CORRUPT) when it is another one than that which was
+  // hashed, or may have been written to since.
+  void unchanged(const std::string& name) const;
   int64_t bytes() const { return bytes_; }           // of all files together
   std::string digest() const;                        // one hash over all files, as in Python
   // Pixels of the longer side that a picture is worked at where none are asked for: what the model was trained for, or what
@@ -52,6 +65,12 @@ class Bundle {
   int usual_size(int width, int height) const;
 
  private:
+  struct Listed {
+    std::string sha256;
+    int64_t bytes;
+    Seal seal;
+  };
+  const Listed& listed(const std::string& name) const;
   void read_manifest();
   void read_model(const Json& manifest);
   void read_vocabulary(const Json& manifest);
@@ -61,7 +80,7 @@ class Bundle {
   void check_graphs() const;
 
   std::string manifest_path_;
-  std::map<std::string, std::string> files_;  // name to SHA-256
+  std::map<std::string, Listed> files_;  // by name
   int64_t bytes_ = 0;
 };
 

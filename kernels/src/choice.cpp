@@ -20,7 +20,7 @@ struct Golden {
   Labels label_map;  // of a folded bundle
 
   explicit Golden(const Bundle& bundle) {
-    const Safetensors file(bundle.path("golden.safetensors"));
+    const Safetensors file(bundle.read("golden.safetensors", kLargestTensors), bundle.path("golden.safetensors"));
     if (bundle.folded()) {
       read_folded(file, bundle);
       return;

@@ -169,8 +169,8 @@ Engine::Engine(const std::string& folder, const digseg_options& options)
   const std::string name = options.backend ? options.backend : "auto";
   const Log logged = [this](int level, const std::string& text) { log(level, text); };
   backend_ = name == "auto" ? choose_backend(bundle_, settings_, options.cache, logged) : named_backend(name, bundle_, settings_, options.cache, logged);
-  if (options.vocabulary) load_vocabulary(options.vocabulary);
-  else if (bundle_.lists(kVocabularyFile)) load_vocabulary(bundle_.path(kVocabularyFile));
+  if (options.vocabulary) load_vocabulary(Safetensors(options.vocabulary), options.vocabulary);
+  else if (bundle_.lists(kVocabularyFile)) load_vocabulary(Safetensors(bundle_.read(kVocabularyFile, kLargestTensors), bundle_.path(kVocabularyFile)), bundle_.path(kVocabularyFile));
   for (const std::string& name : bundle_.names) vocabulary_order_.push_back(name.c_str());
   info_ = "{\"version\": \"" DIGSEG_VERSION "\", \"bundle\": " + json_quote(bundle_.folder) + ", \"sha256\": \"" + bundle_.digest() +
           "\", \"model\": " + json_quote(bundle_.model_name) + ", \"precision\": " + json_quote(bundle_.precision) +
@@ -201,7 +201,7 @@ void Engine::expect_open(const char* what) const {
 
 const Tokenizer& Engine::tokenizer() {
   expect_open("text was to be read");
-  std::call_once(tokenizer_opened_, [&] { tokenizer_ = std::make_unique<Tokenizer>(bundle_.path("tokenizer.json")); });
+  std::call_once(tokenizer_opened_, [&] { tokenizer_ = std::make_unique<Tokenizer>(bundle_.read("tokenizer.json"), bundle_.path("tokenizer.json")); });
   return *tokenizer_;
 }
 
@@ -478,7 +478,7 @@ Floats Engine::ask(const Text& text, const std::vector<size_t>& wanted, const As
 // Pixels of the model's input along one cell of its logits; the golden sample knows.
 int Engine::pixels_a_cell() {
   std::call_once(cell_read_, [&] {
-    const Safetensors golden(bundle_.path("golden.safetensors"));
+    const Safetensors golden(bundle_.read("golden.safetensors", kLargestTensors), bundle_.path("golden.safetensors"));
     const Shape image = golden.floats(contract::kImage).shape, logits = golden.floats(contract::kLogits).shape;
     if (image.size() != 4 || logits.size() != 4 || logits[3] < 1 || image[3] < logits[3])
       fail(DIGSEG_CORRUPT, bundle_.folder + "/golden.safetensors has tensors of other shapes; export the bundle again");
@@ -505,8 +505,7 @@ void Engine::save_vocabulary(const std::vector<std::string>& prompts, const std:
                                      {{contract::kTextKeys, &text.keys}, {contract::kTextValues, &text.values}}, {{"tokens", &tokens}}));
 }
 
-void Engine::load_vocabulary(const std::string& path) {
-  const Safetensors file(path);
+void Engine::load_vocabulary(const Safetensors& file, const std::string& path) {
   const auto text = [&](const char* key) {
     const auto found = file.metadata().find(key);
     return found == file.metadata().end() ? std::string() : found->second;

@@ -15,6 +15,8 @@
 
 namespace digseg {
 
+class Safetensors;
+
 // Folded text of one prompt: keys [S, heads, d, L], values [S, heads, L, Co]; the first `tokens` of L are real.
 struct PromptText {
   Floats keys, values;
@@ -85,7 +87,7 @@ class Engine {
   void expect_open(const char* what) const;
   Floats ask(const Text& text, const std::vector<size_t>& wanted, const Asked& go_on, const std::function<Floats(const FoldedText&)>& graph);
   int pixels_a_cell();
-  void load_vocabulary(const std::string& path);
+  void load_vocabulary(const Safetensors& file, const std::string& path);
   const Tokenizer& tokenizer();
   void log(int level, const std::string& text) const;
   Asked cancel_check(const digseg_run_options* options) const;

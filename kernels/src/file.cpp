@@ -39,6 +39,11 @@ ssize_t read_some(int file, char* to, size_t size, const std::string& path) {
   }
 }
 
+Seal sealed(const struct stat& info) {
+  return {static_cast<uint64_t>(info.st_dev), static_cast<uint64_t>(info.st_ino), static_cast<uint64_t>(info.st_size),
+          info.st_mtim.tv_sec, info.st_mtim.tv_nsec, info.st_ctim.tv_sec, info.st_ctim.tv_nsec};
+}
+
 int open_to_read(const std::string& path) {
   const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe put there is not waited for
   if (file < 0) fail(DIGSEG_NOT_FOUND, path + " cannot be opened: " + std::strerror(errno) + "; check the path");
@@ -93,14 +98,23 @@ std::vector<char> read_file(const std::string& path, uint64_t limit) {
   return data;
 }
 
-std::string file_sha256(const std::string& path) {
-  const Descriptor file(open_to_read(path));
+Seal seal_of(const std::string& path) {
   struct stat info;
+  if (stat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode)) fail(DIGSEG_NOT_FOUND, path + " is not a plain file");
+  return sealed(info);
+}
+
+std::string file_sha256(const std::string& path, Seal* seal) {
+  const Descriptor file(open_to_read(path));
+  struct stat info, after;
   if (fstat(file.number, &info) != 0 || !S_ISREG(info.st_mode)) fail(DIGSEG_NOT_FOUND, path + " is not a plain file");
   Sha256 digest;
   std::vector<char> chunk(1 << 20);
   while (const ssize_t got = read_some(file.number, chunk.data(), chunk.size(), path))
     digest.update(chunk.data(), static_cast<size_t>(got));
+  if (fstat(file.number, &after) != 0 || !(sealed(after) == sealed(info)))
+    fail(DIGSEG_CORRUPT, path + " is being written to; try again when that has ended");
+  if (seal != nullptr) *seal = sealed(info);
   return digest.hex();
 }
 

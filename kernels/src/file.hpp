@@ -13,7 +13,19 @@ int64_t plain_file_size(const std::string& path);
 int64_t file_size(const std::string& path);
 // Whole file. Error(DIGSEG_NOT_FOUND) when it cannot be opened, Error(DIGSEG_CORRUPT) when over `limit` bytes.
 std::vector<char> read_file(const std::string& path, uint64_t limit);
-std::string file_sha256(const std::string& path);
+// What the system says of a file that changes whenever its bytes may have: device, number, size, times.
+struct Seal {
+  uint64_t device = 0, number = 0, size = 0;
+  int64_t written = 0, written_ns = 0, changed = 0, changed_ns = 0;
+  bool operator==(const Seal& other) const {
+    return device == other.device && number == other.number && size == other.size && written == other.written &&
+           written_ns == other.written_ns && changed == other.changed && changed_ns == other.changed_ns;
+  }
+};
+// Of a plain file or of the one that a link leads to. Error(DIGSEG_NOT_FOUND) when there is none.
+Seal seal_of(const std::string& path);
+// seal: what the file was like while it was hashed; Error(DIGSEG_CORRUPT) when it was written to meanwhile.
+std::string file_sha256(const std::string& path, Seal* seal = nullptr);
 // The whole file, read once, where those bytes have this SHA-256. Error(DIGSEG_CORRUPT) otherwise.
 std::vector<char> read_hashed(const std::string& path, uint64_t limit, const std::string& sha256);
 // Made where it is missing (0700, like what is above it), closed to others. Why it cannot be used, "" when it can: it must be a

@@ -130,7 +130,7 @@ int cores_if_bound() {
 class OrtBackend : public Backend {
  public:
   OrtBackend(const Bundle& bundle, const BackendSettings& settings, bool cuda)
-      : runtime_(settings.onnxruntime_library), settings_(settings), cuda_(cuda), env_(runtime_), memory_(runtime_), device_memory_(runtime_) {
+      : runtime_(settings.onnxruntime_library), bundle_(bundle), settings_(settings), cuda_(cuda), env_(runtime_), memory_(runtime_), device_memory_(runtime_) {
     if (cuda) expect_cuda();
     if (cuda && bundle.precision == "bf16")
       fail(DIGSEG_UNAVAILABLE, "a bf16 bundle does not run on onnxruntime-cuda here; export fp16 or fp32");
@@ -143,7 +143,7 @@ class OrtBackend : public Backend {
       const contract::GraphFile& file = file_of(graph);
       const bool for_cpu = !cuda && bundle.lists(file.cpu_file);
       wide = wide || (for_cpu && graph == contract::kImageEncoder);
-      start(graph, bundle.path(for_cpu ? file.cpu_file : file.file));
+      start(graph, for_cpu ? file.cpu_file : file.file);
     }
     for (const Graph graph : bundle.graphs())
       if (graph != contract::kTextEncoder) session(graph);  // what cannot be opened is said now
@@ -191,8 +191,8 @@ class OrtBackend : public Backend {
   };
 
   // Opens a graph on a thread of its own; the text encoder, where it may not be needed, with the first prompt.
-  void start(Graph graph, const std::string& path) {
-    const auto open_it = [this, graph, path] { open(graph, path); };
+  void start(Graph graph, const std::string& file) {
+    const auto open_it = [this, graph, file] { open(graph, file); };
     opened_[graph] = std::async(std::launch::deferred, open_it).share();
     if (graph == contract::kTextEncoder && !settings_.text_at_once) return;
     try {
@@ -242,7 +242,7 @@ class OrtBackend : public Backend {
     }
   }
 
-  void open(Graph number, const std::string& graph) {
+  void open(Graph number, const std::string& file) {
     Session& session = sessions_[number];
     const auto found = settings_.optimised.find(number);
     const OptimisedGraph optimised = found == settings_.optimised.end() ? OptimisedGraph{} : found->second;
@@ -259,7 +259,29 @@ class OrtBackend : public Backend {
     if (kept && settings_.optimise)
       runtime_.check("options", runtime_.api->SetOptimizedModelFilePath(options.object, optimised.path.c_str()));
     if (kept && !settings_.optimise && open_kept(optimised, options.object, session)) return;
-    runtime_.check("cannot load " + graph, runtime_.api->CreateSession(env_.object, graph.c_str(), options.object, &session.object));
+    open_as_hashed(file, options.object, session);
+  }
+
+  // A session on the very bytes that were hashed, graph and weights. Weights too large to hold twice are opened by their path,
+  // and refused when their seal is another one afterwards.
+  void open_as_hashed(const std::string& file, OrtSessionOptions* options, Session& session) const {
+    const std::string data = weights_of(file), path = bundle_.path(file), loading = "cannot load " + path;
+    const int64_t size = bundle_.file_bytes(data);
+    if (size > kLargestRead) {
+      runtime_.check(loading, runtime_.api->CreateSession(env_.object, path.c_str(), options, &session.object));
+      bundle_.unchanged(file);
+      return bundle_.unchanged(data);
+    }
+    const std::vector<char> graph = bundle_.read(file);
+    std::vector<char> weights;
+    if (size > 0) {
+      weights = bundle_.read(data);
+      const char* name = data.c_str();
+      char* bytes = weights.data();
+      const size_t length = weights.size();
+      runtime_.check(loading, runtime_.api->AddExternalInitializersFromFilesInMemory(options, &name, &bytes, &length, 1));
+    }
+    runtime_.check(loading, runtime_.api->CreateSessionFromArray(env_.object, graph.data(), graph.size(), options, &session.object));
   }
 
   // The graph that an earlier start optimised, from the very bytes whose hash was checked; false where it was changed.
@@ -400,6 +422,7 @@ class OrtBackend : public Backend {
   }
 
   Runtime runtime_;
+  const Bundle bundle_;  // its own: encodings may keep a backend longer than the engine lives
   BackendSettings settings_;
   bool cuda_;
   Width text_width_ = Width::Float;

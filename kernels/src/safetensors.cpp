@@ -1,6 +1,9 @@
 #include "safetensors.hpp"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "error.hpp"
 #include "file.hpp"
@@ -11,13 +14,16 @@ namespace {
 
 constexpr uint64_t kFileLimit = 4ull << 30, kHeaderLimit = 100'000'000;
 
+// Bytes of one number; 0: of a type that is not known.
 size_t item_size(const std::string& dtype) {
-  if (dtype == "F32" || dtype == "I32") return 4;
-  if (dtype == "I64" || dtype == "F64") return 8;
-  if (dtype == "F16" || dtype == "BF16") return 2;
-  if (dtype == "BOOL" || dtype == "U8" || dtype == "I8") return 1;
-  return 0;
+  static const std::map<std::string, size_t> sizes{
+      {"BOOL", 1}, {"U8", 1}, {"I8", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"F8_E8M0", 1}, {"U16", 2}, {"I16", 2}, {"F16", 2}, {"BF16", 2},
+      {"U32", 4}, {"I32", 4}, {"F32", 4}, {"U64", 8}, {"I64", 8}, {"F64", 8}, {"C64", 8}};
+  const auto found = sizes.find(dtype);
+  return found == sizes.end() ? 0 : found->second;
 }
+
+bool whole(const Json& number) { return number.is(Json::Number) && number.number >= 0 && number.number == std::floor(number.number); }
 
 template <typename T>
 void append(std::string& header, std::vector<char>& body, const std::map<std::string, const Tensor<T>*>& tensors, const char* dtype) {
@@ -33,7 +39,9 @@ void append(std::string& header, std::vector<char>& body, const std::map<std::st
 
 }  // namespace
 
-Safetensors::Safetensors(const std::string& path) : path_(path), body_(read_file(path, kFileLimit)) {
+Safetensors::Safetensors(const std::string& path) : Safetensors(read_file(path, kFileLimit), path) {}
+
+Safetensors::Safetensors(std::vector<char> body, const std::string& path) : path_(path), body_(std::move(body)) {
   const auto bad = [&](const std::string& what) {
     fail(DIGSEG_CORRUPT, path + " is not a sound safetensors file: " + what + "; copy or export it again");
   };
@@ -44,6 +52,7 @@ Safetensors::Safetensors(const std::string& path) : path_(path), body_(read_file
   start_ = 8 + static_cast<size_t>(length);
   const Json header = parse_json(body_.data() + 8, static_cast<size_t>(length), path);
   if (!header.is(Json::Object)) bad("its header is not an object");
+  std::vector<std::pair<size_t, size_t>> places;
   for (size_t i = 0; i < header.keys.size(); ++i) {
     const Json& value = header.items[i];
     if (header.keys[i] == "__metadata__") {
@@ -55,17 +64,25 @@ Safetensors::Safetensors(const std::string& path) : path_(path), body_(read_file
     const double space = static_cast<double>(body_.size() - start_);
     if (offsets.items.size() != 2) bad("data_offsets of " + quoted(header.keys[i]));
     const double begin = offsets.items[0].number, end = offsets.items[1].number;
-    if (!(begin >= 0 && begin <= end && end <= space)) bad("data_offsets of " + quoted(header.keys[i]) + " leave the file");
+    if (!whole(offsets.items[0]) || !whole(offsets.items[1]) || begin > end || end > space) bad("data_offsets of " + quoted(header.keys[i]) + " leave the file");
     entry.begin = static_cast<size_t>(begin), entry.end = static_cast<size_t>(end);
     size_t count = item_size(entry.dtype);
     for (const Json& side : value.at("shape", Json::Array, path).items) {
-      if (!side.is(Json::Number) || !(side.number >= 0 && side.number <= 1e9)) bad("shape of " + quoted(header.keys[i]));
+      if (!whole(side) || side.number > 1e9) bad("shape of " + quoted(header.keys[i]));
       entry.shape.push_back(static_cast<int64_t>(side.number));
       if (__builtin_mul_overflow(count, static_cast<size_t>(side.number), &count)) bad("shape of " + quoted(header.keys[i]));
     }
-    if (item_size(entry.dtype) > 0 && count != entry.end - entry.begin) bad("size of " + quoted(header.keys[i]) + " does not fit its shape");
+    if (item_size(entry.dtype) == 0) bad("the type " + quoted(entry.dtype) + " of " + quoted(header.keys[i]));
+    if (count != entry.end - entry.begin) bad("size of " + quoted(header.keys[i]) + " does not fit its shape");
     entries_[header.keys[i]] = entry;
+    places.emplace_back(entry.begin, entry.end);
   }
+  std::sort(places.begin(), places.end());  // one after the other, without holes, to the end
+  size_t at = 0;
+  for (const auto& place : places)
+    if (place.first != at) bad("its tensors overlap or leave holes");
+    else at = place.second;
+  if (at != body_.size() - start_) bad("its tensors do not fill it");
 }
 
 const Safetensors::Entry& Safetensors::entry(const std::string& name, const char* dtype) const {
@@ -80,6 +97,8 @@ template <typename T>
 Tensor<T> Safetensors::copy(const std::string& name, const char* dtype) const {
   const Entry& from = entry(name, dtype);
   Tensor<T> out(from.shape);
+  if (out.data.size() * sizeof(T) != from.end - from.begin)
+    fail(DIGSEG_CORRUPT, path_ + ": the tensor " + name + " has other bytes than its shape says; export the bundle again");
   if (!out.data.empty()) std::memcpy(out.data.data(), body_.data() + start_ + from.begin, from.end - from.begin);
   return out;
 }

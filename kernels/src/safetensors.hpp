@@ -12,6 +12,7 @@ class Safetensors {
  public:
   // Error(DIGSEG_CORRUPT) when the header or a range is wrong.
   explicit Safetensors(const std::string& path);
+  Safetensors(std::vector<char> body, const std::string& path);  // bytes of a file that is called `path` in messages
 
   Floats floats(const std::string& name) const;  // F32
   Ints ints(const std::string& name) const;      // I64

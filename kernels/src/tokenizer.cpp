@@ -4,12 +4,11 @@
 #include <queue>
 
 #include "error.hpp"
-#include "file.hpp"
 
 namespace digseg {
 namespace {
 
-constexpr uint64_t kFileLimit = 256ull << 20;
+constexpr size_t kMostSteps = 8;
 const char* const kPattern = "'s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|[^\\s\\p{L}\\p{N}]+";
 
 // The byte-level alphabet: printable Latin-1 bytes stand for themselves, the others for U+0100 upwards, in order.
@@ -47,9 +46,8 @@ bool is_other(char32_t c) { return !is_space(c) && !is_letter(c) && !is_number(c
 
 }  // namespace
 
-Tokenizer::Tokenizer(const std::string& path) : path_(path) {
+Tokenizer::Tokenizer(const std::vector<char>& body, const std::string& path) : path_(path) {
   byte_alphabet(byte_names_);
-  const std::vector<char> body = read_file(path, kFileLimit);
   const Json root = parse_json(body.data(), body.size(), path);
   read_model(root.at("model", Json::Object, path));
   if (const Json* normalizer = root.find("normalizer"))
@@ -102,6 +100,7 @@ int64_t Tokenizer::id_of(const std::string& token) const {
 
 void Tokenizer::read_normalizer(const Json& normalizer) {
   const std::string type = normalizer.string_at("type", path_);
+  if (steps_.size() >= kMostSteps) unknown("more than 8 normalizers");
   if (type == "Sequence") {
     for (const Json& step : normalizer.at("normalizers", Json::Array, path_).items) read_normalizer(step);
   } else if (type == "NFC") {
@@ -112,6 +111,7 @@ void Tokenizer::read_normalizer(const Json& normalizer) {
     const Json* regex = normalizer.at("pattern", Json::Object, path_).find("Regex");
     if (regex == nullptr || regex->text != "\\s+") unknown("a Replace other than of spaces");
     spaces_to_ = normalizer.string_at("content", path_);
+    if (spaces_to_.size() > 8 || std::count(steps_.begin(), steps_.end(), Step::Spaces) > 0) unknown("spaces that grow");
     steps_.push_back(Step::Spaces);
   } else {
     unknown("the normalizer " + quoted(type));
@@ -132,8 +132,9 @@ void Tokenizer::read_pre_tokenizer(const Json& pre) const {
 void Tokenizer::read_post_processor(const Json& post) {
   const std::string type = post.string_at("type", path_);
   if (type == "RobertaProcessing") {
-    start_ = id_of(post.at("cls", Json::Array, path_).items.at(0).text);
-    end_ = id_of(post.at("sep", Json::Array, path_).items.at(0).text);
+    const std::vector<Json> &first = post.at("cls", Json::Array, path_).items, &last = post.at("sep", Json::Array, path_).items;
+    if (first.empty() || last.empty()) unknown("a post-processor without start and end");
+    start_ = id_of(first[0].text), end_ = id_of(last[0].text);
     return;
   }
   const std::vector<Json>* single = type == "TemplateProcessing" ? &post.at("single", Json::Array, path_).items : nullptr;

@@ -13,7 +13,8 @@ namespace digseg {
 
 class Tokenizer {
  public:
-  explicit Tokenizer(const std::string& path);
+  // Of the bytes of a tokenizer.json, which is called `path` in messages.
+  Tokenizer(const std::vector<char>& body, const std::string& path);
 
   // Token numbers, start and end included. Over `limit` the middle is cut so that start and end stay.
   std::vector<int64_t> encode(const std::string& text, size_t limit = SIZE_MAX) const;

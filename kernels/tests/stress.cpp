@@ -2,12 +2,16 @@
 //   threads  COUNT runs on each of THREADS threads on one engine, in one step and about one encoding: all results identical to the first
 //   create   COUNT times create and destroy: memory after the first tenth does not grow
 //   kept     COUNT starts of "auto" over one cache folder whose files are damaged in between: masks stay the same
+//   flips    COUNT times one bit of a copy of the bundle turned, at seeded places of all its bytes: refused each time
+//   soak     COUNT pictures of changing sizes with changing prompts: every hundredth of the way what is resident, open and running, and
+//            the seconds of all calls, as one line of JSON for benchmarks/soak.py
 //   hostile  COUNT calls with one thing wrong: no crash, and every failure has a status and a text
 #include <digseg/digseg.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -431,6 +435,89 @@ class Hostile {
   std::vector<std::string> files_;
 };
 
+// The manifest's own notes and the signature are not covered by a hash; what is let through must be one of those.
+int flips(const char* bundle, int count, unsigned seed) {
+  std::string room = (fs::temp_directory_path() / "digseg-flips-XXXXXX").string();
+  if (mkdtemp(&room[0]) == nullptr) stop("no temporary folder");
+  std::vector<std::pair<fs::path, uintmax_t>> files;
+  uintmax_t all = 0;
+  for (const auto& entry : fs::directory_iterator(bundle)) {
+    const fs::path copy = fs::path(room) / entry.path().filename();
+    fs::copy_file(entry.path(), copy);
+    files.emplace_back(copy, fs::file_size(copy));
+    all += files.back().second;
+  }
+  std::sort(files.begin(), files.end());
+  std::mt19937_64 random(seed);
+  int refused = 0, unhashed = 0;
+  for (int i = 0; i < count; ++i) {
+    uintmax_t at = random() % all;
+    size_t file = 0;
+    while (at >= files[file].second) at -= files[file++].second;
+    const fs::path& path = files[file].first;
+    const int bit = static_cast<int>(random() % 8);
+    const auto turn = [&] {
+      std::fstream bytes(path, std::ios::in | std::ios::out | std::ios::binary);
+      bytes.seekg(static_cast<std::streamoff>(at));
+      const char old = static_cast<char>(bytes.get());
+      bytes.seekp(static_cast<std::streamoff>(at));
+      bytes.put(static_cast<char>(old ^ (1 << bit)));
+    };
+    turn();
+    const digseg_options options = settings();
+    digseg_engine* engine = nullptr;
+    const digseg_status status = digseg_engine_create(room.c_str(), &options, &engine);
+    const std::string name = path.filename().string(), text = digseg_last_error();
+    digseg_engine_destroy(engine);
+    turn();
+    if (status == DIGSEG_OK && name != "manifest.json" && name != "model.sig") stop("a turned bit of " + name + " at " + std::to_string(at) + " was taken");
+    if (status != DIGSEG_OK && text.size() < 10) stop("a failure without a text");
+    ++(status == DIGSEG_OK ? unhashed : refused);
+  }
+  fs::remove_all(room);
+  std::printf("%d turned bits: %d refused, %d of notes that no hash covers\n", count, refused, unhashed);
+  return 0;
+}
+
+size_t entries(const char* folder) {
+  size_t count = 0;
+  for (const auto& entry : fs::directory_iterator(folder)) count += !entry.path().empty();
+  return count;
+}
+
+int soak(const char* bundle, int count, unsigned seed) {
+  digseg_engine* engine = create(bundle);
+  std::mt19937 random(seed);
+  const auto pick = [&](int low, int high) { return low + static_cast<int>(random() % static_cast<unsigned>(high - low + 1)); };
+  const std::vector<unsigned char> pixels = ramp(96, 96);
+  std::vector<float> seconds;
+  seconds.reserve(static_cast<size_t>(count));
+  std::string rows;
+  const int step = std::max(1, count / 100);
+  for (int i = 0; i < count; ++i) {
+    std::vector<std::string> words;
+    for (int k = pick(1, 4); k > 0; --k) words.push_back("thing " + std::to_string(pick(0, 999)));  // more than are kept
+    std::vector<const char*> prompts;
+    for (const std::string& word : words) prompts.push_back(word.c_str());
+    const digseg_image image = picture(pixels, pick(16, 96), pick(16, 96));
+    digseg_run_options run = small_run();
+    run.size = 16 * pick(2, 6);
+    digseg_result* result = nullptr;
+    const auto began = std::chrono::steady_clock::now();
+    expect_ok(digseg_segment(engine, &image, prompts.data(), prompts.size(), &run, &result), "segment");
+    seconds.push_back(std::chrono::duration<float>(std::chrono::steady_clock::now() - began).count());
+    digseg_result_free(result);
+    if ((i + 1) % step == 0)
+      rows += (rows.empty() ? "" : ", ") + ("[" + std::to_string(i + 1) + ", " + std::to_string(resident_kib()) + ", " +
+              std::to_string(entries("/proc/self/fd")) + ", " + std::to_string(entries("/proc/self/task")) + "]");
+  }
+  digseg_engine_destroy(engine);
+  std::printf("{\"rows\": [%s], \"seconds\": [", rows.c_str());
+  for (size_t i = 0; i < seconds.size(); ++i) std::printf(i ? ",%.5f" : "%.5f", static_cast<double>(seconds[i]));
+  std::printf("]}\n");
+  return 0;
+}
+
 int hostile(const char* bundle, int count, unsigned seed) {
   Hostile calls(bundle, seed);
   for (int i = 0; i < count; ++i) calls.call(i);
@@ -441,12 +528,14 @@ int hostile(const char* bundle, int count, unsigned seed) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 4) return std::fprintf(stderr, "usage: %s threads|create|kept|hostile BUNDLE COUNT [THREADS|SEED]\n", argv[0]), 2;
+  if (argc < 4) return std::fprintf(stderr, "usage: %s threads|create|kept|flips|soak|hostile BUNDLE COUNT [THREADS|SEED]\n", argv[0]), 2;
   const std::string mode = argv[1];
   const int count = std::atoi(argv[3]), extra = argc > 4 ? std::atoi(argv[4]) : 4;
   if (mode == "threads") return threads(argv[2], count, extra);
   if (mode == "create") return create_destroy(argv[2], count);
   if (mode == "kept") return kept(argv[2], count);
+  if (mode == "soak") return soak(argv[2], count, static_cast<unsigned>(extra));
+  if (mode == "flips") return flips(argv[2], count, static_cast<unsigned>(extra));
   if (mode == "hostile") return hostile(argv[2], count, static_cast<unsigned>(extra));
   return std::fprintf(stderr, "stress: unknown mode %s\n", argv[1]), 2;
 }

@@ -98,6 +98,7 @@ HEADERS = {
     "cut short": b"\x10\0\0",
     "not JSON": safetensors(b"\xff\xfe\0"),
     "a list": safetensors([]),
+    "without end": safetensors({"a": "x" * 5000}),
     "too deep": safetensors(b"[" * 100_000),
     "offsets over each other": safetensors(
         {name: {"dtype": "F32", "shape": [2], "data_offsets": at} for name, at in (("a", [0, 8]), ("b", [4, 12]))},

@@ -115,7 +115,7 @@ def test_a_provider_that_is_not_the_one_asked_for_is_an_error():
 
     class Elsewhere:
         get_available_providers = staticmethod(lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-        InferenceSession = staticmethod(lambda model, options, providers: Session())
+        InferenceSession = staticmethod(lambda model, options, providers, enable_fallback: Session())
 
     class Session:
         def get_providers(self):
@@ -123,6 +123,16 @@ def test_a_provider_that_is_not_the_one_asked_for_is_an_error():
 
     with pytest.raises(BackendError, match="runs on CPUExecutionProvider, expected CUDAExecutionProvider"):
         ort_backend.create_session(Elsewhere, b"", onnxruntime.SessionOptions(), "CUDAExecutionProvider")
+
+
+def test_onnxruntime_prints_nothing_and_tries_once(capfd):
+    """By itself it goes on with the CPU, and says so on standard output."""
+    import onnxruntime
+
+    body = ort_backend.PROBE.replace(b"Identity", b"Ident\xffty")
+    with pytest.raises(BackendError, match="cannot load a one-node graph"):
+        ort_backend.create_session(onnxruntime, body, ort_backend.session_options(onnxruntime))
+    assert capfd.readouterr().out == ""
 
 
 def test_registering_a_backend(nano_models):

@@ -85,7 +85,7 @@ def test_a_wrong_backend_is_told_in_fallbacks(nano_models, registered):
 
 def test_the_second_start_uses_the_verdict(nano_models, own_cache, monkeypatch):
     first, _ = choose(open_source(nano_models.fp32), TASK)
-    assert not first.cached and len(list(own_cache.iterdir())) == 1
+    assert not first.cached and len(list(own_cache.glob("*.json"))) == 1
     monkeypatch.setattr(choice, "assess", lambda *given: pytest.fail("measured again"))
     second, backend = choose(open_source(nano_models.fp32), Task(64, prompts=3))  # 2 and 3 prompts share a verdict
     assert second.cached and second.rows == first.rows and backend.name == first.chosen.backend
@@ -110,7 +110,7 @@ def test_what_changes_the_answer_measures_again(nano_models, own_cache, monkeypa
     elif what == "backends":
         registered("slow", Slow)
     else:
-        (path,) = own_cache.iterdir()
+        (path,) = own_cache.glob("*.json")
         path.write_text('{"rows": [')
     assert not choose(open_source(model), task)[0].cached
 
@@ -131,7 +131,7 @@ def test_a_copied_bundle_keeps_its_verdict(nano_models, tmp_path):
 
 def test_a_choice_that_cannot_run_any_more_is_measured_again(nano_models, own_cache):
     choose(open_source(nano_models.fp32), TASK)
-    (path,) = own_cache.iterdir()
+    (path,) = own_cache.glob("*.json")
     body = json.loads(path.read_text())
     for row in body["rows"]:
         row["chosen"] = row["backend"] == "onnxruntime-tensorrt"

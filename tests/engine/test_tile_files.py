@@ -98,3 +98,20 @@ def test_only_what_is_asked_for_is_written_and_the_figures_are_the_same(tmp_path
     if "labels" not in kinds:
         with pytest.raises(UsageError, match="no label map was written"):
             _ = some.label_map
+
+
+def test_a_run_that_was_killed_before_its_json_is_simply_run_again(tmp_path):
+    """An array of ours is known by the length of its head, which any reader takes; one of somebody else's stays."""
+    run(picture(300, 300), tmp_path, masks=False)
+    (tmp_path / "t.json").unlink()
+    labels = tmp_path / "t.labels.npy"
+    whole = np.load(labels, mmap_mode="r")
+    assert whole.shape == (300, 300) and whole.offset == labels.stat().st_size - whole.nbytes == 1088
+    run(picture(300, 300), tmp_path, masks=False)
+    again = np.load(labels)
+    assert (tmp_path / "t.json").is_file()
+    (tmp_path / "t.json").unlink()
+    np.save(labels, again)
+    with pytest.raises(OutputError, match="was not written by this program"):
+        run(picture(300, 300), tmp_path, masks=False)
+    assert labels.stat().st_size == 128 + again.nbytes

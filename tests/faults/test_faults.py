@@ -134,6 +134,18 @@ def test_a_disk_that_is_full(room, words, name):
     assert not [path for path in (room / "out").rglob("*") if path.is_file() and path.stat().st_size]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
+def test_a_disk_that_fills_up_leaves_older_results_as_they_were(room, words):
+    """Files may grow to 2 blocks of 512 or 1,024 bytes: less than any of these pictures, and more than what is written first."""
+    command = [*words("segment", "out"), "--backend", "onnxruntime"]
+    assert run(command, room).returncode == 0
+    before = {path: path.read_bytes() for path in (room / "out").iterdir()}
+    changed = [word if word != "road" else "water" for word in command]
+    ended_well(run(["bash", "-c", LIMITED.format(blocks=2), "bash", *changed], room), room, 1)
+    after = {path: path.read_bytes() for path in (room / "out").iterdir()}
+    assert {path: body for path, body in after.items() if path in before} == before
+
+
 @pytest.mark.parametrize("name", ["segment", "scenes", pytest.param("doctor", marks=HEAVY)])
 @pytest.mark.parametrize("home", [None, "/nowhere/to/be/found", "/dev/null"])
 def test_without_a_home_nothing_is_missed(room, words, name, home):

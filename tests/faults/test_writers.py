@@ -138,6 +138,32 @@ def test_what_somebody_still_writes_stays(tmp_path, monkeypatch):
     assert abandoned(far) and not abandoned(mine)
 
 
+def test_a_second_writer_of_a_folder_is_told_of_the_first(tmp_path, capsys):
+    first = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        draft = tmp_path / f".b.tmp-{owned_name().replace(f'-{os.getpid()}-', f'-{first.pid}-')}"
+        draft.mkdir()
+        folders._forget_drafts(tmp_path / "b")
+        assert draft.is_dir() and f"process {first.pid} is writing {tmp_path / 'b'} too" in capsys.readouterr().err
+    finally:
+        first.communicate(b"\n")
+    folders._forget_drafts(tmp_path / "b")
+    assert not draft.exists() and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("jump", [-20 * 365 * 86400, 20 * 365 * 86400])
+def test_a_clock_that_jumps_takes_nothing_from_those_who_live(tmp_path, monkeypatch, jump):
+    mine = tmp_path / f".digseg-{owned_name()}.tmp"
+    parents = tmp_path / f".digseg-{owned_name().replace(f'-{os.getpid()}-', f'-{os.getppid()}-')}.tmp"
+    for path in (mine, parents):
+        path.touch()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + jump)
+    monkeypatch.setattr(files, "_tidied", set())
+    write_text(tmp_path / "a.txt", "x")
+    assert {path.name for path in tmp_path.iterdir()} == {mine.name, parents.name, "a.txt"}
+
+
 def test_a_folder_is_looked_through_once(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(files, "_tidied", set())

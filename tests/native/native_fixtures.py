@@ -51,7 +51,8 @@ def installed(tmp_path_factory):
             succeed("cmake", "--install", room / "build", "--prefix", room / "prefix")
             programs = room / "prefix" / "programs"
             programs.mkdir(exist_ok=True)
-            for path in (*(room / "build" / "examples").iterdir(), room / "build" / "tests" / "stress"):
+            tests = (room / "build" / "tests" / name for name in ("stress", "replay"))
+            for path in (*(room / "build" / "examples").iterdir(), *tests):
                 if path.is_file() and os.access(path, os.X_OK) and path.suffix == "":
                     shutil.copy2(path, programs)
             (room / "done").touch()

@@ -20,6 +20,10 @@ def test_damaged_caches_change_nothing(installed, environment, native_bundle):
     assert "8 starts over damaged caches: the same masks" in stress(installed, environment, "kept", native_bundle, 8)
 
 
+def test_turned_bits_are_refused(installed, environment, native_bundle):
+    assert "40 turned bits: " in stress(installed, environment, "flips", native_bundle, 40, 1)
+
+
 def test_hostile_calls_are_refused(installed, environment, native_bundle):
     assert "refused with a status and a text" in stress(installed, environment, "hostile", native_bundle, 1000, 1)
 
@@ -34,6 +38,12 @@ def test_threads_agree_at_length(installed, environment, native_bundle):
 @pytest.mark.slow
 def test_create_and_destroy_do_not_grow(installed, environment, native_bundle):
     stress(installed, environment, "create", native_bundle, 500)
+
+
+@slow
+@pytest.mark.slow
+def test_a_thousand_turned_bits_are_refused(installed, environment, native_bundle):
+    assert "1000 turned bits: " in stress(installed, environment, "flips", native_bundle, 1000, 1)
 
 
 @slow

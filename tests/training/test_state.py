@@ -61,6 +61,22 @@ def test_a_kill_inside_a_save_loses_the_steps_since_the_save_before_and_no_more(
     assert "going on at step 5 of 12" in capsys.readouterr().out
 
 
+def test_a_kill_after_the_last_save_leaves_no_state_for_good(tmp_path, monkeypatch, whole):
+    """There is no later save that would remove it: going on does."""
+
+    def dying(folder):
+        if len(states.complete_states(folder)) > states.KEPT:
+            raise Killed
+
+    monkeypatch.setattr(states, "remove_older", dying)
+    with pytest.raises(Killed):
+        fit(tmp_path / "cut")
+    monkeypatch.undo()
+    assert len(states.complete_states(tmp_path / "cut" / "state")) == states.KEPT + 1
+    assert torch.equal(fit(tmp_path / "cut", resume=True), whole)
+    assert len(states.complete_states(tmp_path / "cut" / "state")) == states.KEPT
+
+
 def test_the_last_two_states_are_kept(tmp_path):
     fit(tmp_path, save_every=3)
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["step-00000009", "step-00000012"]

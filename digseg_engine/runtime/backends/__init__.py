@@ -124,8 +124,10 @@ def failing_as(name: str, doing: str) -> Iterator[None]:
 
 
 def in_one_line(error: Exception) -> str:
-    """The first line of any exception, with its kind where that says more."""
+    """The first line of any exception, with its kind where that says more; of a library's not without end, because it may quote a
+    file."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    first = first if isinstance(error, DigsegError) else first[:1000]
     return first if isinstance(error, DigsegError) else f"{type(error).__name__}: {first}".removesuffix(": ")
 
 

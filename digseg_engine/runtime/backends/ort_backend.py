@@ -186,8 +186,9 @@ def create_session(
         options.add_session_config_entry(PLACES, "1")
     try:
         session = runtime.InferenceSession(
-            str(model) if isinstance(model, Path) else model, options, providers=providers or [(provider, {})]
-        )
+            str(model) if isinstance(model, Path) else model, options, providers=providers or [(provider, {})],
+            enable_fallback=0,  # else it goes on with the CPU by itself, now or while running, and says so on standard output
+        )  # fmt: skip
     except Exception as error:
         raise BackendError(
             f"onnxruntime cannot load {name} with {provider}: {in_one_line(error)}; export the bundle again, or update "

@@ -68,7 +68,7 @@ def read_lexicon(path: Path) -> Lexicon:
             return Lexicon(tuple(json.loads(about["texts"])), file.get_tensor("vectors"), int(about.get("known", 0)))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(
-            f"{path} is not a lexicon: {error!r}; expected what scripts/sentence_vectors.py writes"
+            f"{path} is not a lexicon: {error!r:.500}; expected what scripts/sentence_vectors.py writes"
         ) from error
 
 
