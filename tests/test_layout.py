@@ -164,7 +164,6 @@ WRITES_ITSELF = {  # module: why its files need no `replacing` of their own
     "digseg_engine.data.batches": "a sparse cache, mapped",
     "digseg_export.external_data": "a folder that is renamed when whole",
     "digseg_export.few_step_folder": "a folder that is renamed when whole",
-    "digseg_engine.sharing.example": "writes into memory",
     "digseg_export.parallel_trace": "writes to the null device",
 }
 
