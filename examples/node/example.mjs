@@ -16,11 +16,10 @@ if (!photo) {
   process.exit(2);
 }
 
-// Turned as its metadata say, over white, colours as they are stored: as Python reads it.
+// Turned as its metadata say, colours as they are stored: as Python reads it.
 async function read(path) {
-  const { data, info } = await sharp(path, { ignoreIcc: true }).autoOrient().flatten({ background: "white" }).toColourspace("srgb").raw().toBuffer({ resolveWithObject: true });
-  const rgb = info.channels === 3 ? data : Uint8Array.from({ length: 3 * info.width * info.height }, (_, i) => data[Math.floor(i / 3) * info.channels]);
-  return { data: new Uint8Array(rgb), width: info.width, height: info.height, path };
+  const { data, info } = await sharp(path, { ignoreIcc: true }).autoOrient().toColourspace("srgb").raw().toBuffer({ resolveWithObject: true });
+  return { data, width: info.width, height: info.height, path };
 }
 
 const bundle = values.bundle ?? fileURLToPath(new URL("../../digseg_engine/assets/digseg-tiny-fp16", import.meta.url));

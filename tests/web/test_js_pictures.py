@@ -138,5 +138,3 @@ def test_masks_and_label_maps(rule, threshold, rivals):
         assert sorted(map(int, found["masks"])) == np.flatnonzero(wanted.pixels).tolist()
         shown += len(np.unique(wanted.label_map))
     assert shown > 20
-
-
