@@ -352,6 +352,8 @@ async function begin() {
   render();
 }
 
+at("where").textContent = api.where;
+api.watch((words) => { at("one-model").textContent = words; });
 samples();
 begin();
 render();
