@@ -41,8 +41,8 @@ export interface Runtime {
   name: "webgpu" | "wasm" | "cpu";
   /** The module of ONNX Runtime. */
   load(): Promise<unknown>;
-  /** Why it cannot run this bundle here; "" where it can. */
-  probe?(bundle: { manifest: Record<string, any> }): Promise<string>;
+  /** Why it cannot run this bundle here; "" where it can. named: it was asked for by name. */
+  probe?(bundle: { manifest: Record<string, any>; files: Map<string, Uint8Array> }, named?: boolean): Promise<string>;
 }
 
 export interface LoadOptions {
@@ -181,6 +181,6 @@ export function fromAddress(address: string | URL, told?: (file: string, bytes: 
 /** Browsers: a picture file, decoded. Throws InputError for what this browser cannot read. */
 export function pictureOf(file: Blob, name?: string): Promise<Picture>;
 /** Browsers: why WebGPU cannot run a bundle here; "" where it can. */
-export function probeWebGpu(bundle: { manifest: Record<string, any> }): Promise<string>;
+export function probeWebGpu(bundle: { manifest: Record<string, any>; files: Map<string, Uint8Array> }, named?: boolean): Promise<string>;
 /** Node: a bundle in a folder. */
 export function fromFolder(folder: string | URL): Source;

@@ -2,6 +2,7 @@
 
 import { Engine, Encoding, setDefaults } from "./engine.js";
 import { fromAddress } from "./bundle.js";
+import { adapterOf } from "./sessions.js";
 
 export { Engine, Encoding };
 export { Result, VERSION } from "./result.js";
@@ -10,13 +11,14 @@ export { fromAddress } from "./bundle.js";
 export { pictureOf } from "./browser.js";
 export * as rle from "./rle.js";
 
-// WebGPU runs graphs in the precision they are stored in.
-export async function probeWebGpu({ manifest }) {
-  const { name } = manifest.precision;
-  if (name !== "fp16" && name !== "fp32") return `WebGPU runs fp32 and fp16 bundles, this one is ${name}`;
-  const adapter = await globalThis.navigator?.gpu?.requestAdapter();
+// Why WebGPU cannot run a bundle here; "" where it can. Without half precision (shader-f16) it runs the graphs in float32. named: it was
+// asked for by name; else an adapter that is software, slower than WebAssembly by far, is none.
+export async function probeWebGpu({ files, manifest: { precision } }, named = false) {
+  if (precision.name !== "fp32" && !files.has("image_encoder.fp32.onnx")) return `WebGPU runs fp32, fp16 and bf16 bundles, this one is ${precision.name}`;
+  const adapter = await adapterOf();
   if (!adapter) return "this browser has no WebGPU, or no adapter for it";
-  return name === "fp16" && !adapter.features.has("shader-f16") ? "this adapter of WebGPU has no half precision (shader-f16)" : "";
+  const software = adapter.info?.isFallbackAdapter || adapter.isFallbackAdapter || adapter.info?.architecture === "swiftshader";
+  return software && !named ? "the adapter of WebGPU is software, slower than WebAssembly; ask for webgpu by name to use it" : "";
 }
 
 export const runtimes = [

@@ -30,7 +30,7 @@ export class Engine {
     engine.#tokenizer = engine.#bundle.vocabulary ? null : new Tokenizer(engine.#bundle.json("tokenizer.json"));
     engine.tried = [];
     for (const runtime of wanted) {
-      const row = await engine.#try(runtime, threads);
+      const row = await engine.#try(runtime, threads, backend !== "auto");
       engine.tried.push(row);
       if (row.right) break;
     }
@@ -39,11 +39,11 @@ export class Engine {
     return engine;
   }
 
-  async #try(runtime, threads) {
+  async #try(runtime, threads, named) {
     const row = { backend: runtime.name, usable: false, right: false, reason: "", error: null, iou: null }, began = performance.now();
     let backend = null;
     try {
-      row.reason = await runtime.probe?.(this.#bundle) ?? "";
+      row.reason = await runtime.probe?.(this.#bundle, named) ?? "";
       if (row.reason) return row;
       backend = await Backend.open(this.#bundle, runtime, threads);
       Object.assign(row, { usable: true, detail: backend.detail }, await checkGolden(backend, this.#bundle));

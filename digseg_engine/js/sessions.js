@@ -1,7 +1,7 @@
 // A bundle's graphs as sessions of ONNX Runtime, and whether they answer the golden sample as they should.
 //
 // The CPU (native in Node, WebAssembly in both) runs the graphs made for it (`*.fp32.onnx`) over the same stored weights; WebGPU
-// runs the graphs as stored. What answers the golden sample wrongly is not used: WebGPU has been seen to return masks of IoU 0.006
+// runs the graphs as stored where its adapter computes in their precision, else those of the CPU. What answers the golden sample wrongly is not used: WebGPU has been seen to return masks of IoU 0.006
 // without an error.
 
 import { safetensors } from "./bundle.js";
@@ -10,7 +10,10 @@ import { BackendError, DigsegError, inOneLine } from "./errors.js";
 const LIMITS = { relative: 1e-3, iou: 0.999 }; // at least so much room has every backend, as in Python
 export const GRAPHS = ["text_encoder", "image_encoder", "presence", "mask_decoder", "labels"];
 
-// One runtime that may run here: {name, load() -> Promise<module of ONNX Runtime>, probe?() -> Promise<reason why not, or "">}.
+// The adapter of WebGPU; nothing where there is none.
+export const adapterOf = async () => await globalThis.navigator?.gpu?.requestAdapter() ?? null;
+
+// One runtime that may run here: {name, load() -> Promise<module of ONNX Runtime>, probe?(bundle, named) -> Promise<reason why not, or "">}.
 // The sessions of one bundle by one runtime.
 export class Backend {
   static async open(bundle, { name, load }, threads) {
@@ -22,19 +25,20 @@ export class Backend {
     }
     const { ort } = backend, { wasm } = ort.env;
     if (name !== "cpu") wasm.numThreads = threads ?? (globalThis.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1);
-    Object.assign(backend, { name, onCpu: name !== "webgpu", sessions: {} });
+    const precision = bundle.manifest.precision.name, halves = precision === "fp16" && name === "webgpu" && (await adapterOf())?.features.has("shader-f16");
+    Object.assign(backend, { name, wide: !halves, sessions: {} });
     for (const graph of GRAPHS) {
       if (bundle.files.has(`${graph}.onnx`)) backend.sessions[graph] = await backend.#session(bundle, graph, threads);
     }
-    const first = bundle.files.has("image_encoder.fp32.onnx") && backend.onCpu, precision = bundle.manifest.precision.name;
+    const widened = bundle.files.has("image_encoder.fp32.onnx") && backend.wide;
     const { versions } = ort.env, which = name === "cpu" ? `onnxruntime-node ${versions.node ?? versions.common}` : `onnxruntime-web ${versions.web ?? versions.common}`;
     const width = name === "wasm" ? `, ${wasm.numThreads} thread${wasm.numThreads === 1 ? "" : "s"}` : "";
-    backend.detail = `${which}, ${name}${width}, ${first ? `${precision} weights widened to fp32` : precision}`;
+    backend.detail = `${which}, ${name}${width}, ${widened ? `${precision} weights widened to fp32` : precision}`;
     return backend;
   }
 
   async #session(bundle, graph, threads) {
-    const { ort, name, onCpu } = this, file = onCpu && bundle.files.has(`${graph}.fp32.onnx`) ? `${graph}.fp32.onnx` : `${graph}.onnx`;
+    const { ort, name, wide } = this, file = wide && bundle.files.has(`${graph}.fp32.onnx`) ? `${graph}.fp32.onnx` : `${graph}.onnx`;
     const weights = bundle.weights(file);
     const options = {
       executionProviders: [name === "webgpu" ? { name, preferredLayout: "NCHW" } : name], enableMemPattern: false, logSeverityLevel: 3,

@@ -171,7 +171,12 @@ def _console() -> Console:
 
 
 def _dry_run(
-    request: Request, model: Path | None, output: Path, ready: Ready, builder: Builder | SiteBuilder | None, as_json: bool
+    request: Request,
+    model: Path | None,
+    output: Path,
+    ready: Ready,
+    builder: Builder | SiteBuilder | None,
+    as_json: bool,
 ) -> None:
     """Say what the export would do."""
     from digseg_engine.model.folder import BUNDLED, weights_of

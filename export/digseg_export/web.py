@@ -144,7 +144,9 @@ def page_files() -> dict[str, bytes]:
     """The page of the server with the engine in a worker: every file by its path in the site."""
     parts = {path.relative_to(PAGE).as_posix(): path.read_bytes() for path in sorted(PAGE.rglob("*")) if path.is_file()}
     parts |= {path.name: path.read_bytes() for path in sorted((MODULE / "page").glob("*.js"))}  # api.js among them
-    parts |= {f"digseg/{path.name}": path.read_bytes() for path in sorted(MODULE.glob("*.js")) if path.name != "node.js"}
+    parts |= {
+        f"digseg/{path.name}": path.read_bytes() for path in sorted(MODULE.glob("*.js")) if path.name != "node.js"
+    }
     html = parts["index.html"].decode("utf-8")
     if html.count(HEAD) != 1:
         raise OutputError(f"the page's index.html has no {HEAD} to put its policy behind; install this package again")

@@ -21,7 +21,8 @@ import {{ Tokenizer, checkPrompts }} from "{JS.as_uri()}/tokenizer.js";
 const {{ file, texts, what }} = JSON.parse(readFileSync(0, "utf8"));
 const tokenizer = new Tokenizer(JSON.parse(readFileSync(file, "utf8")));
 const tried = (task) => {{ try {{ return task(); }} catch (error) {{ return `${{error.name}}: ${{error.message}}`; }} }};
-console.log(JSON.stringify(texts.map((text) => tried(() => what === "ids" ? tokenizer.ids(checkPrompts([text])[0]) : tokenizer.encode(text)))));
+const does = {{ ids: (text) => tokenizer.ids(checkPrompts([text])[0]), encode: (text) => tokenizer.encode(text) }};
+console.log(JSON.stringify(texts.map((text) => tried(() => does[what](text)))));
 """
 
 
@@ -40,11 +41,13 @@ def compare(texts):
     return wanted
 
 
+@pytest.mark.slow
 def test_ten_thousand_strings():
     rows = compare(strings(10_000, 3))
     assert sum(len(row) > 77 for row in rows) > 50  # over-long ones were met
 
 
+@pytest.mark.slow
 def test_every_character_alone_and_after_a_letter():
     points = [c for c in range(1, 0x3400) if not 0xD800 <= c < 0xE000 and unicodedata.category(chr(c)) != "Cn"]
     compare([f"x{chr(c)}y {chr(c)}" for c in points])

@@ -187,7 +187,8 @@ def test_the_example_says_in_one_line_what_is_wrong(room, bundle, tmp_path):
     shutil.copy(EXAMPLES / "node" / "example.mjs", room / "example.mjs")
     assert run_node("example.mjs", cwd=room).returncode == 2
     for words, code, said in [(("no.png", "road"), 1, "no.png"), ((EXAMPLES / "aerial.png", " "), 2, "is empty"),
-                              ((EXAMPLES / "aerial.png", "road", "--bundle", tmp_path), 1, "manifest.json is missing")]:  # fmt: skip
+                              ((EXAMPLES / "aerial.png", "road", "--bundle", tmp_path), 1, "manifest.json is missing"),
+                              ]:  # fmt: skip
         done = run_node("example.mjs", *words, *(() if "--bundle" in words else ("--bundle", bundle)), cwd=room)
         assert done.returncode == code and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
 

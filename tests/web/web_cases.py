@@ -1,7 +1,7 @@
 """What tests of the JavaScript module share: Node, npm packages that somebody installed, and a room where a program finds both.
 
-$DIGSEG_TEST_NODE_MODULES names a `node_modules` folder with onnxruntime-node, onnxruntime-web and sharp; tests that need them skip
-without: `npm install --ignore-scripts onnxruntime-node@1.30.0 onnxruntime-web@1.30.0 sharp`.
+$DIGSEG_TEST_NODE_MODULES names a `node_modules` folder with onnxruntime-node, onnxruntime-web and sharp; tests that need them
+skip without: `npm install --ignore-scripts onnxruntime-node@1.30.0 onnxruntime-web@1.30.0 sharp`.
 """
 
 from __future__ import annotations
