@@ -61,7 +61,8 @@ def visit(browser):
     yield opened
     for context in contexts:
         context.close()
-    assert hosts - {""} <= set(wanted) and complaints == []
+    assert complaints == [], complaints
+    assert hosts - {""} <= set(wanted)
 
 
 def drop(page, path, name=None):
@@ -135,7 +136,7 @@ def whole_visit(page, picture, engine, folder):
 
 
 def faults_of(page, axe, pictures):
-    """What axe-core's rules find at the welcome and with answers, two pictures and an open menu: stage, rule, impact, elements."""
+    """What axe-core's rules find at the welcome, and with answers, two pictures and a menu: stage, rule, impact, elements."""
     found = []
     for stage in ("welcome", "asked"):
         if stage == "asked":

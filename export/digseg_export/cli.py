@@ -287,13 +287,13 @@ COMMAND = Command(
                metavar="FOLDER"),
         Option("--format", "onnx; all: also build TensorRT engines here; tensorrt: the same; tensorrt-rtx: also build "
                "TensorRT-RTX plans, on any machine", default="onnx", metavar="NAME"),
-        Option("--bundle", "sign this ready bundle, build its engines or write its page, and export nothing", kind=Path, metavar="FOLDER",
+        Option("--bundle", "sign this ready bundle, build its engines or page; export nothing", kind=Path, metavar="FOLDER",
                not_with=EXPORTS),
         Option("--compute-capability", "GPUs that TensorRT-RTX plans are for", metavar="NUMBERS",
                shown="those of 75,80,86,89,120 that take the precision"),
         Option("--engines", "folder of TensorRT-RTX plans to write", kind=Path, metavar="FOLDER", shown="BUNDLE-tensorrt-rtx"),
-        Option("--target", "device whose on-device build script to add, as jetson-orin; web: also write a page that runs the bundle "
-               "in the browser", metavar="DEVICE"),
+        Option("--target", "device whose on-device build script to add, as jetson-orin; web: also write a page that runs the "
+               "bundle in the browser", metavar="DEVICE"),
         Option("--site", "folder of the page to write", kind=Path, metavar="FOLDER", shown="BUNDLE-web"),
         Option("--web-runtime", "folder of onnxruntime-web, as npm installs it", kind=Path, metavar="FOLDER",
                shown="fetched by npm"),

@@ -130,8 +130,8 @@ class Request:
             (self.bundle is not None and self.device is not None, "--target", False, "a ready bundle has no script added; add "
              "--target web, or export it again"),
             (self.bundle is not None, "--bundle", page or self.format != "onnx" or self.sign is not None,
-             "a ready bundle is signed, or engines are built of it, or its page is written; add --sign KEY, --format tensorrt-rtx "
-             "or tensorrt, or --target web"),
+             "a ready bundle is signed, its engines are built or its page is written; add --sign KEY, --format tensorrt-rtx or "
+             "tensorrt, or --target web"),
             (self.sign is not None, "--sign", bundle, "a bundle is what is signed, and the diffusers layout is none"),
             (self.target is not None, "--target", self.format == "onnx", "the script builds on the device; --format builds here"),
         ]  # fmt: skip

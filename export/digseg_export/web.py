@@ -1,8 +1,8 @@
 """`digseg-export --target web`: a static folder with the page, the JavaScript module, ONNX Runtime for browsers and a bundle.
 
-The page is that of `digseg serve` with another `api.js`: an engine in a worker in place of HTTP. Any server of static files serves it;
-nothing of a visitor's leaves the browser. `onnxruntime-web` is fetched by npm at the version that was tested, and each file is
-taken by its SHA-256.
+The page is that of `digseg serve` with another `api.js`: an engine in a worker in place of HTTP. Any server of static files will
+do, and nothing of a visitor's leaves the browser. `onnxruntime-web` is fetched by npm at the version that was tested, and each
+file is taken by its SHA-256.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from subprocess import TimeoutExpired, run
 from typing import Any
@@ -46,6 +47,7 @@ POLICY = (  # WebAssembly is compiled, nothing else is: no inline scripts, no ot
     "worker-src 'self'; base-uri 'none'; form-action 'none'"
 )
 HEAD = '<meta charset="utf-8">'
+INSTEAD = f"--web-runtime node_modules/{RUNTIME}"
 PATIENCE = 600.0  # seconds that npm may take
 PROMPTS = 100  # asked at once
 
@@ -97,15 +99,15 @@ class SiteBuilder:
         if runtime is None:
             find_npm()
         elif not (runtime / "dist").is_dir():
-            raise UsageError(f"--web-runtime {runtime} is not {RUNTIME}: it has no folder dist; give the folder that npm installs, "
-                             f"node_modules/{RUNTIME}")  # fmt: skip
+            raise UsageError(f"--web-runtime {runtime} is not {RUNTIME}: it has no folder dist; give the folder that npm "
+                             f"installs, node_modules/{RUNTIME}")  # fmt: skip
 
     def preview(self) -> dict[str, Any]:
         """For --dry-run: what would be written."""
         return {"page": str(self.output), "runtime": f"{RUNTIME} {VERSION}"}
 
     def run(self, progress: Progress) -> Site:
-        """Write the folder. Raises BundleError for a bundle that cannot be read, BackendError for a runtime that is not the one."""
+        """Write the folder. Raises BundleError for a bundle that cannot be read, BackendError for a runtime that is another."""
         bundle = open_bundle(self.bundle)
         progress(f"{RUNTIME} {VERSION}")
         with _runtime(self.runtime) as runtime:
@@ -159,8 +161,8 @@ def find_npm() -> str:
     """The program. Raises MissingPackageError saying how to get it."""
     found = shutil.which("npm")
     if found is None:
-        raise MissingPackageError(f"--target web fetches {RUNTIME} {VERSION} with npm, which is not installed; install Node.js 20 or newer, "
-                                  f"which brings it, or name a folder that has the package: --web-runtime node_modules/{RUNTIME}")  # fmt: skip
+        raise MissingPackageError(f"--target web fetches {RUNTIME} {VERSION} with npm, which is not installed; install Node.js "
+                                  f"20 or newer, which brings it, or name a folder that has the package: {INSTEAD}")  # fmt: skip
     return found
 
 
@@ -173,14 +175,14 @@ def _runtime(folder: Path | None) -> Iterator[dict[str, bytes]]:
     with tempfile.TemporaryDirectory(prefix="digseg-web-") as room:
         archive = _fetched(Path(room))
         with tarfile.open(archive) as package:
-            yield {name: _checked(name, lambda name=name: _member(package, f"package/dist/{name}"), archive.name)
+            yield {name: _checked(name, partial(_member, package, f"package/dist/{name}"), archive.name)
                    for name in RUNTIME_FILES}  # fmt: skip
 
 
 def _fetched(room: Path) -> Path:
     """The package's archive, by `npm pack`, which runs nothing of it. Raises BackendError with npm's own reason."""
     command = [find_npm(), "pack", f"{RUNTIME}@{VERSION}", "--ignore-scripts", "--prefer-offline", "--silent"]
-    instead = f"or install it where there is a network and name its folder: --web-runtime node_modules/{RUNTIME}"
+    instead = f"or install it where there is a network and name its folder: {INSTEAD}"
     try:
         done = run(command, cwd=room, capture_output=True, text=True, timeout=PATIENCE, check=False)
         said = done.stderr.strip() or done.stdout.strip()

@@ -120,6 +120,7 @@ def test_the_token_is_asked_for_or_comes_with_the_address(bundle, visit):
         page = visit(address)
         playwright.expect(page.locator("#one-model")).not_to_have_text("")
         assert "token" not in page.url
+        page.wait_for_load_state("networkidle")  # the examples' pictures too, before the server goes
 
 
 def test_a_fixed_vocabulary_is_shown(folded, visit):

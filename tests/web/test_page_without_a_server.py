@@ -1,5 +1,5 @@
-"""`digseg-export --target web`: the folder it writes, and visits to its page with a real browser, a real runtime and no server but one
-of static files.
+"""`digseg-export --target web`: the folder it writes, and visits to its page with a real browser, a real runtime and no server
+but one of static files.
 
 Needs npm's onnxruntime-web ($DIGSEG_TEST_NODE_MODULES), and for visits playwright and Chromium; with $DIGSEG_TEST_AXE naming
 axe-core's `axe.min.js`, its rules are asked too.
@@ -188,7 +188,8 @@ def test_a_broken_folder_answers_nothing(site, visit, tmp_path, damage, bundle):
         sessions = folder / "digseg" / "sessions.js"
         text = sessions.read_text()
         wrong = text.replace("const { logits } = await backend.run(", "const { logits } = await reversed(backend, ")
-        sessions.write_text(wrong + "\nconst reversed = async (backend, ...given) => {\n  const found = await backend.run(...given);\n"
+        sessions.write_text(wrong + "\nconst reversed = async (backend, ...given) => {\n"
+                            "  const found = await backend.run(...given);\n"
                             "  found.logits.data.reverse();\n  return found;\n};\n")  # fmt: skip
         assert wrong != text
         said = "no backend can run here and is right"
