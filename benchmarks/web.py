@@ -140,7 +140,8 @@ def main() -> None:
                 "command": " ".join(["python benchmarks/web.py", *sys.argv[1:]]), "date": date.today().isoformat(),
                 "note": options.note, "machine": {**device_key(), "system": platform.system(), "load_before": busy},
                 "versions": {"chromium": browser.version, **{name: version(name) for name in ("playwright", "onnxruntime")}},
-                "model": {**{key: model[key] for key in ("name", "sha256")}, "browser": model["backend"], "python": engine.backend.detail},
+                "model": {"name": model["name"], "sha256": model["sha256"], "browser": model["backend"],
+                          "python": engine.backend.detail},
                 "megabytes": {"folder": site.bytes / 1e6, "loaded": site.loaded / 1e6}, "start_seconds": start,
                 **measure(page, engine, options.runs),
             }  # fmt: skip

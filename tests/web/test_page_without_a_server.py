@@ -7,6 +7,7 @@ axe-core's `axe.min.js`, its rules are asked too.
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import os
@@ -18,6 +19,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 from conftest import run_command
 from page_visits import *  # noqa: F403
@@ -28,6 +30,7 @@ from web_cases import EXAMPLES, JS, PACKAGES, needs
 from digseg_engine import Engine
 from digseg_engine.bundle import open_bundle
 from digseg_engine.errors import BackendError, MissingPackageError, UsageError
+from digseg_engine.runtime.rle import decode
 from digseg_export import web
 from digseg_export.web import PAGE, RUNTIME, SiteBuilder, page_files
 
@@ -169,6 +172,45 @@ def test_a_fixed_vocabulary_is_shown(folded, visit, tmp_path):
         playwright.expect(page.locator("#legend li")).to_have_count(len(folded.names))
         listed = page.eval_on_selector_all("#legend li", "items => items.map(item => item.dataset.prompt)")
         assert listed == list(folded.names)
+
+
+ANSWERED = """async ([text, prompts]) => {
+  const api = await import("./api.js"), bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const { id } = await api.encode(new File([bytes], "p.png", { type: "image/png" }), "p.png");
+  return (await api.segment(id, prompts)).masks;
+}"""
+
+
+@pytest.mark.slow
+def test_webgpu_on_an_adapter_of_software(with_presence, browser, tmp_path):
+    """The graphs through WebGPU, on the CPU: what a GPU's driver makes of them is not looked at here."""
+    made(with_presence.bundle, tmp_path / "site")
+    prompts, picture = list(with_presence.prompts), with_presence.pictures[0]
+    Image.fromarray(picture).save(tmp_path / "p.png")
+    flags = ["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    own = browser.browser_type.launch(executable_path=program, args=flags)
+    try:
+        with served(tmp_path / "site") as address:
+            page = own.new_page()
+            page.goto(address)
+            if not page.evaluate("navigator.gpu?.requestAdapter().then(Boolean)"):
+                pytest.skip("this Chromium has no adapter of software for WebGPU")
+            unasked = page.evaluate(TRIED)
+            assert "wasm" in unasked["backend"] and "is software" in unasked["tried"][0]["reason"]
+            page.goto(f"{address}?backend=webgpu")
+            model = page.evaluate(TRIED)
+            assert "webgpu" in model["backend"] and model["tried"][0]["right"] and model["tried"][0]["iou"] >= 0.999
+            text = base64.b64encode((tmp_path / "p.png").read_bytes()).decode()
+            masks = page.evaluate(ANSWERED, [text, prompts])
+    finally:
+        own.close()
+    with Engine.load(with_presence.bundle, "onnxruntime", threads=1) as ours:
+        wanted = ours.segment(picture, prompts)
+    for k, mask in enumerate(masks):
+        found = np.zeros(wanted.label_map.shape, bool) if mask["rle"] is None else decode(mask["rle"])
+        same = (found == wanted.mask(k)).mean()
+        assert same >= 0.999 and mask["there"] == wanted.there[k], (k, same)
 
 
 @pytest.mark.parametrize("damage", ["tampered", "missing", "answers wrongly"])

@@ -1,7 +1,7 @@
 // The engine in this browser, with the promises of the server's `api.js`: one page, two engines. It runs in a worker, so that the page
 // answers while it computes.
 
-const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+const worker = new Worker(new URL(`worker.js${location.search}`, import.meta.url), { type: "module" }); // ?backend=wasm
 const waiting = new Map();
 let number = 0, told = () => {};
 
