@@ -95,19 +95,20 @@ def _engines_alone(request: Request, bundle: Path, dry_run: bool, quiet: bool, a
     from digseg_engine.bundle import SIGNATURE, open_bundle
     from digseg_export.engines import Builder, show
 
-    opened = open_bundle(bundle)
+    page = _page(request, bundle)
+    opened = open_bundle(bundle if page is None else page.bundle)
     if request.sign is not None and not dry_run:
         from digseg_engine.signatures import sign
 
         sign(opened, request.sign, bundle.resolve().name)
-    if page := _page(request, bundle):
+    if page is not None:
         if dry_run:
-            _say_preview({"bundle": str(bundle), **page.preview()}, as_json)
+            _say_preview({"bundle": str(page.bundle), **page.preview()}, as_json)
             return
         with shown(quiet) as progress:
             site = page.run(progress)
         if as_json:
-            print(json.dumps({"bundle": str(bundle), **_site_json(site)}, indent=2))
+            print(json.dumps({"bundle": str(page.bundle), **_site_json(site)}, indent=2))
         else:
             _say_site(site)
         return

@@ -27,6 +27,7 @@ from digseg_engine.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle
 from digseg_engine.errors import BackendError, MissingPackageError, OutputError, UsageError
 from digseg_engine.files import write_bytes, write_json
 from digseg_engine.folders import Mark, check_target, writing
+from digseg_engine.named import SHIPPED_BUNDLE, find_model
 from digseg_engine.runtime.saving import PALETTE
 from digseg_export.progress import Progress
 
@@ -83,8 +84,9 @@ MARK = Mark("a page of `--target web`", LISTED, _foreign)
 
 
 def default_site(bundle: Path) -> Path:
-    """`BUNDLE-web`, beside the bundle."""
-    return bundle.with_name(f"{bundle.resolve().name}-web")
+    """`BUNDLE-web`, beside the bundle; of the one that comes with the package in the current folder."""
+    name = f"{bundle.resolve().name}-web"
+    return Path(name) if bundle == SHIPPED_BUNDLE else bundle.with_name(name)
 
 
 class SiteBuilder:
@@ -94,7 +96,8 @@ class SiteBuilder:
     """
 
     def __init__(self, bundle: Path, output: Path | None, runtime: Path | None) -> None:
-        self.bundle, self.output, self.runtime = bundle, output or default_site(bundle), runtime
+        self.bundle, self.runtime = find_model(bundle), runtime
+        self.output = output or default_site(self.bundle)
         check_target(self.output, MARK)
         if runtime is None:
             find_npm()
