@@ -29,10 +29,10 @@ from web_cases import EXAMPLES, JS, PACKAGES, needs
 
 from digseg_engine import Engine
 from digseg_engine.bundle import open_bundle
-from digseg_engine.errors import BackendError, MissingPackageError, UsageError
+from digseg_engine.errors import BackendError, UsageError
 from digseg_engine.runtime.rle import decode
 from digseg_export import web
-from digseg_export.web import PAGE, RUNTIME, SiteBuilder, page_files
+from digseg_export.web import PAGE, RUNTIME, SiteBuilder
 
 AERIAL = EXAMPLES / "aerial.png"
 RUNTIME_FOLDER = Path(PACKAGES) / RUNTIME
@@ -104,14 +104,6 @@ def test_the_folder(site, bundle):
     html = (site / "index.html").read_text()
     assert html.count("Content-Security-Policy") == 1 and "'unsafe-inline'" not in html and "'unsafe-eval'" not in html
     assert not [path for path in site.rglob("*") if path.is_symlink()]
-
-
-def test_both_engines_of_the_page_have_the_same_names():
-    import re
-
-    names = [set(re.findall(r"^export (?:async )?(?:function|const) (\w+)", (place / "api.js").read_text(), re.MULTILINE))
-             for place in (PAGE, JS / "page")]  # fmt: skip
-    assert names[0] == names[1] and {"encode", "segment", "models", "forget"} <= names[0]
 
 
 def test_a_visit(address, engine, visit, tmp_path):
@@ -283,21 +275,6 @@ def test_an_older_page_is_replaced_and_nothing_else(site, bundle, tmp_path):
         SiteBuilder(bundle, folder, RUNTIME_FOLDER)
 
 
-def test_without_npm_or_a_network_it_says_what_to_do(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(web.shutil, "which", lambda name: None)
-    with pytest.raises(
-        MissingPackageError, match=r"npm, which is not installed; install Node.js 20 or newer.*--web-runtime"
-    ):
-        SiteBuilder(bundle, tmp_path / "site", None)
-    npm = tmp_path / "npm"
-    npm.write_text("#!/bin/sh\necho 'npm error code ENOTFOUND' >&2\nexit 1\n")
-    npm.chmod(0o755)
-    monkeypatch.setattr(web.shutil, "which", lambda name: str(npm))
-    with pytest.raises(BackendError, match=r"npm could not fetch onnxruntime-web 1\.30\.0: npm error code ENOTFOUND"):
-        SiteBuilder(bundle, tmp_path / "site", None).run(lambda step: None)
-    assert not (tmp_path / "site").exists()
-
-
 def test_what_npm_packs_is_what_is_taken(bundle, tmp_path, monkeypatch):
     """The archive's road, with npm packing the installed package in place of fetching it."""
     npm = shutil.which("npm")
@@ -310,7 +287,3 @@ def test_what_npm_packs_is_what_is_taken(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(web, "run", packed)
     done = SiteBuilder(bundle, tmp_path / "site", None).run(lambda step: None)
     assert done.bytes > done.loaded > 20_000_000 and (tmp_path / "site" / "ort" / "ort.wasm.min.mjs").is_file()
-
-
-def test_the_page_has_a_place_for_its_policy():
-    assert b"wasm-unsafe-eval" in page_files()["index.html"]
