@@ -16,7 +16,7 @@ from digseg_engine.runtime.rle import encode
 
 pytestmark = needs_node
 SIZES = [(64, 64, 64), (90, 120, 64), (120, 91, 64), (31, 200, 48), (8, 8, 80), (400, 61, 33), (77, 53, 256), (250, 501, 32),
-         (127, 129, 65)]  # fmt: skip
+         (127, 129, 65), (9, 18, 9), (11, 22, 11)]  # fmt: skip
 WORK = f"""
 import {{ readFileSync }} from "node:fs";
 import {{ fit, unfit, unfitLabels, checkPicture }} from "{JS.as_uri()}/pictures.js";

@@ -53,6 +53,10 @@ def test_every_character_alone_and_after_a_letter():
     compare([f"x{chr(c)}y {chr(c)}" for c in points])
 
 
+def test_letters_are_lowered_one_by_one():
+    compare(["ΟΔΟΣ", "Σ", "ΑΣ b", "İSTANBUL", "ǅ", "STRASSE ẞ", "İ", "\u2160 Ⅷ"])  # no final sigma, as in Rust
+
+
 def test_long_words_are_cheap():
     compare(["ab" * 20_000, "é" * 20_000, "😀" * 5_000])
 
