@@ -3,6 +3,7 @@
 // A source is where its files come from: {name, read(file) -> Promise<Uint8Array>, list?() -> Promise<file names>}.
 
 import { BundleError, InputError, inOneLine, quoted } from "./errors.js";
+import { checkWeights } from "./graph_files.js";
 
 export const FORMAT = "digseg.bundle/2", CONTRACT = 2;
 const ONE_PIECE = "digseg.bundle/1", HOW_TO_EXPORT = "export it again with `digseg-export`";
@@ -81,11 +82,18 @@ class Bundle {
     return body;
   }
 
+  // The bytes of a graph that asks for nothing but its own listed weights. Throws BundleError otherwise.
+  graph(name) {
+    const body = this.file(name), data = dataOf(name);
+    checkWeights(body, `${this.name}/${name}`, data, this.files.get(data)?.length ?? null);
+    return body;
+  }
+
   json(name) { return parse(this.file(name), `${this.name}/${name}`); }
 
   // The weights of a graph and of the form of it that a CPU runs; null where it has none outside.
   weights(graph) {
-    const name = `${graph.replace(/\.onnx$/, "").replace(/\.fp32$/, "")}.data`;
+    const name = dataOf(graph);
     return this.files.has(name) ? { path: name, data: this.files.get(name) } : null;
   }
 
@@ -100,6 +108,8 @@ class Bundle {
     return asked ?? Math.min(Math.max(profile.H.opt, profile.W.opt), most);
   }
 }
+
+const dataOf = (graph) => `${graph.replace(/\.onnx$/, "").replace(/\.fp32$/, "")}.data`;
 
 function parse(body, name) {
   try {
@@ -147,17 +157,22 @@ async function sha256(body) {
 // One hash over all files, as Python's `Bundle.digest`.
 const digestOf = (files) => sha256(new TextEncoder().encode(Object.keys(files).sort().map((name) => `${name}:${files[name].sha256}`).join("")));
 
-// The tensors of a safetensors file: name -> {type, dims, data}.
-export function safetensors(body, name) {
+// The tensors of a safetensors file, those that are `needed` among them: name -> {type, dims, data}.
+export function safetensors(body, name, needed = []) {
   const kinds = { F32: ["float32", Float32Array], I64: ["int64", BigInt64Array], BOOL: ["bool", Uint8Array], U8: ["uint8", Uint8Array], U16: ["uint16", Uint16Array] };
   try {
     const length = Number(new DataView(body.buffer, body.byteOffset, 8).getBigUint64(0, true));
     const head = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(body.subarray(8, 8 + length)));
-    return Object.fromEntries(Object.entries(head).filter(([key]) => key !== "__metadata__").map(([key, { dtype, shape, data_offsets: [from, to] }]) => {
-      const [type, Kind] = kinds[dtype];
-      if (to > body.length - 8 - length) throw new Error("it is cut short");
+    const found = Object.fromEntries(Object.entries(head).filter(([key]) => key !== "__metadata__").map(([key, { dtype, shape, data_offsets: [from, to] }]) => {
+      if (!Object.hasOwn(kinds, dtype)) throw new Error(`the type ${quoted(String(dtype))} of ${quoted(key)} is unknown`);
+      const [type, Kind] = kinds[dtype], whole = [from, to, ...shape].every((number) => Number.isSafeInteger(number) && number >= 0);
+      const size = whole ? shape.reduce((product, side) => product * side, Kind.BYTES_PER_ELEMENT) : -1;
+      if (to - from !== size || to > body.length - 8 - length) throw new Error(`${quoted(key)} has other bytes than its shape`);
       return [key, { type, dims: shape, data: new Kind(body.slice(8 + length + from, 8 + length + to).buffer) }];
     }));
+    const lacking = needed.find((key) => !Object.hasOwn(found, key));
+    if (lacking) throw new Error(`${quoted(lacking)} lacks`);
+    return found;
   } catch (error) {
     throw new BundleError(`${name} holds no golden sample that can be read: ${inOneLine(error)}; export the bundle again`);
   }

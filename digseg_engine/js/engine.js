@@ -36,6 +36,7 @@ export class Engine {
     }
     const chosen = engine.tried.at(-1);
     if (!chosen.right) throw new BackendError(`no backend can run here and is right: ${engine.tried.map(({ backend: name, reason }) => `${name}: ${reason}`).join("; ")}`);
+    engine.#bundle.files.clear(); // the sessions have their own
     return engine;
   }
 

@@ -39,13 +39,13 @@ export class Backend {
 
   async #session(bundle, graph, threads) {
     const { ort, name, wide } = this, file = wide && bundle.files.has(`${graph}.fp32.onnx`) ? `${graph}.fp32.onnx` : `${graph}.onnx`;
-    const weights = bundle.weights(file);
+    const body = bundle.graph(file), weights = bundle.weights(file);
     const options = {
       executionProviders: [name === "webgpu" ? { name, preferredLayout: "NCHW" } : name], enableMemPattern: false, logSeverityLevel: 3,
       ...(weights ? { externalData: [weights] } : {}), ...(name === "cpu" && threads ? { intraOpNumThreads: threads } : {}),
     };
     try {
-      return await ort.InferenceSession.create(bundle.file(file), options);
+      return await ort.InferenceSession.create(body, options);
     } catch (error) {
       throw new BackendError(`${this.name} cannot load ${file}: ${inOneLine(error)}; export the bundle again, or update ONNX Runtime`);
     }
@@ -81,7 +81,8 @@ export class Backend {
 // {error, iou, right, reason, cell} of a backend on the bundle's golden sample, every prompt decoded; error: the larger one of logits
 // and presence, relative (L2); cell: pixels of one logit along a side.
 export async function checkGolden(backend, bundle) {
-  const golden = safetensors(bundle.file("golden.safetensors"), `${bundle.name}/golden.safetensors`), { limits } = bundle.manifest.verification;
+  const needed = bundle.vocabulary ? ["image", "label_map"] : ["image", "token_ids", "token_mask", "logits"];
+  const golden = safetensors(bundle.file("golden.safetensors"), `${bundle.name}/golden.safetensors`, needed), { limits } = bundle.manifest.verification;
   let found;
   try {
     found = bundle.vocabulary ? await folded(backend, golden) : await open(backend, golden);

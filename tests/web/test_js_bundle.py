@@ -1,6 +1,7 @@
 """The JavaScript module opens what Python opens, and refuses what Python refuses."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -112,9 +113,22 @@ def test_versions_are_pythons():
     assert package["version"] == __version__ and f'VERSION = "{__version__}"' in (JS / "result.js").read_text()
 
 
-def test_every_file_that_is_imported_is_there():
-    import re
+def exported(text):
+    names = re.findall(r"^export (?:async )?(?:class|function|const|namespace) (\w+)", text, re.MULTILINE)
+    for group in re.findall(r"^export \{ ([^}]+) \} from", text, re.MULTILINE) + re.findall(
+        r"^export \{ ([^}]+) \};", text, re.MULTILINE
+    ):
+        names += group.split(", ")
+    return {*names, *re.findall(r"^export \* as (\w+)", text, re.MULTILINE)}
 
+
+def test_the_types_name_what_there_is():
+    typed = exported((JS / "digseg.d.ts").read_text())
+    assert typed == exported((JS / "digseg.js").read_text()) | exported((JS / "node.js").read_text())
+    assert {"Engine", "Encoding", "Result", "pictureOf", "fromFolder"} <= typed
+
+
+def test_every_file_that_is_imported_is_there():
     for path in JS.rglob("*.js"):
         for name in re.findall(r'from "(\./[^"]+)"', path.read_text()):
             assert (path.parent / name).is_file() or path.parent.name == "page", f"{path.name}: {name}"
