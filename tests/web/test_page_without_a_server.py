@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from conftest import run_command
 from page_visits import *  # noqa: F403
-from page_visits import READY, ask, drop, faults_of, playwright, whole_visit
+from page_visits import READY, ask, download, drop, faults_of, playwright, whole_visit
 from PIL import Image
 from web_cases import EXAMPLES, JS, PACKAGES, needs
 
@@ -154,6 +154,28 @@ def test_pictures_as_people_have_them(address, engine, visit, tmp_path):
     page.wait_for_selector("#toast:not([hidden])")
     assert "a.tif cannot be decoded by this browser" in page.inner_text("#toast")
     page.wait_for_selector('#view[aria-label^="clear"]')
+
+
+def test_several_pictures_and_one_that_the_worker_let_go(site, visit, tmp_path):
+    folder = shutil.copytree(site, tmp_path / "site")
+    worker = folder / "worker.js"
+    few = worker.read_text().replace("const KEPT = 64;", "const KEPT = 1;")
+    assert few != worker.read_text()
+    worker.write_text(few)
+    with served(folder) as address:
+        page = visit(address)
+        for name in ("aerial", "cells"):
+            drop(page, EXAMPLES / f"{name}.png")
+            page.wait_for_selector(f'#view[aria-label^="{name}"]')
+            page.wait_for_selector(READY)
+            page.wait_for_selector("#working", state="hidden")
+        ask(page, "nucleus")
+        page.click('.thumb[aria-label="aerial.png"]')
+        ask(page, "road")
+        coco = json.loads(download(page, "coco", tmp_path).read_text())
+        assert {(note["image_id"], note["prompt"]) for note in coco["annotations"]} == {(1, "road"), (2, "nucleus")}
+        page.click('[aria-label="Close aerial.png"]', force=True)
+        page.wait_for_selector('#legend li[data-prompt="nucleus"]')
 
 
 def test_a_fixed_vocabulary_is_shown(folded, visit, tmp_path):
