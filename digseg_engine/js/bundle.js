@@ -113,12 +113,29 @@ const dataOf = (graph) => `${graph.replace(/\.onnx$/, "").replace(/\.fp32$/, "")
 
 function parse(body, name) {
   try {
-    const found = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(body));
+    const text = new TextDecoder("utf-8", { fatal: true }).decode(body), found = JSON.parse(text);
     if (!isObject(found)) throw new Error("it is no JSON object");
+    const twice = keyTwice(text);
+    if (twice !== null) throw new Error(`the key ${quoted(twice)} stands there twice`);
     return found;
   } catch (error) {
     throw new BundleError(`${name} cannot be read: ${inOneLine(error)}; ${HOW_TO_EXPORT}`);
   }
+}
+
+// The first key that an object of this JSON has twice; null for none.
+function keyTwice(text) {
+  const objects = [];
+  for (const [part, colon] of text.matchAll(/"(?:[^"\\]|\\.)*"(\s*:)?|[{}]/g)) {
+    if (part === "{") objects.push(new Set());
+    else if (part === "}") objects.pop();
+    else if (colon) {
+      const key = JSON.parse(part.slice(0, -colon.length));
+      if (objects.at(-1).has(key)) return key;
+      objects.at(-1).add(key);
+    }
+  }
+  return null;
 }
 
 function readManifest(body, where) {

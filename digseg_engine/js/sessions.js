@@ -5,7 +5,7 @@
 // without an error.
 
 import { safetensors } from "./bundle.js";
-import { BackendError, DigsegError, inOneLine } from "./errors.js";
+import { BackendError, BundleError, DigsegError, inOneLine } from "./errors.js";
 
 const LIMITS = { relative: 1e-3, iou: 0.999 }; // at least so much room has every backend, as in Python
 export const GRAPHS = ["text_encoder", "image_encoder", "presence", "mask_decoder", "labels"];
@@ -83,6 +83,7 @@ export class Backend {
 export async function checkGolden(backend, bundle) {
   const needed = bundle.vocabulary ? ["image", "label_map"] : ["image", "token_ids", "token_mask", "logits"];
   const golden = safetensors(bundle.file("golden.safetensors"), `${bundle.name}/golden.safetensors`, needed), { limits } = bundle.manifest.verification;
+  checkSizes(golden, bundle);
   let found;
   try {
     found = bundle.vocabulary ? await folded(backend, golden) : await open(backend, golden);
@@ -96,6 +97,13 @@ export async function checkGolden(backend, bundle) {
     : found.error > relative ? `wrong: error ${found.error.toExponential(2)} on the golden sample, at most ${relative} allowed`
       : !(found.iou >= least) ? `wrong: ${what} ${found.iou.toFixed(4)} on the golden sample, at least ${least} expected` : "";
   return { ...found, right: !reason, reason, cell: golden.logits ? golden.image.dims[2] / golden.logits.dims[2] : 1 };
+}
+
+function checkSizes(golden, { profile, vocabulary, name }) {
+  const [B, , H, W] = golden.image.dims, [K, L] = vocabulary ? [] : golden.token_ids.dims, sizes = { B, H, W, ...(vocabulary ? {} : { K, L }) };
+  if (profile && Object.entries(sizes).some(([axis, size]) => !(size >= profile[axis].min && size <= profile[axis].max))) {
+    throw new BundleError(`${name}/golden.safetensors does not fit the shapes in the manifest: ${JSON.stringify(sizes)}; export the bundle again`);
+  }
 }
 
 async function open(backend, golden) {

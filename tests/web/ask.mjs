@@ -1,4 +1,4 @@
-// Answers one request of the tests as JSON: {bundle, options, pictures: [{file, width, height, prompts, options}], plant}. Errors
+// Answers one request of the tests as JSON: {bundle, options, pictures: [{file, width, height, prompts, options, twice, first}], plant}. Errors
 // come back as {error: {name, message}}, those of the engine and those of each picture.
 import { readFileSync } from "node:fs";
 import { Engine, runtimes } from "digseg";
@@ -39,12 +39,13 @@ async function answer() {
     return told(error);
   }
   const results = [];
-  for (const { file, width, height, prompts, options, twice } of request.pictures) {
+  for (const { file, width, height, prompts, options, twice, first } of request.pictures) {
     try {
       const picture = { data: new Uint8Array(readFileSync(file)), width, height, path: file };
-      const asked = twice ? await engine.encode(picture, { size: options?.size }) : picture;
+      const asked = twice || first ? await engine.encode(picture, { size: options?.size }) : picture;
       if (twice) for (const prompt of prompts) await engine.segment(asked, [prompt], options);
-      const result = await engine.segment(asked, prompts, options);
+      if (first) await engine.segment(asked, engine.vocabulary.length ? null : ["another question"]);
+      const { size, ...rest } = options ?? {}, result = await engine.segment(asked, prompts, first ? rest : { size, ...rest });
       results.push({ ...result.record({ rle: true }), labels: Array.from(result.labelMap) });
     } catch (error) {
       results.push(told(error));

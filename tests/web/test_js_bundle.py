@@ -75,6 +75,10 @@ def put(key, value):
         (lambda folder: (folder / MANIFEST).unlink(), "manifest.json is missing"),
         (lambda folder: (folder / MANIFEST).write_text("{"), "manifest.json cannot be read"),
         (lambda folder: (folder / MANIFEST).write_text("[]"), "it is no JSON object"),
+        (
+            lambda folder: (folder / MANIFEST).write_text('{"a": {"b": 1}, "c\\"": 2, "b": 3, "\\u0061": 4}'),
+            "stands there twice",
+        ),
         (put("format", "digseg.bundle/1"), "cannot be encoded apart from prompts"),
         (put("format", "other/9"), "use the release that wrote it"),
         (put("contract.version", 3), "contract version 3"),
