@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from digseg_export.engines import Builder
     from digseg_export.preflight import Ready
     from digseg_export.request import Request
+    from digseg_export.web import Site, SiteBuilder
 
 
 def export(
@@ -46,16 +48,19 @@ def export(
     folder = output or default_output(model, request.precision)
     ready = check_bundle(request, model, folder)
     builder = Builder(request, folder) if request.format != "onnx" else None
+    page = _page(request, folder)
     if dry_run:
-        _dry_run(request, model, folder, ready, builder, as_json)
+        _dry_run(request, model, folder, ready, builder or page, as_json)
         return
     from digseg_export.publish import export_bundle
 
     with shown(quiet) as progress:
         done = export_bundle(model, request.precision, folder, request.limits(), progress, request.options())
         engines = builder.run(progress) if builder else None
+        site = page.run(progress) if page else None
     if as_json:
-        body = {**asdict(done), "folder": str(done.folder), "engines": [], **(engines.to_json() if engines else {})}
+        body = {**asdict(done), "folder": str(done.folder), "engines": [], **(engines.to_json() if engines else {}),
+                **_site_json(site)}  # fmt: skip
         print(json.dumps(body, indent=2, default=str))
         return
     if not quiet:
@@ -64,10 +69,30 @@ def export(
         show(_console(), engines, done.folder, quiet)
     print(f"{request.precision} bundle written to {done.folder} in {sum(done.seconds.values()):.1f} s; try it:")
     print(tried_with(done.folder, request.vocabulary is not None))
+    if site is not None:
+        _say_site(site)
+
+
+def _page(request: Request, bundle: Path) -> SiteBuilder | None:
+    """What writes the page of a bundle, where one is wanted."""
+    from digseg_export.request import WEB
+    from digseg_export.web import SiteBuilder
+
+    return SiteBuilder(bundle, request.site, request.web_runtime) if request.target == WEB else None
+
+
+def _site_json(site: Site | None) -> dict[str, Any]:
+    return {} if site is None else {"page": {**asdict(site), "folder": str(site.folder)}}
+
+
+def _say_site(site: Site) -> None:
+    print(f"page of {site.bundle} written to {site.folder} ({site.bytes / 1e6:.0f} MB, of which a browser without WebGPU loads "
+          f"{site.loaded / 1e6:.0f}); try it:")  # fmt: skip
+    print(f"  python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(site.folder))}")
 
 
 def _engines_alone(request: Request, bundle: Path, dry_run: bool, quiet: bool, as_json: bool) -> None:
-    """Sign a ready bundle, or build its engines, or both."""
+    """Sign a ready bundle, or build its engines or its page, or both."""
     from digseg_engine.bundle import SIGNATURE, open_bundle
     from digseg_engine.console import telling
     from digseg_engine.errors import UsageError
@@ -80,11 +105,23 @@ def _engines_alone(request: Request, bundle: Path, dry_run: bool, quiet: bool, a
                          "you push")  # fmt: skip
     if folder != bundle and request.format == "tensorrt-rtx" and request.engines is None:
         raise UsageError(f"say where the plans of {bundle} shall be kept, which is a hub's: add --engines FOLDER")
-    bundle, opened = folder, open_bundle(folder)
+    bundle, page = folder, _page(request, folder)
+    opened = open_bundle(bundle if page is None else page.bundle)
     if request.sign is not None and not dry_run:
         from digseg_engine.signatures import sign
 
         sign(opened, request.sign, bundle.resolve().name)
+    if page is not None:
+        if dry_run:
+            _say_preview({"bundle": str(page.bundle), **page.preview()}, as_json)
+            return
+        with shown(quiet) as progress:
+            site = page.run(progress)
+        if as_json:
+            print(json.dumps({"bundle": str(page.bundle), **_site_json(site)}, indent=2))
+        else:
+            _say_site(site)
+        return
     if request.format == "onnx":
         facts = {"bundle": str(bundle), "signature": str(bundle / SIGNATURE)}
         if dry_run:
@@ -145,7 +182,12 @@ def _console() -> Console:
 
 
 def _dry_run(
-    request: Request, model: Path | None, output: Path, ready: Ready, builder: Builder | None, as_json: bool
+    request: Request,
+    model: Path | None,
+    output: Path,
+    ready: Ready,
+    builder: Builder | SiteBuilder | None,
+    as_json: bool,
 ) -> None:
     """Say what the export would do."""
     from digseg_engine.model.folder import BUNDLED, weights_of
@@ -159,7 +201,7 @@ def _dry_run(
     if ready.profile is not None:
         preview["shapes"] = {end: {axis: getattr(span, end) for axis, span in ready.profile.ranges.items()}
                           for end in ("min", "opt", "max")}  # fmt: skip
-    if request.target is not None:
+    if request.device is not None:
         stored = sum(path.stat().st_size for path in weights_of(model or BUNDLED))
         preview["memory plan"] = vars(request.memory(stored // 2))  # checkpoints hold two bytes a number
     _say_preview(preview, as_json)
@@ -240,7 +282,7 @@ def _policy_line(words: dict[str, Any]) -> str:
 
 
 EXPORTS = (
-    "model", "--precision", "--output", "--target", "--imgsz", "--batch", "--prompts", "--minShapes", "--optShapes",
+    "model", "--precision", "--output", "--imgsz", "--batch", "--prompts", "--minShapes", "--optShapes",
     "--maxShapes", "--calibration", "--verify-data", "--auto-islands", "--islands", "--atol", "--rtol", "--min-iou", "--layout",
     "--vocabulary", "--labels-only",
 )  # fmt: skip
@@ -256,12 +298,16 @@ COMMAND = Command(
                metavar="FOLDER"),
         Option("--format", "onnx; all: also build TensorRT engines here; tensorrt: the same; tensorrt-rtx: also build "
                "TensorRT-RTX plans, on any machine", default="onnx", metavar="NAME"),
-        Option("--bundle", "sign this ready bundle or build its engines, and export nothing", kind=Path, metavar="FOLDER",
+        Option("--bundle", "sign this ready bundle, build its engines or page; export nothing", kind=Path, metavar="FOLDER",
                not_with=EXPORTS),
         Option("--compute-capability", "GPUs that TensorRT-RTX plans are for", metavar="NUMBERS",
                shown="those of 75,80,86,89,120 that take the precision"),
         Option("--engines", "folder of TensorRT-RTX plans to write", kind=Path, metavar="FOLDER", shown="BUNDLE-tensorrt-rtx"),
-        Option("--target", "device whose on-device build script to add, as jetson-orin", metavar="DEVICE"),
+        Option("--target", "device whose on-device build script to add, as jetson-orin; web: also write a page that runs the "
+               "bundle in the browser", metavar="DEVICE"),
+        Option("--site", "folder of the page to write", kind=Path, metavar="FOLDER", shown="BUNDLE-web"),
+        Option("--web-runtime", "folder of onnxruntime-web, as npm installs it", kind=Path, metavar="FOLDER",
+               shown="fetched by npm"),
         Option("--imgsz --size", "fixed picture size: 512, or HEIGHTxWIDTH", metavar="SIZE"),
         Option("--batch", "fixed number of pictures", kind=int),
         Option("--prompts", "fixed number of prompts", kind=int),
@@ -301,6 +347,7 @@ COMMAND = Command(
         "digseg-export runs/mine/checkpoint --vocabulary names.txt --labels-only",
         "digseg-export --bundle mine-fp16 --format tensorrt-rtx  # to mine-fp16-tensorrt-rtx/",
         "digseg-export --bundle mine-fp16 --sign key.pem         # adds mine-fp16/model.sig",
+        "digseg-export --bundle mine-fp16 --target web           # to mine-fp16-web/, for any static server",
     ),
 )  # fmt: skip
 

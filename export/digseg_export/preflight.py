@@ -52,7 +52,7 @@ def check_bundle(request: Request, model: Path | None, output: Path) -> Ready:
     check_folders(request.calibration, request.verify_data)
     names = request.names()
     check_size(folder, request.precision, names is not None)
-    if names is not None and (request.format != "onnx" or request.target is not None):
+    if names is not None and (request.format != "onnx" or request.device is not None):
         check_labels(names.folding)
     profile = request.profile(picture_size(folder), stride_of(folder))
     return Ready(str(config.get("name")), replaces, profile, _has_presence(config))

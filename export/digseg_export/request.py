@@ -17,6 +17,7 @@ from digseg_engine.vocabulary import Vocabulary, read_vocabulary
 from digseg_export.sbom import SBOM
 from digseg_export.targets import MemoryBudget, build_script, find_target, memory_budget
 
+WEB = "web"  # the target that is no device: a page that runs the bundle in the visitor's browser
 FORMATS = ("onnx", "tensorrt", "tensorrt-rtx", "all")
 LAYOUTS = ("bundle", "diffusers")
 
@@ -51,6 +52,13 @@ class Request:
     sign: Path | None = None
     vocabulary: Path | None = None
     labels_only: bool = False
+    site: Path | None = None
+    web_runtime: Path | None = None
+
+    @property
+    def device(self) -> str | None:
+        """The target whose build script is added; None for none, and for a page."""
+        return None if self.target == WEB else self.target
 
     def check(self) -> None:
         """Raises UsageError for the first argument that is unknown or does not apply, with the reason."""
@@ -60,8 +68,8 @@ class Request:
             raise UsageError(f"unknown format {self.format!r}; expected one of {', '.join(FORMATS)}")
         if self.layout not in LAYOUTS:
             raise UsageError(f"unknown layout {self.layout!r}; expected one of {', '.join(LAYOUTS)}")
-        if self.target is not None:
-            find_target(self.target, self.precision)
+        if self.device is not None:
+            find_target(self.device, self.precision)
         self._check_shapes()
         for given, option, applies, reason in self._conditions():
             if given and not applies:
@@ -82,7 +90,7 @@ class Request:
 
     def _conditions(self) -> list[tuple[Any, str, bool, str]]:
         p, spec = self.precision, spec_of(self.precision)
-        builds = self.format != "onnx" or self.target is not None
+        builds, page = self.format != "onnx" or self.device is not None, self.target == WEB
         rtx, level, engine = (
             self.format == "tensorrt-rtx",
             builds,
@@ -98,7 +106,9 @@ class Request:
         )
         return [
             (self.sizes(), "a shape option", bundle, f"{free}ONNX Runtime"),
-            (builds, "--format or --target", bundle, f"{free}ONNX Runtime"),
+            (builds or page, "--format or --target", bundle, f"{free}ONNX Runtime"),
+            (self.site is not None, "--site", page, "it is the folder of a page; add --target web"),
+            (self.web_runtime is not None, "--web-runtime", page, "it is what a page runs on; add --target web"),
             (data or self.auto_islands or self.islands != "measured", "a calibration or island option", bundle,
              "islands of the diffusers layout are decided by operator kind"),
             (self.vocabulary is not None, "--vocabulary", bundle, "the diffusers layout holds the reference, which asks prompts"),
@@ -117,8 +127,11 @@ class Request:
             (self.compute_capability is not None, "--compute-capability", rtx,
              "it names the GPUs of a TensorRT-RTX plan; add --format tensorrt-rtx"),
             (self.engines is not None, "--engines", rtx, "it is the folder of TensorRT-RTX plans; add --format tensorrt-rtx"),
-            (self.bundle is not None, "--bundle", self.format != "onnx" or self.sign is not None,
-             "a ready bundle is signed, or engines are built of it; add --sign KEY, --format tensorrt-rtx or tensorrt"),
+            (self.bundle is not None and self.device is not None, "--target", False, "a ready bundle has no script added; add "
+             "--target web, or export it again"),
+            (self.bundle is not None, "--bundle", page or self.format != "onnx" or self.sign is not None,
+             "a ready bundle is signed, its engines are built or its page is written; add --sign KEY, --format tensorrt-rtx or "
+             "tensorrt, or --target web"),
             (self.sign is not None, "--sign", bundle, "a bundle is what is signed, and the diffusers layout is none"),
             (self.target is not None, "--target", self.format == "onnx", "the script builds on the device; --format builds here"),
         ]  # fmt: skip
@@ -186,18 +199,18 @@ class Request:
             return self.profile(checkpoint.config.image_size, checkpoint.stride)
 
         return Options(shapes if self.sizes() else None, self.calibration, self.verify_data, self.auto_islands,
-                       self.islands == "measured", self._script if self.target else None, sign=self.sign,
+                       self.islands == "measured", self._script if self.device else None, sign=self.sign,
                        vocabulary=self.names())  # fmt: skip
 
     def _script(self, checkpoint: Any, profile: Profile | None) -> dict[str, bytes]:
         parts = (checkpoint.student, checkpoint.vae, checkpoint.text_encoder)
         budget = self.memory(sum(p.numel() for m in parts for p in m.parameters()))
-        target = find_target(str(self.target), self.precision)
+        target = find_target(str(self.device), self.precision)
         return {f"build-{target.name}.sh": build_script(target, budget, profile, self.precision).encode()}
 
     def memory(self, parameters: int) -> MemoryBudget:
         """What a build of so many parameters may use on the target."""
-        target = find_target(str(self.target), self.precision)
+        target = find_target(str(self.device), self.precision)
         return memory_budget(
             target, parameters * spec_of(self.precision).width >> 20, self.workspace, self.builder_level
         )
@@ -212,8 +225,8 @@ class Request:
         spec = spec_of(self.precision)
         with_cpu_graph = specs if spec.reduced else () if spec.quantised else (PRESENCE, MASK_DECODER, specs[-1])
         files += [graph.cpu_file for graph in specs if graph in with_cpu_graph]
-        if self.target:
-            files.append(f"build-{self.target}.sh")
+        if self.device:
+            files.append(f"build-{self.device}.sh")
         if self.sign:
             files.append(SIGNATURE)
         return {"output": os.fspath(output), "precision": self.precision, "format": self.format, "files": files,

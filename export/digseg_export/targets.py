@@ -54,7 +54,7 @@ class MemoryBudget:
 def find_target(name: str, precision: str) -> Target:
     """The target called `name`. Raises UsageError for an unknown one or a precision it cannot compute."""
     if name not in TARGETS:
-        raise UsageError(f"unknown target {name!r}; expected one of {', '.join(TARGETS)}")
+        raise UsageError(f"unknown target {name!r}; expected one of {', '.join(TARGETS)}, web")
     target = TARGETS[name]
     if precision not in target.precisions:
         raise UsageError(

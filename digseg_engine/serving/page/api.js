@@ -1,4 +1,5 @@
-// The server's HTTP, as promises. Every error is an Error with the server's own sentence, its code and status.
+// The server's HTTP, as promises. Every error is an Error with the server's own sentence, its code and status. The page without a
+// server has another file in this one's place, with the same names (digseg_engine/js/page/api.js).
 
 const STORED = "digseg-token";
 let token = sessionStorage.getItem(STORED) ?? "";
@@ -9,6 +10,11 @@ if (given) {
   useToken(given);
   history.replaceState(null, "", location.pathname);
 }
+
+export const where = "They go to this server and nowhere else.";
+
+// Told what loads; here nothing does.
+export function watch() {}
 
 export function useToken(text) {
   token = text;

@@ -6,7 +6,7 @@ import * as save from "./save.js";
 import { View } from "./view.js";
 
 const at = (name) => document.getElementById(name);
-const state = { pictures: [], current: null, models: [], palette: [], model: null, limits: {} };
+const state = { loading: "", pictures: [], current: null, models: [], palette: [], model: null, limits: {} };
 const view = new View(at("view"), { hovered, zoomed });
 
 function zoomed(scale) {
@@ -241,7 +241,7 @@ function render() {
   at("welcome").hidden = Boolean(picture);
   at("tools").hidden = !picture?.bitmap;
   at("working").hidden = !picture?.waiting;
-  at("working").lastElementChild.textContent = ready ? "Looking" : "Reading the picture";
+  at("working").lastElementChild.textContent = ready ? "Looking" : state.loading || "Reading the picture";
   at("prompt").disabled = at("find").disabled = !ready;
   at("prompt").placeholder = names.length ? `One of ${names.length} names` : "What should be found?";
   at("undo").disabled = !picture?.past.length;
@@ -340,6 +340,7 @@ async function samples() {
 async function begin() {
   try {
     Object.assign(state, await api.models());
+    state.loading = "";
     state.model = state.models[0].name;
     at("one-model").textContent = state.model;
     at("model").replaceChildren(...state.models.map(({ name }) => made("option", { textContent: name, value: name })));
@@ -347,11 +348,17 @@ async function begin() {
     at("one-model").hidden = state.models.length > 1;
     for (const picture of state.pictures.filter((each) => !each.encoded)) await read(picture);
   } catch (error) {
+    state.loading = at("one-model").textContent = "";
     complain(error);
   }
   render();
 }
 
+at("where").textContent = api.where;
+api.watch((words) => {
+  state.loading = at("one-model").textContent = words;
+  render();
+});
 samples();
 begin();
 render();
