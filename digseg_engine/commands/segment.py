@@ -26,7 +26,7 @@ def kinds_to_save(text: str) -> tuple[str, ...]:
 
 OUTPUT = Option("--output -o", "folder for masks and overlays", kind=Path, default=Path("out"), metavar="FOLDER")
 MODEL = (  # also of `digseg ask`
-    Option("--bundle -b --model", "exported bundle", kind=Path, metavar="FOLDER",
+    Option("--bundle -b --model", "exported bundle, or OWNER/NAME@REVISION on a hub", kind=Path, metavar="FOLDER",
            shown="$DIGSEG_BUNDLE, else ./digseg-tiny-fp16, else the shipped one"),
     Option("--backend", "auto (measured) or a name that `digseg doctor` lists", default="auto", metavar="NAME"),
     Option("--engines", "folder of TensorRT-RTX plans to run, see digseg-export --format tensorrt-rtx", kind=Path,

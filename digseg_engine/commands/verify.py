@@ -64,7 +64,7 @@ COMMAND = Command(
     summary="Check a bundle: every hash, its signature, and the golden sample on every backend that can run here.",
     run=run,
     options=(
-        Option("bundle", "bundle to check", kind=Path, needed=True),
+        Option("bundle", "bundle to check, or OWNER/NAME@REVISION on a hub", kind=Path, needed=True),
         Option("--key", "public key (PEM) whose signature it must carry", kind=Path, metavar="FILE", not_with=("--identity",)),
         Option("--identity", "identity that must have signed it, by Sigstore", metavar="NAME"),
         Option("--issuer", "who vouched for the identity, as https://accounts.google.com", metavar="URL",

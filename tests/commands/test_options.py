@@ -61,9 +61,7 @@ def complete(command: Command, words: list[str]) -> list[str]:
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS)
 def test_an_option_reaches_the_command_by_its_name(command, option):
-    words = (
-        written(command, option) if option.positional and option.needed else complete(command, written(command, option))
-    )
+    words = complete(command, [] if option.positional and option.needed else written(command, option))
     value = parse(command, command.name, words)[option.name]
     expected = True if option.kind is bool else option.kind(sample(option))
     assert value == ([expected] if option.many else expected)

@@ -7,6 +7,7 @@ import os
 
 import pytest
 from hub_server import TOKEN, Hub, Repository, hub_running, sha256
+from programs import LIMIT
 
 from digseg_engine.bundle import MANIFEST, finish, writing
 from digseg_engine.contract import BUNDLE_FORMAT, contract_json
@@ -52,6 +53,7 @@ def hub(cache, monkeypatch):
     with hub_running() as running:
         monkeypatch.setenv("HF_ENDPOINT", running.address)
         monkeypatch.setattr(constants, "ENDPOINT", running.address)  # imported before, as if it were now
+        monkeypatch.setattr("digseg_engine.hub.client.PATIENCE", LIMIT)  # a busy machine is no hub that does not answer
         yield running
 
 

@@ -60,4 +60,4 @@ def test_the_place_it_names_is_the_place(room, cache):
         "[0-9a-f]{40}", parts[4]
     )
     pyproject = (ROOT / "pyproject.toml").read_text()
-    assert re.search(r'hub = \["huggingface_hub>=(.*?)"\]', pyproject)[1] in TEXT
+    assert re.search(r'hub = \["huggingface-hub>=(.*?)"\]', pyproject)[1] in TEXT
