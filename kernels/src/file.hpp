@@ -37,6 +37,9 @@ void write_file(const std::string& path, const std::vector<char>& data);
 // Cores that this process may use: of those it is bound to, as many as its container pays for; 0 when the system does not say.
 int usable_cores();
 
+// What was freed goes back to the system, where this C library can: files that were read whole would stay in the heaps of threads.
+void return_memory();
+
 // A loaded library; never unloaded, because runtimes keep threads and static state.
 void* open_library(const std::string& name, std::string& why);
 void* library_symbol(void* library, const char* name);

@@ -260,6 +260,7 @@ class OrtBackend : public Backend {
       runtime_.check("options", runtime_.api->SetOptimizedModelFilePath(options.object, optimised.path.c_str()));
     if (kept && !settings_.optimise && open_kept(optimised, options.object, session)) return;
     open_as_hashed(file, options.object, session);
+    return_memory();
   }
 
   // A session on the very bytes that were hashed, graph and weights. Weights too large to hold twice are opened by their path,
