@@ -32,7 +32,11 @@ TRIES = 3  # of a picture whose actor ended: by then it is the picture's fault
 STARTS = 5  # actors that may end before any of them has opened its engine
 WAIT = 10.0  # seconds until it is said what is waited for, and until a shared file system shows a file
 STORE = 80 << 20  # bytes of Ray's object store, which nothing of ours goes through: its least, with room
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0", "RAY_LOG_TO_DRIVER_EVENT_LEVEL": "FATAL", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+SAID = {  # of Ray's own settings, read when it is imported: no telemetry, whatever the user's shell says, and nothing on stdout,
+    # where it tells of actors that ended; that is told here
+    "RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0", "RAY_DEDUP_LOGS": "1", "RAY_DEDUP_LOGS_SKIP_REGEX": "(?s).*",
+}  # fmt: skip
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # a cluster of its own listens on 127.0.0.1 alone
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,6 @@ def workers(work: Work, prompts: list[str], count: int) -> Iterator[Callable[[To
     what opening the engine raises.
     """
     require("--ray", "ray")
-    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # no telemetry, whatever the user's shell says
     with joined(work.ray or "local") as ray:
         pool = Pool(ray, work, prompts, count)
         try:
@@ -140,8 +142,7 @@ def joined(address: str) -> Iterator[Any]:
         "object_store_memory": STORE,
         "_temp_dir": home,
     }
-    if local:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read at import: listen on the loopback alone
+    os.environ.update(SAID | (LOOPBACK if local else {}))
     import ray as library
 
     ray: Any = library

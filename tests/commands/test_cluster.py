@@ -88,7 +88,10 @@ class Mortal(cluster.Segmenter):
 @pytest.mark.slow
 @pytest.mark.parametrize("as_json", [False, True])
 def test_actors_that_end_lose_no_picture_and_do_none_twice(tmp_path, bundle, monkeypatch, capsys, as_json):
-    monkeypatch.setitem(os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as `--ray local` does, which imports Ray later
+    for name, value in (
+        cluster.SAID | cluster.LOOPBACK
+    ).items():  # read at import; the command imports Ray after setting them
+        monkeypatch.setitem(os.environ, name, value)
     import ray
 
     monkeypatch.setitem(os.environ, "RAY_USAGE_STATS_ENABLED", "1")
