@@ -3,15 +3,21 @@
 import json
 import os
 import re
+import shutil
+import socket
+import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from conftest import run_command
 from PIL import Image
+from programs import run_program
 from test_extras import bare
 
 from digseg_engine.commands.main import dispatch
@@ -187,6 +193,42 @@ def test_pictures_at_addresses_are_those_of_a_folder(tmp_path, bundle, site):
     assert far == near
     done = segment(f"{site}/in/", "-o", "tiles", "--tile", "64")
     assert done.returncode == 2 and "--tile reads pictures piece by piece from this machine's disks" in done.stderr
+
+
+@pytest.fixture
+def store():
+    """An object store on loopback, moto's, and the environment that leads to it."""
+    program = shutil.which("moto_server")
+    if program is None or find_spec("s3fs") is None:
+        pytest.skip("no object store here: pip install s3fs 'moto[s3,server]'")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [program, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    yield {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
+           "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
+    server.terminate()
+    server.wait()
+
+
+@needs_ray
+@pytest.mark.slow
+def test_actors_read_from_an_object_store(tmp_path, bundle, store):
+    paint(tmp_path / "in", "ab")
+    fill = "import fsspec; files = fsspec.filesystem('s3'); files.mkdir('room'); files.put('in/', 'room/in/', recursive=True)"
+    for _ in range(60):  # until it listens
+        if run_program([sys.executable, "-c", fill], cwd=tmp_path, env={**os.environ, **store}).returncode == 0:
+            break
+        time.sleep(0.5)
+    segment = partial(run_command, "digseg", "segment", *HOW, "-b", str(bundle), cwd=tmp_path, env=store)
+    assert segment("in", "-o", "serial").returncode == 0
+    done = segment("s3://room/in", "s3://room/gone.png", "-o", "far", "--ray", "local", "--actors", "1")
+    assert done.returncode == 2 and "s3://room/gone.png: file not found" in done.stderr, done.stderr
+    near, far = results(tmp_path / "serial"), results(tmp_path / "far")
+    assert [far[f"{name}.json"].pop("picture") for name in "ab"] == ["s3://room/in/a.png", "s3://room/in/b.png"]
+    assert [near[f"{name}.json"].pop("picture") for name in "ab"] == ["in/a.png", "in/b.png"] and far == near
 
 
 def test_folders_and_patterns_at_addresses():
