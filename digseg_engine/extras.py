@@ -25,6 +25,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {  # extra -> modules that must be importab
     "lora": ("peft",),
     "augment": ("kornia",),
     "remote": ("fsspec", "filelock"),
+    "ray": ("ray",),
     "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "contourpy"),
     "hub": ("huggingface_hub",),
     "sign": ("model_signing", "OpenSSL"),

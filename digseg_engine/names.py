@@ -6,7 +6,7 @@ import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any, Protocol
 
 SLUG_BYTES = 64  # of a prompt's part of a file name, in UTF-8
 STEM_BYTES = 120  # of a picture's part; with endings and a prompt's part well below the usual 255
@@ -47,7 +47,18 @@ def cut(text: str, most: int) -> str:
     return text.encode("utf-8", "ignore")[:most].decode("utf-8", "ignore")
 
 
-def stems(paths: Sequence[Path]) -> list[str]:
+class Named(Protocol):
+    """What a picture's place tells about its name: a `Path`, or an address with the same parts."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def stem(self) -> str: ...
+    @property
+    def parent(self) -> Any: ...
+
+
+def stems(paths: Sequence[Named]) -> list[str]:
     """Output names for different pictures, unique, whatever their order: the file's stem; where stems clash the whole name
     with its folder; where those clash too, or are too long, with a hash of the path as well."""
     names = [path.stem for path in paths]
@@ -60,7 +71,7 @@ def stems(paths: Sequence[Path]) -> list[str]:
     return _numbered(names)
 
 
-def _hashed(path: Path) -> str:
+def _hashed(path: Named) -> str:
     digest = hashlib.sha256(str(path).encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{cut(path.stem, STEM_BYTES - 9)}-{digest}"
 

@@ -1,4 +1,5 @@
-"""ONNX Runtime's telemetry is off: wherever it is imported by ours, or shown to be, our package comes first and says so."""
+"""ONNX Runtime's telemetry is off: wherever it is imported by ours, or shown to be, our package comes first and says so. So are
+Ray's usage statistics: one module of ours imports it, after saying so."""
 
 import ast
 import re
@@ -50,3 +51,22 @@ def test_the_rule_itself():
     assert not comes_first("def f():\n    import onnxruntime\n    import digseg_engine")
     assert comes_first("import digseg_engine\nimport onnxruntime")
     assert comes_first("def f():\n    import onnxruntime\nfrom digseg_engine import Engine")
+
+
+def test_ray_is_told_to_report_nothing_before_it_is_imported():
+    from digseg_engine.runtime import cluster
+
+    importing = {
+        path.relative_to(ROOT).as_posix()
+        for place in ("digseg_engine", "export", "benchmarks", "scripts", "examples")
+        for path in (ROOT / place).rglob("*.py")
+        if "ray" in imported(path.read_text(encoding="utf-8"))
+    }
+    assert importing == {"digseg_engine/runtime/cluster.py", "benchmarks/cluster.py"}
+    for name in importing:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        connecting = text.index("import ray as library" if "runtime" in name else "from ray.cluster_utils")
+        assert (
+            "os.environ.update(" in text[:connecting] and "SAID" in text[text.index("os.environ.update(") : connecting]
+        )
+    assert cluster.SAID["RAY_USAGE_STATS_ENABLED"] == "0"

@@ -44,7 +44,8 @@ COMMAND = Command(
     summary="Segment pictures by text: overlay, one mask per prompt, label map and JSON for each.",
     run=run,
     options=(
-        Option("photos", "pictures, folders or patterns such as 'photos/*.jpg'", metavar="PICTURES", many=True, needed=True),
+        Option("photos", "pictures, folders or patterns such as 'photos/*.jpg', also at addresses such as "
+               "s3://bucket/photos", metavar="PICTURES", many=True, needed=True),
         Option("--prompt -p", "what to find; repeat for several", many=True),
         Option("--prompts-file", "more prompts, one a line; lines that begin with # are left out", kind=Path,
                metavar="FILE"),
@@ -74,6 +75,13 @@ COMMAND = Command(
         Option("--recursive -r", "look into folders inside folders too", kind=bool, default=False),
         Option("--skip-existing", "leave pictures alone whose results for the same prompts are there", kind=bool,
                default=False),
+        Option("--ray", "share the pictures among processes of this machine (local) or of the Ray cluster at an address",
+               metavar="local|ADDRESS"),
+        Option("--actors", "processes that segment, each with an engine of its own", kind=int, at_least=1,
+               shown="as many as the cores or GPUs allow", only_with=("--ray",)),
+        Option("--actor-cpus", "cores of each of them", kind=float, default=1.0, at_least=0.05, only_with=("--ray",)),
+        Option("--actor-gpus", "GPUs of each of them, or a share of one", kind=float, at_least=0,
+               shown="1 where the cluster has any, 0 with --device cpu", only_with=("--ray",)),
         Option("--json", "print one line of JSON for each picture", kind=bool, default=False, into="as_json",
                not_with=("--quiet",)),
         Option("--quiet -q", "print errors only", kind=bool, default=False),
@@ -83,6 +91,7 @@ COMMAND = Command(
         'digseg segment photo.jpg -p road -p "a red car" -o out',
         "digseg segment photos -p water --imgsz 256 --recursive --skip-existing",
         "digseg segment photo.jpg --prompts-file classes.txt --only masks,json",
+        "digseg segment photos -p water -o out --ray local --skip-existing",
         "digseg segment huge.tif -p roof --tile 512",
     ),
 )  # fmt: skip

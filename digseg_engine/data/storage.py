@@ -108,6 +108,20 @@ def expand(pattern: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def files_at(address: str, recursive: bool = False) -> list[str]:
+    """Addresses of the files that a folder at an address holds, or that a pattern with * or ? matches; sorted. Raises InputError
+    when it cannot be read."""
+    with _reading(address):
+        files, path = _file_system(address)
+        if has_magic(path):
+            facts = files.glob(path, detail=True).values()
+        elif recursive:
+            facts = files.find(path, detail=True).values()
+        else:
+            facts = files.ls(path, detail=True)
+        return sorted(str(files.unstrip_protocol(fact["name"])) for fact in facts if fact.get("type") != "directory")
+
+
 def beside(address: str, name: str) -> str:
     """The address of another file in the same folder."""
     parts = urlsplit(address) if remote(address) else None

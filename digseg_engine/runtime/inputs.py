@@ -3,24 +3,69 @@
 from __future__ import annotations
 
 import glob
+import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
+from digseg_engine.data.storage import files_at, find_blob, remote
 from digseg_engine.errors import InputError
 from digseg_engine.folders import check_output
 from digseg_engine.runtime.saving import is_ours
 
-__all__ = ["Found", "check_output", "find_pictures", "read_prompts", "several_in_one"]
+__all__ = ["FarPicture", "Found", "check_output", "find_pictures", "read_prompts", "several_in_one"]
 
 
 @dataclass(frozen=True)
 class Found:
     """Pictures, each once, in order, and what was left out on the way, in words."""
 
-    paths: list[Path]
+    paths: list[Path | FarPicture]
     notes: list[str]
+
+
+@dataclass(frozen=True)
+class FarPicture:
+    """A picture at an address that fsspec reaches, read as a file of this machine is (`reading.PictureFile`)."""
+
+    address: str
+
+    def __str__(self) -> str:
+        return self.address
+
+    @property
+    def _path(self) -> PurePosixPath:
+        return PurePosixPath(unquote(urlsplit(self.address, allow_fragments=False).path))
+
+    @property
+    def name(self) -> str:
+        return self._path.name
+
+    @property
+    def stem(self) -> str:
+        return self._path.stem
+
+    @property
+    def suffix(self) -> str:
+        return self._path.suffix
+
+    @property
+    def parent(self) -> PurePosixPath:
+        return self._path.parent
+
+    def exists(self) -> bool:
+        return True  # `open` says what is wrong, after one request instead of three
+
+    def is_file(self) -> bool:
+        return True
+
+    def open(self, mode: Literal["rb"] = "rb") -> Any:
+        """All of it, in memory: once across the network, whatever a decoder reads how often."""
+        blob = find_blob(self.address)
+        return io.BytesIO(blob.read(0, blob.size))
 
 
 def find_pictures(arguments: list[str], recursive: bool = False) -> Found:
@@ -32,12 +77,15 @@ def find_pictures(arguments: list[str], recursive: bool = False) -> Found:
     """
     from digseg_engine.images import SUFFIXES
 
-    found: dict[Path, None] = {}
+    found: dict[Path | FarPicture, None] = {}
     left_out: Counter[str] = Counter()
     folders = 0
     for argument in arguments:
         path = Path(argument)
-        if path.is_dir():
+        inside: list[Any]
+        if remote(argument):
+            inside = _far(argument, recursive, left_out)
+        elif path.is_dir():
             inside = list(_usable(_files(path, recursive), left_out))
             folders += 0 if recursive else sum(1 for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
             if not inside:
@@ -62,6 +110,28 @@ def find_pictures(arguments: list[str], recursive: bool = False) -> Found:
     notes = [f"left out{_said(left_out).removeprefix(',')}"] if left_out.total() else []
     notes += [f"folders inside ({folders}) were not looked into; --recursive does that"] if folders else []
     return Found(list(found), notes)
+
+
+def _far(argument: str, recursive: bool, left_out: Counter[str]) -> list[FarPicture]:
+    """The picture at an address, those in a folder there, or those that a pattern matches. Raises InputError when there
+    is none."""
+    from digseg_engine.images import SUFFIXES
+
+    if FarPicture(argument).suffix.lower() in SUFFIXES and not glob.has_magic(argument.partition("?")[0]):
+        return [FarPicture(argument)]
+    inside = []
+    for each in map(FarPicture, files_at(argument, recursive)):
+        if each.name.startswith("."):
+            left_out["hidden"] += 1
+        elif each.suffix.lower() in SUFFIXES:
+            inside.append(each)
+        else:
+            left_out[each.suffix or "without an ending"] += 1
+    if not inside:
+        raise InputError(
+            f"{argument} holds no picture{_said(left_out)}; expected files ending in {', '.join(SUFFIXES)}"
+        )
+    return inside
 
 
 def _files(folder: Path, recursive: bool) -> Iterator[Path]:

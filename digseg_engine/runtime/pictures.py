@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,20 +17,22 @@ from digseg_engine.bundle import MANIFEST, read_manifest
 from digseg_engine.console import complain, note, telling
 from digseg_engine.errors import BundleError, CheckpointError, UsageError
 from digseg_engine.faults import described
+from digseg_engine.images import read_picture
 from digseg_engine.named import DEFAULT_BUNDLE, brought, default_bundle, find_model
 from digseg_engine.names import stems
 from digseg_engine.runtime.engine import Engine
-from digseg_engine.runtime.inputs import check_output, find_pictures, read_prompts, several_in_one
+from digseg_engine.runtime.inputs import FarPicture, check_output, find_pictures, read_prompts, several_in_one
 from digseg_engine.runtime.pipeline import contrasts
 from digseg_engine.runtime.record import percent
 from digseg_engine.runtime.result import SAVED, Segmentation
-from digseg_engine.runtime.saving import is_ours, name_files
+from digseg_engine.runtime.saving import is_ours, listed, name_files
 from digseg_engine.runtime.strips import NAMES, TILED
 from digseg_engine.runtime.tiles import TiledSegmentation, check_rule
 from digseg_engine.text import check_prompts
 from digseg_engine.vocabulary import RULE, Vocabulary, check_folded, vocabulary_of
 from digseg_engine.words import counted
 
+Place = Path | FarPicture  # of a picture
 NAMED = 5  # prompts without a mask that a line names; the JSON has them all
 
 
@@ -64,6 +66,10 @@ class Work:
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
+    ray: str | None = None  # "local" or the address of a cluster
+    actors: int | None = None
+    actor_cpus: float = 1.0
+    actor_gpus: float | None = None
 
     @property
     def rule(self) -> str:
@@ -74,6 +80,19 @@ class Work:
     def kinds(self) -> tuple[str, ...]:
         """Of the files to write."""
         return (SAVED if self.tile is None else (*TILED, "json")) if self.only is None else self.only
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one picture: the line about it, the hint for a squeezed one (given once for all) and the files written;
+    or an exit code and what went wrong."""
+
+    path: str
+    line: str = ""
+    hint: str = ""
+    files: tuple[Path, ...] = ()
+    code: int = 0
+    message: str = ""
 
 
 def segment_pictures(work: Work) -> int:
@@ -91,13 +110,15 @@ def segment_pictures(work: Work) -> int:
     found = find_pictures(work.photos, work.recursive)
     check_output(work.output)
     check_refine(work)
+    if work.tile is not None and (far := [place for place in found.paths if isinstance(place, FarPicture)]):
+        raise UsageError(f"--tile reads pictures piece by piece from this machine's disks, got {far[0]}; copy it first")
     if work.tile is not None:
         check_rule(work.rule)
     todo = list(zip(found.paths, stems(found.paths)))
     notes = list(found.notes)
     if work.skip_existing:
         count = len(todo)
-        todo = [(path, stem) for path, stem in todo if not _done(work, stem, prompts)]
+        todo = [(path, stem) for path, stem in todo if not is_done(work, stem, prompts)]
         notes += (
             [f"{counted(count - len(todo), 'picture')} skipped: the results are there"] if len(todo) < count else []
         )
@@ -128,69 +149,101 @@ def check_refine(work: Work) -> None:
     raise UsageError(f"--refine asks the reference, which is in the checkpoint that {model} was exported from; {what}")
 
 
-def _all(work: Work, prompts: list[str], todo: list[tuple[Path, str]]) -> int:
-    engine = _engine(work, prompts, len(todo))
-    codes: list[int] = []
+def _all(work: Work, prompts: list[str], todo: list[tuple[Place, str]]) -> int:
+    failed: list[Outcome] = []
     hints: list[str] = []
-    with _progress(len(todo), work.quiet) as advance:
-        for path, stem in todo:
-            try:
-                hint = _one(engine, work, prompts, path, stem)
-                hints += [hint] if hint else []
-            except (UsageError, BundleError, CheckpointError):
-                raise  # the same for every picture
-            except Exception as error:
-                code, message = described(error)
-                codes.append(code)
-                complain("digseg", message if str(path) in message else f"{path}: {message}")
+    with _workers(work, prompts, len(todo)) as outcomes, _progress(len(todo), work.quiet) as advance:
+        for outcome in outcomes(todo):
+            if outcome.code:
+                failed.append(outcome)
+                complain("digseg", outcome.message)
+            elif outcome.line:
+                print(outcome.line, flush=True)
+            hints += [outcome.hint] if outcome.hint else []
             advance()
     if hints and not work.quiet:
         count = f"{len(hints)} of {counted(len(todo), 'picture')}: " if len(todo) > 1 else ""
         note("digseg", f"{count}{hints[0]}")
-    if codes and len(todo) > 1:
-        others = f"; the others are in {work.output}" if len(codes) < len(todo) else ""
-        complain("digseg", f"{len(codes)} of {len(todo)} pictures could not be done{others}")
-    return 0 if not codes else 1 if 1 in codes else 2
+    if failed and len(todo) > 1:
+        others = f"; the others are in {work.output}" if len(failed) < len(todo) else ""
+        complain("digseg", f"{len(failed)} of {len(todo)} pictures could not be done{others}")
+    return 0 if not failed else 1 if any(each.code == 1 for each in failed) else 2
 
 
-def _engine(work: Work, prompts: list[str], pictures: int) -> Engine:
+Todo = Iterable[tuple[Place, str]]  # pictures and the stems of their files
+
+
+@contextmanager
+def _workers(work: Work, prompts: list[str], pictures: int) -> Iterator[Callable[[Todo], Iterator[Outcome]]]:
+    """What makes outcomes of pictures: one engine in this process, or those of a cluster."""
+    if work.ray is not None:
+        from digseg_engine.runtime.cluster import workers
+
+        with workers(work, prompts, pictures) as outcomes:
+            yield outcomes
+        return
+    engine = open_engine(work, prompts, pictures)
+    say_engine(work, engine.backend.name, engine.backend.detail, engine.fallbacks)
+    yield lambda todo: (outcome(engine, work, prompts, path, stem) for path, stem in todo)
+
+
+def outcome(engine: Engine, work: Work, prompts: list[str], path: Place, stem: str) -> Outcome:
+    """Segment and save one picture. Raises UsageError, BundleError and CheckpointError, the same for every picture; everything
+    else that goes wrong is this picture's."""
+    try:
+        return _one(engine, work, prompts, path, stem)
+    except (UsageError, BundleError, CheckpointError):
+        raise
+    except Exception as error:
+        return failure(path, error)
+
+
+def failure(path: Place, error: Exception) -> Outcome:
+    code, message = described(error)
+    return Outcome(str(path), code=code, message=message if str(path) in message else f"{path}: {message}")
+
+
+def open_engine(work: Work, prompts: list[str], pictures: int) -> Engine:
     model, why = (work.bundle, "named by --bundle") if work.bundle else default_bundle()
     if work.verbose:
         note("digseg", f"bundle {model} ({why}); {counted(pictures, 'picture')}, {counted(len(prompts), 'prompt')}")
     with telling(work.quiet):
         trained = None if work.checkpoint is None else find_model(work.checkpoint, on_hub=False)
-        engine = Engine.load(model, work.backend, trained, work.imgsz or work.tile, prompts=len(prompts),
-                             pictures=None if work.tile else pictures, threads=work.threads, device=work.device,
-                             engines=work.engines)  # fmt: skip
+        return Engine.load(model, work.backend, trained, work.imgsz or work.tile, prompts=len(prompts),
+                           pictures=None if work.tile else pictures, threads=work.threads, device=work.device,
+                           engines=work.engines)  # fmt: skip
+
+
+def say_engine(work: Work, backend: str, detail: str, remarks: Iterable[str]) -> None:
+    """What there is to say about an engine, the same for every picture."""
     if work.verbose:
-        note("digseg", f"backend {engine.backend.name}: {engine.backend.detail}")
-    for remark in () if work.quiet else engine.fallbacks:  # the same for every picture
+        note("digseg", f"backend {backend}: {detail}")
+    for remark in () if work.quiet else remarks:
         note("digseg", remark)
-    return engine
 
 
-def _one(engine: Engine, work: Work, prompts: list[str], path: Path, stem: str) -> str:
-    """Segment, save and report one picture; returns the hint for a squeezed one, which is given once for all."""
+def _one(engine: Engine, work: Work, prompts: list[str], path: Place, stem: str) -> Outcome:
     if work.tile is not None:
         tiled = engine.segment_tiles(path, prompts, work.output, stem, work.tile, work.overlap, work.imgsz,
                                      threshold=work.threshold, labels=work.rule, only=work.only,
                                      against=work.against, all_prompts=work.all_prompts)  # fmt: skip
-        _report(work, path, stem, tiled, list(tiled.files), engine.fallbacks)
-        return ""
-    result = engine.segment(path, prompts, work.imgsz, work.refine, work.steps, work.seed, work.threshold, work.rule,
+        return _told(work, path, stem, tiled, list(tiled.files), engine.fallbacks)
+    image = read_picture(path) if isinstance(path, FarPicture) else path
+    result = engine.segment(image, prompts, work.imgsz, work.refine, work.steps, work.seed, work.threshold, work.rule,
                             against=work.against, all_prompts=work.all_prompts)  # fmt: skip
-    _report(work, path, stem, result, result.save(work.output, stem, work.kinds), (*engine.fallbacks, result.hint))
-    return result.hint
+    files = result.save(work.output, stem, work.kinds)
+    return replace(_told(work, path, stem, result, files, (*engine.fallbacks, result.hint)), hint=result.hint)
 
 
-def _report(
-    work: Work, path: Path, stem: str, result: Segmentation | TiledSegmentation, files: list[Path],
+def _told(
+    work: Work, path: Place, stem: str, result: Segmentation | TiledSegmentation, files: list[Path],
     said: tuple[str, ...],
-) -> None:  # fmt: skip
-    """One line about a picture; `said`: remarks that are made once for all of them."""
+) -> Outcome:  # fmt: skip
+    """The outcome with its line; `said`: remarks that are made once for all pictures."""
+    line = ""
     if work.as_json:
         body = {**_recorded(work, stem, result, files), "saved": [str(file) for file in files]}
-        print(json.dumps(body, ensure_ascii=False), flush=True)
+        line = json.dumps(body, ensure_ascii=False)
     elif not work.quiet:
         words = [f"{each.prompt} {percent(each.area)}" for each in result.answers if each.area > 0]
         empty = [each for each in result.answers if not each.area > 0]
@@ -199,7 +252,20 @@ def _report(
         answer = f"{', '.join(words)}{absent}" if words else "nothing found"
         remarks = "".join(f"  [{remark}]" for remark in result.fallbacks if remark not in said)
         seconds = sum(result.timings.values())
-        print(f"{path}: {answer}  ->  {files[0]}  ({seconds:.2f} s){remarks}", flush=True)
+        line = f"{path}: {answer}  ->  {files[0]}  ({seconds:.2f} s){remarks}"
+    return Outcome(str(path), line, files=tuple(files))
+
+
+def told_again(work: Work, path: Place, record: Path) -> Outcome:
+    """The outcome of a picture whose results are there, from its record."""
+    files = (*(record.with_name(name) for name in sorted(listed(record))), record)
+    line = ""
+    if work.as_json:
+        body = {**json.loads(record.read_text(encoding="utf-8")), "saved": [str(file) for file in files]}
+        line = json.dumps(body, ensure_ascii=False)
+    elif not work.quiet:
+        line = f"{path}: done  ->  {files[0]}"
+    return Outcome(str(path), line, files=files)
 
 
 def _listed(what: str, prompts: list[str]) -> str:
@@ -218,7 +284,7 @@ def _recorded(
     return name_files(result.as_dict(), *result.places(work.output, stem, work.kinds))
 
 
-def _done(work: Work, stem: str, prompts: list[str]) -> bool:
+def is_done(work: Work, stem: str, prompts: list[str]) -> bool:
     """Whether a result of ours is there for the same prompts and rules, with every file that is wanted now."""
     record = work.output / f"{stem}.json"
     if not (record.is_file() and is_ours(record)):
