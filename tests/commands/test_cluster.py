@@ -92,7 +92,7 @@ class Mortal(cluster.Segmenter):
 
 @needs_ray
 @pytest.mark.slow
-@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("as_json", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_actors_that_end_lose_no_picture_and_do_none_twice(tmp_path, bundle, monkeypatch, capsys, as_json):
     for name, value in (
         cluster.SAID | cluster.LOOPBACK
