@@ -85,5 +85,5 @@ def check_size(folder: Path, precision: str, folded: bool = False) -> None:
     if spec_of(precision).quantised and is_large(folder):
         raise UsageError(
             f"--precision {precision} does not apply to {folder}: its weights are over {LARGE >> 20} MiB, and choosing "
-            "the layers to leave out runs the whole graph many times in memory; use {those(lambda spec: spec.reduced)}"
+            f"the layers to leave out runs the whole graph many times in memory; use {those(lambda spec: spec.reduced)}"
         )

@@ -22,6 +22,7 @@ DOES = {
     "doctor": ["doctor"],
     "data": ["data", "labelled"],
     "verify": ["verify", "{bundle}"],
+    "push": ["push", "{bundle}", "acme/roads", "--dry-run"],
     "bench": ["bench", "{bundle}", "--backends", "onnxruntime", "--sizes", "64", "--prompts", "1", "--runs", "1"],
     "scenes": ["scenes", "--domain", "aerial", "--size", "64", "-o", "out"],
     "completion": ["completion", "bash"],
@@ -33,7 +34,7 @@ DOES = {
     "distill": ["distill", "{nano}", "--data", "scenes", "--scale", "0.0001", "-o", "out"],
     "export": ["--dry-run", "--json"],
 }
-HEAVY = ("bench", "verify", "eval", "train", "distill", "export", "doctor")
+HEAVY = ("bench", "verify", "push", "eval", "train", "distill", "export", "doctor")
 TESTED = [pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name for name in DOES]
 
 
