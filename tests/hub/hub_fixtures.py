@@ -52,7 +52,12 @@ def hub(cache, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants", reason="extra hub")
     with hub_running() as running:
         monkeypatch.setenv("HF_ENDPOINT", running.address)
-        monkeypatch.setattr(constants, "ENDPOINT", running.address)  # imported before, as if it were now
+        # Other tests may have imported the client before: as if it were imported now.
+        monkeypatch.setattr(constants, "ENDPOINT", running.address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr("digseg_engine.hub.client.PATIENCE", LIMIT)  # a busy machine is no hub that does not answer
         yield running
 
