@@ -29,6 +29,7 @@ from digseg_engine.serving.answers import IN_MEMORY, answer, png
 from digseg_engine.serving.guard import LOCAL, Guard
 from digseg_engine.serving.limits import Limits
 from digseg_engine.serving.metrics import Metrics
+from digseg_engine.serving.page_files import page_files
 from digseg_engine.serving.problems import RequestError, body, gone, malformed, problem_of, too_large
 from digseg_engine.serving.requests import check_prompts, read
 from digseg_engine.serving.schema import (
@@ -45,7 +46,6 @@ from digseg_engine.serving.shelf import Shelf
 from digseg_engine.serving.uploads import Upload, picture_of
 from digseg_engine.serving.work import Work
 
-PAGE = Path(__file__).resolve().parent / "page"
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Failed, "description": words}
     for status, words in {
@@ -284,12 +284,10 @@ def _add_states(app: FastAPI, service: Service, guard: Guard) -> None:
 
 def _add_page(app: FastAPI) -> None:
     """Every file of the page at its own path, so that other paths and methods stay those of the API."""
-    files = StaticFiles(directory=PAGE)
-    for path in sorted(path for path in PAGE.rglob("*") if path.is_file()):
-        name = path.relative_to(PAGE).as_posix()
+    for name, path in page_files().items():
 
-        async def file(request: Request, name: str = name) -> Response:
-            answer = await files.get_response(name, request.scope)
+        async def file(request: Request, path: Path = path) -> Response:
+            answer = await StaticFiles(directory=path.parent).get_response(path.name, request.scope)
             answer.headers["cache-control"] = "no-cache"  # asked for again, and sent again where it has changed
             return answer
 

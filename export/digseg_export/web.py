@@ -21,7 +21,6 @@ from pathlib import Path
 from subprocess import TimeoutExpired, run
 from typing import Any
 
-import digseg_engine
 from digseg_engine import __version__
 from digseg_engine.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle
 from digseg_engine.errors import BackendError, MissingPackageError, OutputError, UsageError
@@ -29,11 +28,11 @@ from digseg_engine.files import write_bytes, write_json
 from digseg_engine.folders import Mark, check_target, writing
 from digseg_engine.named import SHIPPED_BUNDLE, find_model
 from digseg_engine.runtime.saving import PALETTE
+from digseg_engine.serving.page_files import MODULE
+from digseg_engine.serving.page_files import page_files as page_parts
 from digseg_export.progress import Progress
 
 FORMAT, LISTED = "digseg.web/1", "site.json"
-PACKAGE = Path(digseg_engine.__file__).resolve().parent
-PAGE, MODULE = PACKAGE / "serving" / "page", PACKAGE / "js"
 RUNTIME, VERSION = "onnxruntime-web", "1.30.0"
 RUNTIME_FILES = {  # of its folder `dist`: WebAssembly, and WebGPU, whose own file is loaded by browsers that have it alone
     "ort.wasm.min.mjs": "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b",
@@ -147,7 +146,7 @@ def write_site(bundle: Bundle, runtime: dict[str, bytes], output: Path) -> Site:
 
 def page_files() -> dict[str, bytes]:
     """The page of the server with the engine in a worker: every file by its path in the site."""
-    parts = {path.relative_to(PAGE).as_posix(): path.read_bytes() for path in sorted(PAGE.rglob("*")) if path.is_file()}
+    parts = {name: path.read_bytes() for name, path in page_parts().items()}
     parts |= {path.name: path.read_bytes() for path in sorted((MODULE / "page").glob("*.js"))}  # api.js among them
     parts |= {
         f"digseg/{path.name}": path.read_bytes() for path in sorted(MODULE.glob("*.js")) if path.name != "node.js"

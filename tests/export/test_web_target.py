@@ -11,8 +11,9 @@ import pytest
 from digseg_engine.bundle import open_bundle
 from digseg_engine.errors import BackendError, BundleError, MissingPackageError, OutputError, UsageError
 from digseg_engine.named import SHIPPED_BUNDLE
+from digseg_engine.serving.page_files import MODULE, PAGE
 from digseg_export import web
-from digseg_export.web import MODULE, PAGE, SiteBuilder, default_site, page_files
+from digseg_export.web import SiteBuilder, default_site, page_files
 
 
 def quiet(step):

@@ -31,8 +31,9 @@ from digseg_engine import Engine
 from digseg_engine.bundle import open_bundle
 from digseg_engine.errors import BackendError, UsageError
 from digseg_engine.runtime.rle import decode
+from digseg_engine.serving.page_files import PAGE
 from digseg_export import web
-from digseg_export.web import PAGE, RUNTIME, SiteBuilder
+from digseg_export.web import RUNTIME, SiteBuilder
 
 AERIAL = EXAMPLES / "aerial.png"
 RUNTIME_FOLDER = Path(PACKAGES) / RUNTIME
