@@ -1,9 +1,9 @@
 """Tables of the README and of docs/, written from the committed figures: `python benchmarks/report.py [--check]`.
 
-A table stands between two comments, `<!-- table: NAME -->` and `<!-- end -->`, and is one function below over files of
-`benchmarks/results/`. Without --check pages are rewritten where they differ; with it, exit code 1 and the pages' names. The
-charts that are drawn from such files are drawn again too (--charts); they are compared by nobody, as another release of
-matplotlib draws other pixels.
+A table stands between two comments, `<!-- table: NAME -->` and `<!-- end -->`, and is one function of this module,
+`report_docs.py` or `report_speed.py` over files of `benchmarks/results/`. Without --check pages are rewritten where they differ;
+with it, exit code 1 and the pages' names. The charts that are drawn from such files are drawn again too (--charts); they are
+compared by nobody, as another release of matplotlib draws other pixels.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import report_docs
+import report_speed
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -36,7 +39,7 @@ def figures(name: str) -> dict[str, Any]:
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     """A table with its head."""
     lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n".replace("|  |", "| |") for line in lines)
 
 
 def bundled_alone() -> str:
@@ -90,8 +93,29 @@ def bench_cpu() -> str:
     return markdown(["backend", *shapes, "first, later start (s)", "peak (MiB)"], lines)
 
 
+def whole(table: Callable[[], tuple[list[str], list[list[str]]]]) -> Callable[[], str]:
+    """A table as text."""
+    return lambda: markdown(*table())
+
+
+def of_docs(table: Callable[[report_docs.Figures], report_docs.Table]) -> Callable[[], str]:
+    return whole(lambda: table(figures))
+
+
+def peers(size: int) -> Callable[[], str]:
+    return whole(lambda: report_speed.peers_table(figures("speed-peers"), size))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "bundled-alone": bundled_alone, "bundled-real": bundled_real, "bench-cpu": bench_cpu,
+    "loader": of_docs(report_docs.loader), "false-alarms": of_docs(report_docs.false_alarms),
+    "precisions": of_docs(report_docs.precisions), "ablations": of_docs(report_docs.ablations),
+    "leave-one-out": of_docs(report_docs.leave_one_out), "measured": of_docs(report_docs.measured),
+    "refinement": lambda: report_docs.refinement(figures),
+    "speed-peers-256": peers(256), "speed-peers-352": peers(352),
+    "speed-peers-slower": lambda: report_speed.slower(figures("speed-peers")),
+    "speed-peers-ends": whole(lambda: report_speed.ends(figures("speed-peers"))),
+    "waterfall": whole(lambda: report_speed.waterfall(figures("waterfall"))),
 }  # fmt: skip
 
 
@@ -107,16 +131,20 @@ def rewritten(page: str) -> str:
 
 
 def draw_charts() -> None:
-    """The charts whose figures are committed."""
+    """The charts whose figures are committed, where they are shown."""
     import ask_again
     import cpu_runtime
+    import speed_chart
+    import waterfall
 
     from digseg_engine.runtime import bench_chart
 
-    for name, draw in (
-        ("ask-again", ask_again.draw), ("cpu-runtime", cpu_runtime.draw), ("bench-cpu", bench_chart.draw),
+    for name, draw, folder in (
+        ("ask-again", ask_again.draw, ROOT / "docs"), ("cpu-runtime", cpu_runtime.draw, RESULTS),
+        ("bench-cpu", bench_chart.draw, RESULTS), ("speed-peers", speed_chart.draw, ROOT / "docs"),
+        ("waterfall", waterfall.draw, ROOT / "docs"),
     ):  # fmt: skip
-        draw(figures(name), RESULTS / f"{name}.png")
+        draw(figures(name), folder / f"{name}.png")
 
 
 def main() -> int:

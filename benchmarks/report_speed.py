@@ -77,3 +77,18 @@ def ends(figures: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 [figures["peers"][name]["title"], *("-" if row is None else f"{row['median_ms']:.1f}" for row in own)]
             )
     return ["end to end, milliseconds", *(f"{size} px, K = {k}" for size, k in shapes)], lines
+
+
+def waterfall(figures: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and lines: every technique with its factor over the one before, and what it costs."""
+    lines = []
+    for i, row in enumerate(figures["rows"]):
+        before = figures["rows"][i - 1] if i else row
+        lost = 100 * (before["mean_iou"] - row["mean_iou"])
+        lines.append([
+            row["technique"], row["question"], f"{row['median_ms']:.1f} ({row['p95_ms']:.1f})",
+            f"{before['median_ms'] / row['median_ms']:.2f} x" if i else "-", f"{row['mean_iou']:.3f}",
+            f"{-lost:+.1f}" if i else "-", "-" if row["false_area"] is None else f"{100 * row['false_area']:.2f} %",
+        ])  # fmt: skip
+    head = ["with", "question", "median (p95), ms", "factor", "mean IoU", "points", "false area"]
+    return head, lines

@@ -7,8 +7,15 @@ from typing import Any
 
 from digseg_engine.files import replacing
 
+RESULTS = Path(__file__).resolve().parent / "results"
 OURS = "digseg-"  # how the names of our own rows begin
 QUESTIONS = {"first": "first question", "later": "later question, picture and prompts encoded"}
+
+
+def picture_of(output: Path) -> Path:
+    """Where the chart of a JSON goes: beside it, and of the committed figures to the pages that show it."""
+    folder = RESULTS.parents[1] / "docs" if output.absolute().parent == RESULTS else output.parent
+    return folder / f"{output.stem}.png"
 
 
 def panels(figures: dict[str, Any]) -> list[tuple[int, str]]:
