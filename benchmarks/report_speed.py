@@ -27,7 +27,7 @@ def peers_table(figures: dict[str, Any], size: int) -> tuple[list[str], list[lis
     lines = []
     for name, peer in figures["peers"].items():
         about = peer.get("sizes", {}).get(str(size))
-        if about is None:
+        if not about:
             continue
         if "reason" in about:
             lines.append([peer["title"], peer["weights"], f"not measured: {about['reason']}", *["-"] * (len(head) - 3)])
@@ -49,7 +49,8 @@ def cell(row: dict[str, Any] | None, name: str) -> str:
 
 
 def slower(figures: dict[str, Any]) -> str:
-    """Sentences: which peers answer sooner than our fastest backend, at which sizes and numbers of prompts, and by how much."""
+    """Sentences: which peers answer sooner than our fastest backend, at which sizes and numbers of prompts, by how much, and with
+    how many of our operations."""
     rows = rows_of(figures)
     found: dict[tuple[str, int, str], list[str]] = {}
     for (name, size, k, question), row in rows.items():
@@ -57,12 +58,19 @@ def slower(figures: dict[str, Any]) -> str:
                if peer.startswith(OURS) and at == [size, k, question]]  # fmt: skip
         if name.startswith(OURS) or not own or row["median_ms"] >= min(own):
             continue
-        found.setdefault((name, size, question), []).append(f"{min(own) / row['median_ms']:.1f} x at K = {k}")
+        theirs, ours = (operations(figures, peer, size, k, question) for peer in (name, BASE))
+        said = f"{min(own) / row['median_ms']:.1f} x at K = {k} ({theirs / ours:.2f} of our operations)"
+        found.setdefault((name, size, question), []).append(said)
     if not found:
         return "No peer of this run answers sooner than our fastest backend.\n"
     lines = [f"- {figures['peers'][name]['title']}, {question} question at {size} px: {', '.join(ratios)}\n"
              for (name, size, question), ratios in found.items()]  # fmt: skip
-    return "Our fastest backend is slower than these, and by so much:\n\n" + "".join(lines)
+    return "Our fastest backend is slower than these, by so much:\n\n" + "".join(lines)
+
+
+def operations(figures: dict[str, Any], name: str, size: int, prompts: int, question: str) -> int:
+    """Floating-point operations of a question."""
+    return int(figures["peers"][name]["sizes"][str(size)]["flops"][str(prompts)][question])
 
 
 def ends(figures: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -62,9 +62,7 @@ def prepared(name: str, size: int, prompts: list[int]) -> tuple[Path, dict[str, 
     peer = PEERS[name]
     source = Path(models.__file__ if peer.asks_again else yolo.__file__).read_bytes()
     stamp = hashlib.sha256(source + repr((size, prompts)).encode()).hexdigest()[:12]
-    folder = (
-        environments.home() / "models" / f"{peer.model}-{'exported' if peer.exported else 'counted'}-{size}-{stamp}"
-    )
+    folder = environments.home() / "models" / f"{peer.model}-{size}-{stamp}"
     about = folder / "about.json"
     if not about.is_file():
         print(f"preparing {name} at {size} px", file=sys.stderr, flush=True)

@@ -38,9 +38,13 @@ def test_rows_that_are_there_are_not_asked_for_again():
 
 
 def test_peers_that_are_faster_than_our_fastest_backend_are_named():
-    said = report_speed.slower(figures(digseg_onnxruntime=(10, 20), digseg_openvino=(8, 30), nano=(4, 25), big=(9, 19)))
-    assert "- NANO, first question at 256 px: 2.0 x at K = 1\n" in said
-    assert "- BIG, first question at 256 px: 1.1 x at K = 8\n" in said and said.count("\n- ") == 2
+    found = figures(digseg_onnxruntime=(10, 20), digseg_openvino=(8, 30), nano=(4, 25), big=(9, 19))
+    found["peers"]["nano"]["sizes"]["256"]["flops"] = {"1": {"first": 1.5e9}}
+    said = report_speed.slower(found)
+    assert "- NANO, first question at 256 px: 2.0 x at K = 1 (0.50 of our operations)\n" in said
+    assert (
+        "- BIG, first question at 256 px: 1.1 x at K = 8 (1.00 of our operations)\n" in said and said.count("\n- ") == 2
+    )
     assert "No peer" in report_speed.slower(figures(digseg_onnxruntime=(10, 20), big=(11, 21)))
 
 

@@ -23,7 +23,7 @@ def main() -> None:
 
         built = models.build(peer.model, size)
         about = {**parts.counted(built, prompts), "vocabulary": built.vocabulary}
-        if peer.exported:
+        if peer.is_exported:
             parts.export(built, folder)
     (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 

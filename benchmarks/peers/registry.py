@@ -29,6 +29,11 @@ class Peer:
     def exported(self) -> bool:
         return self.run == "onnx"
 
+    @property
+    def is_exported(self) -> bool:
+        """Is its model wanted as ONNX by this peer or by another?"""
+        return any(peer.exported for peer in PEERS.values() if peer.model == self.model)
+
 
 def ours(backend: str) -> Peer:
     return Peer(f"ours, fp16 bundle, `{backend}`", "", "student", backend, (256, 352, 640), "trained")
