@@ -115,6 +115,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed-peers-256": peers(256), "speed-peers-352": peers(352),
     "speed-peers-slower": lambda: report_speed.slower(figures("speed-peers")),
     "speed-peers-ends": whole(lambda: report_speed.ends(figures("speed-peers"))),
+    "waterfall": whole(lambda: report_speed.waterfall(figures("waterfall"))),
 }  # fmt: skip
 
 
@@ -134,12 +135,14 @@ def draw_charts() -> None:
     import ask_again
     import cpu_runtime
     import speed_chart
+    import waterfall
 
     from digseg_engine.runtime import bench_chart
 
     for name, draw, folder in (
         ("ask-again", ask_again.draw, ROOT / "docs"), ("cpu-runtime", cpu_runtime.draw, RESULTS),
         ("bench-cpu", bench_chart.draw, RESULTS), ("speed-peers", speed_chart.draw, ROOT / "docs"),
+        ("waterfall", waterfall.draw, ROOT / "docs"),
     ):  # fmt: skip
         draw(figures(name), folder / f"{name}.png")
 
