@@ -96,7 +96,7 @@ def waterfall(figures: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         lines.append([
             row["technique"], row["question"], f"{row['median_ms']:.1f} ({row['p95_ms']:.1f})",
             f"{before['median_ms'] / row['median_ms']:.2f} x" if i else "-", f"{row['mean_iou']:.3f}",
-            f"{-lost:+.1f}" if i else "-", "-" if row["false_area"] is None else f"{100 * row['false_area']:.2f} %",
+            f"{round(-lost, 1) + 0.0:+.1f}" if i else "-", "-" if row["false_area"] is None else f"{100 * row['false_area']:.2f} %",
         ])  # fmt: skip
     head = ["with", "question", "median (p95), ms", "factor", "mean IoU", "points", "false area"]
     return head, lines
