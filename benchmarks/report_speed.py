@@ -92,11 +92,11 @@ def waterfall(figures: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for i, row in enumerate(figures["rows"]):
         before = figures["rows"][i - 1] if i else row
-        lost = 100 * (before["mean_iou"] - row["mean_iou"])
+        won = round(100 * (row["mean_iou"] - before["mean_iou"]), 1) + 0.0  # no negative zero
         lines.append([
             row["technique"], row["question"], f"{row['median_ms']:.1f} ({row['p95_ms']:.1f})",
             f"{before['median_ms'] / row['median_ms']:.2f} x" if i else "-", f"{row['mean_iou']:.3f}",
-            f"{round(-lost, 1) + 0.0:+.1f}" if i else "-", "-" if row["false_area"] is None else f"{100 * row['false_area']:.2f} %",
+            f"{won:+.1f}" if i else "-", "-" if row["false_area"] is None else f"{100 * row['false_area']:.2f} %",
         ])  # fmt: skip
     head = ["with", "question", "median (p95), ms", "factor", "mean IoU", "points", "false area"]
     return head, lines
