@@ -14,6 +14,8 @@ from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.runtime.profile import AXES, Profile
 from digseg_engine.vocabulary import Vocabulary
 
+INHERITED = "that of the weights and data it was trained from"
+
 
 def manifest_of(
     checkpoint: Checkpoint, precision: dict[str, Any], graphs: dict[str, Any], verified: dict[str, Any],
@@ -30,6 +32,7 @@ def manifest_of(
         "model": {
             "name": checkpoint.config.name,
             "image_size": checkpoint.config.image_size,
+            "image_size_max": checkpoint.config.image_size_max,
             "stride": checkpoint.stride,
             "scales": len(checkpoint.student.injections),
             "encoding": checkpoint.student.layout.channels,
@@ -44,12 +47,7 @@ def manifest_of(
             "python": platform.python_version(),
             **{t: version(t) for t in tools},
         },
-        "licence": {"code": "Apache-2.0", "weights": _licence(checkpoint)},
+        "licence": {"code": "Apache-2.0", "weights": checkpoint.config.licence or INHERITED},
     }
     of_readout = {} if presence is None else {"presence": presence}
     return {**body, **of_readout, **({} if vocabulary is None else {"vocabulary": vocabulary.to_json()})}
-
-
-def _licence(checkpoint: Checkpoint) -> str:
-    known = {"tiny": "Apache-2.0 (trained on generated scenes and on photographs shipped with scikit-image)"}
-    return known.get(checkpoint.config.name, "that of the weights it was trained from")
