@@ -2,10 +2,10 @@
 
     DIGSEG_REALDATA=FOLDER python benchmarks/first_mask.py
 
-Makes an empty virtual environment, then runs in it `pip install '.[cpu]'` and, from another folder, `digseg segment` on a real
-picture of cell nuclei and on one from above, the first of their test splits that show what is asked for, with no bundle named. Says
-what each took, how large the environment is, that PyTorch is not in it, and how good the masks are (IoU with the picture's labels).
-What pip downloads comes from where it is set up to; a slow network changes the first figure.
+Makes an empty virtual environment, then runs in it `pip install '.[cpu]'` and, from another folder, `digseg segment` on a
+real picture of cell nuclei and on one from above, the first of their test splits that show what is asked for, with no bundle
+named. Says what each took, how large the environment is, that PyTorch is not in it, and how good the masks are (IoU with the
+picture's labels). What pip downloads comes from where it is set up to; a slow network changes the first figure.
 """
 
 from __future__ import annotations
