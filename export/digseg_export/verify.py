@@ -77,9 +77,10 @@ def samples(checkpoint: Checkpoint, own: OwnPictures | None = None) -> list[Samp
     domain (4 pictures each). Of a large model: one picture, at 256 pixels."""
     few = isinstance(checkpoint, Offloaded)
     if own is not None:
-        size = working_size(checkpoint)
-        return [answer_of(checkpoint, example.path.name, fit(example.read(), size, checkpoint.stride).pixels, example.prompts)
-                for example in own.examples[: 1 if few else OWN_PICTURES]]  # fmt: skip
+        chosen = [(example, example.read()) for example in own.examples[: 1 if few else OWN_PICTURES]]
+        return [answer_of(checkpoint, example.path.name,
+                          fit(image, working_size(checkpoint, image.shape), checkpoint.stride).pixels, example.prompts)
+                for example, image in chosen]  # fmt: skip
     return [_sample(checkpoint, domain, 1 if few else SCENES_PER_DOMAIN) for domain in DOMAINS[: 1 if few else None]]
 
 
