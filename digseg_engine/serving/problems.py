@@ -18,7 +18,8 @@ class RequestError(DigsegError):
         self.status, self.code, self.headers = status, code, headers or {}
 
     def response(self) -> JSONResponse:
-        from fastapi.responses import JSONResponse  # here: Triton Inference Server asks with the same errors and without it
+        # imported here: models of Triton Inference Server refuse with the same errors, and have no FastAPI
+        from fastapi.responses import JSONResponse
 
         return JSONResponse(body(self.status, self.code, str(self)), self.status, self.headers)
 

@@ -20,9 +20,9 @@ from digseg_export.progress import shown
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from digseg_export.engines import Builder
     from digseg_export.preflight import Ready
     from digseg_export.request import Request
+    from digseg_export.triton_repository import Repository, RepositoryBuilder
     from digseg_export.web import Site, SiteBuilder
 
 
@@ -48,9 +48,10 @@ def export(
     folder = output or default_output(model, request.precision)
     ready = check_bundle(request, model, folder)
     builder = Builder(request, folder) if request.format != "onnx" else None
-    page = _page(request, folder)
+    page, repository = _page(request, folder), _repository(request, folder)
     if dry_run:
-        _dry_run(request, model, folder, ready, builder or page, as_json)
+        previews = {**(page.preview() if page else {}), **(repository.preview() if repository else {})}
+        _dry_run(request, model, folder, ready, builder.preview() if builder else previews, as_json)
         return
     from digseg_export.publish import export_bundle
 
@@ -58,9 +59,10 @@ def export(
         done = export_bundle(model, request.precision, folder, request.limits(), progress, request.options())
         engines = builder.run(progress) if builder else None
         site = page.run(progress) if page else None
+        models = repository.run(progress) if repository else None
     if as_json:
         body = {**asdict(done), "folder": str(done.folder), "engines": [], **(engines.to_json() if engines else {}),
-                **_site_json(site)}  # fmt: skip
+                **_site_json(site), **_models_json(models)}  # fmt: skip
         print(json.dumps(body, indent=2, default=str))
         return
     if not quiet:
@@ -71,6 +73,8 @@ def export(
     print(tried_with(done.folder, request.vocabulary is not None))
     if site is not None:
         _say_site(site)
+    if models is not None:
+        _say_models(models)
 
 
 def _page(request: Request, bundle: Path) -> SiteBuilder | None:
@@ -79,6 +83,27 @@ def _page(request: Request, bundle: Path) -> SiteBuilder | None:
     from digseg_export.web import SiteBuilder
 
     return SiteBuilder(bundle, request.site, request.web_runtime) if request.target == WEB else None
+
+
+def _repository(request: Request, bundle: Path) -> RepositoryBuilder | None:
+    """What writes the repository of a bundle, where one is wanted."""
+    from digseg_export.triton_repository import RepositoryBuilder
+
+    if request.triton_repository is None:
+        return None
+    given = {"backend": request.triton_backend, "device": request.triton_device, "instances": request.triton_instances}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return RepositoryBuilder(bundle, request.triton_repository, **chosen)
+
+
+def _models_json(models: Repository | None) -> dict[str, Any]:
+    return {} if models is None else {"triton_repository": models.to_json()}
+
+
+def _say_models(models: Repository) -> None:
+    print(f"repository of Triton Inference Server written to {models.folder} ({models.bytes / 1e6:.0f} MB), models "
+          f"{', '.join(models.models)}; serve it:")  # fmt: skip
+    print(f"  tritonserver --model-repository={shlex.quote(str(models.folder.absolute()))}")
 
 
 def _site_json(site: Site | None) -> dict[str, Any]:
@@ -92,7 +117,7 @@ def _say_site(site: Site) -> None:
 
 
 def _engines_alone(request: Request, bundle: Path, dry_run: bool, quiet: bool, as_json: bool) -> None:
-    """Sign a ready bundle, or build its engines or its page, or both."""
+    """Sign a ready bundle, or build its engines, its page or its repository, or several of them."""
     from digseg_engine.bundle import SIGNATURE, open_bundle
     from digseg_engine.console import telling
     from digseg_engine.errors import UsageError
@@ -105,22 +130,15 @@ def _engines_alone(request: Request, bundle: Path, dry_run: bool, quiet: bool, a
                          "you push")  # fmt: skip
     if folder != bundle and request.format == "tensorrt-rtx" and request.engines is None:
         raise UsageError(f"say where the plans of {bundle} shall be kept, which is a hub's: add --engines FOLDER")
-    bundle, page = folder, _page(request, folder)
-    opened = open_bundle(bundle if page is None else page.bundle)
+    bundle, page, repository = folder, _page(request, folder), _repository(request, folder)
+    written = page or repository
+    opened = open_bundle(bundle if written is None else written.bundle)
     if request.sign is not None and not dry_run:
         from digseg_engine.signatures import sign
 
         sign(opened, request.sign, bundle.resolve().name)
-    if page is not None:
-        if dry_run:
-            _say_preview({"bundle": str(page.bundle), **page.preview()}, as_json)
-            return
-        with shown(quiet) as progress:
-            site = page.run(progress)
-        if as_json:
-            print(json.dumps({"bundle": str(page.bundle), **_site_json(site)}, indent=2))
-        else:
-            _say_site(site)
+    if written is not None:
+        _written_alone(written.bundle, page, repository, dry_run, quiet, as_json)
         return
     if request.format == "onnx":
         facts = {"bundle": str(bundle), "signature": str(bundle / SIGNATURE)}
@@ -143,6 +161,31 @@ def _engines_alone(request: Request, bundle: Path, dry_run: bool, quiet: bool, a
         print(json.dumps(engines.to_json(), indent=2))
         return
     show(_console(), engines, bundle, quiet)
+
+
+def _written_alone(
+    bundle: Path,
+    page: SiteBuilder | None,
+    repository: RepositoryBuilder | None,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Write the page of a ready bundle, or its repository, or both."""
+    if dry_run:
+        previews = {**(page.preview() if page else {}), **(repository.preview() if repository else {})}
+        _say_preview({"bundle": str(bundle), **previews}, as_json)
+        return
+    with shown(quiet) as progress:
+        site = page.run(progress) if page else None
+        models = repository.run(progress) if repository else None
+    if as_json:
+        print(json.dumps({"bundle": str(bundle), **_site_json(site), **_models_json(models)}, indent=2))
+        return
+    if site is not None:
+        _say_site(site)
+    if models is not None:
+        _say_models(models)
 
 
 def _few_step(
@@ -186,17 +229,17 @@ def _dry_run(
     model: Path | None,
     output: Path,
     ready: Ready,
-    builder: Builder | SiteBuilder | None,
+    more: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Say what the export would do."""
+    """Say what the export would do. more: what else would be written."""
     from digseg_engine.model.folder import BUNDLED, weights_of
 
     preview = {
         "model": ready.name,
         **request.preview(output, ready.presence),
         "replaces": ready.replaces,
-        **(builder.preview() if builder else {}),
+        **more,
     }
     if ready.profile is not None:
         preview["shapes"] = {end: {axis: getattr(span, end) for axis, span in ready.profile.ranges.items()}
@@ -298,8 +341,8 @@ COMMAND = Command(
                metavar="FOLDER"),
         Option("--format", "onnx; all: also build TensorRT engines here; tensorrt: the same; tensorrt-rtx: also build "
                "TensorRT-RTX plans, on any machine", default="onnx", metavar="NAME"),
-        Option("--bundle", "sign this ready bundle, build its engines or page; export nothing", kind=Path, metavar="FOLDER",
-               not_with=EXPORTS),
+        Option("--bundle", "sign this ready bundle, build its engines, page or repository; export nothing", kind=Path,
+               metavar="FOLDER", not_with=EXPORTS),
         Option("--compute-capability", "GPUs that TensorRT-RTX plans are for", metavar="NUMBERS",
                shown="those of 75,80,86,89,120 that take the precision"),
         Option("--engines", "folder of TensorRT-RTX plans to write", kind=Path, metavar="FOLDER", shown="BUNDLE-tensorrt-rtx"),
@@ -308,6 +351,11 @@ COMMAND = Command(
         Option("--site", "folder of the page to write", kind=Path, metavar="FOLDER", shown="BUNDLE-web"),
         Option("--web-runtime", "folder of onnxruntime-web, as npm installs it", kind=Path, metavar="FOLDER",
                shown="fetched by npm"),
+        Option("--triton-repository", "also write a model repository for Triton Inference Server", kind=Path, metavar="FOLDER"),
+        Option("--triton-backend", "what runs its graphs: python, the engine; onnxruntime or tensorrt, the server's own",
+               metavar="NAME", shown="python"),
+        Option("--triton-device", "cpu or gpu", metavar="NAME", shown="cpu"),
+        Option("--triton-instances", "of every model", kind=int, shown="1"),
         Option("--imgsz --size", "fixed picture size: 512, or HEIGHTxWIDTH", metavar="SIZE"),
         Option("--batch", "fixed number of pictures", kind=int),
         Option("--prompts", "fixed number of prompts", kind=int),
@@ -348,6 +396,7 @@ COMMAND = Command(
         "digseg-export --bundle mine-fp16 --format tensorrt-rtx  # to mine-fp16-tensorrt-rtx/",
         "digseg-export --bundle mine-fp16 --sign key.pem         # adds mine-fp16/model.sig",
         "digseg-export --bundle mine-fp16 --target web           # to mine-fp16-web/, for any static server",
+        "digseg-export --bundle mine-fp16 --triton-repository models",
     ),
 )  # fmt: skip
 
