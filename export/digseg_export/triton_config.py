@@ -117,11 +117,12 @@ def python_config(bundle: Bundle, plan: Plan, role: str) -> dict[str, Any]:
         **{name: str(getattr(limits, field)) for name, field in LIMITS.items()},
     }  # fmt: skip
     on_gpu = plan.device == "gpu" and plan.backend == PYTHON and role == "whole"
-    warm = [] if role == "decode" else [_warm_up(inputs, bundle.vocabulary is not None)]
+    alone = role != "decode" and plan.backend == PYTHON  # nothing says that the graphs' models are ready before it
+    warm = [_warm_up(inputs, bundle.vocabulary is not None)] if alone else []
     return {
         "name": plan.models[role], "backend": "python", "max_batch_size": BATCH,
         "input": [{**_border(border), **_flags(border)} for border in inputs], "output": [_border(border) for border in outputs],
-        **_together(limits), **_instances(plan, on_gpu), "model_warmup": warm,
+        **_together(limits, DELAY), **_instances(plan, on_gpu), "model_warmup": warm,
         "parameters": [{"key": key, "value": {"string_value": value}} for key, value in parameters.items()],
     }  # fmt: skip
 
@@ -139,7 +140,8 @@ def graph_config(bundle: Bundle, plan: Plan, graph: str) -> dict[str, Any]:
     kind = {"backend": ORT} if plan.backend == ORT else {"platform": "tensorrt_plan", "backend": TENSORRT}
     return {
         "name": model_name(plan.name, graph), **kind, "max_batch_size": most, "default_model_filename": FILES[plan.backend],
-        "input": inputs, "output": outputs, **(_together(Limits()) if most else {}), **_instances(plan, plan.device == "gpu"),
+        "input": inputs, "output": outputs, **(_together(Limits(), 0) if most else {}),
+        **_instances(plan, plan.device == "gpu"), "model_warmup": [_warm_graph(bundle, spec, borders[0], most)],
     }  # fmt: skip
 
 
@@ -190,9 +192,9 @@ def _graph_border(name: str, kind: str, dims: list[int]) -> dict[str, Any]:
     return {"name": name, "data_type": Word(f"TYPE_{kind}"), "dims": dims}
 
 
-def _together(limits: Limits) -> dict[str, Any]:
+def _together(limits: Limits, delay: int) -> dict[str, Any]:
     """Requests wait for each other a little, and are refused beyond a queue."""
-    return {"dynamic_batching": {"max_queue_delay_microseconds": DELAY,
+    return {"dynamic_batching": {"max_queue_delay_microseconds": delay,
                                  "default_queue_policy": {"max_queue_size": limits.queue}}}  # fmt: skip
 
 
@@ -201,8 +203,19 @@ def _instances(plan: Plan, on_gpu: bool) -> dict[str, Any]:
 
 
 def _warm_up(inputs: tuple[Border, ...], folded: bool) -> dict[str, Any]:
-    """One request before the model counts as ready."""
+    """One picture before the model counts as ready."""
     files = {"IMAGE": WARM_PICTURE, **({} if folded else {"PROMPTS": WARM_PROMPT})}
     given = [{"key": border.name, "value": {"data_type": Word("TYPE_STRING"), "dims": [1], "input_data_file": files[border.name]}}
              for border in inputs if border.name in files]  # fmt: skip
     return {"name": "one picture", "batch_size": 1, "inputs": given}
+
+
+def _warm_graph(bundle: Bundle, spec: GraphSpec, inputs: Ends, most: int) -> dict[str, Any]:
+    """A request of the usual shapes, all zeros."""
+    from digseg_export.plan_builder import shapes_of
+
+    shapes = {name: list(usual) for name, (_, usual, _) in shapes_of(bundle, spec).items()}
+    first = 1 if most else 0
+    given = [{"key": name, "value": {"data_type": Word(f"TYPE_{kind}"), "dims": shapes[name][first:], "zero_data": True}}
+             for name, (kind, _) in inputs.items()]  # fmt: skip
+    return {"name": "usual shapes", "batch_size": 1, "inputs": given}

@@ -122,7 +122,7 @@ def write_repository(bundle: Bundle, plan: Plan, output: Path) -> Repository:
         for role, name in plan.models.items():
             _write_model(folder / name, python_config(bundle, plan, role))
             write_text(folder / name / "1" / "model.py", MODEL)
-            if role != "decode":
+            if role != "decode" and plan.backend == PYTHON:
                 _write_warm_up(folder / name / "warmup", bundle, role)
         _copy(bundle, folder / plan.name / "1" / "bundle", [*bundle.manifest["files"], MANIFEST, SIGNATURE])
         graphs = [] if plan.backend == PYTHON else list(bundle.graphs)
