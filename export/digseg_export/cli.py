@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
     from digseg_export.preflight import Ready
     from digseg_export.request import Request
-    from digseg_export.triton_repository import Repository, RepositoryBuilder
-    from digseg_export.web import Site, SiteBuilder
 
 
 def export(
@@ -42,27 +39,27 @@ def export(
     if request.bundle is not None:
         _engines_alone(request, request.bundle, dry_run, quiet, as_json)
         return
+    from digseg_export.beside import Beside
     from digseg_export.engines import Builder, show, tried_with
     from digseg_export.preflight import check_bundle, default_output
 
     folder = output or default_output(model, request.precision)
     ready = check_bundle(request, model, folder)
     builder = Builder(request, folder) if request.format != "onnx" else None
-    page, repository = _page(request, folder), _repository(request, folder)
+    beside = Beside.of(request, folder)
     if dry_run:
-        previews = {**(page.preview() if page else {}), **(repository.preview() if repository else {})}
-        _dry_run(request, model, folder, ready, builder.preview() if builder else previews, as_json)
+        more = {**(builder.preview() if builder else {}), **beside.preview()}
+        _dry_run(request, model, folder, ready, more, as_json)
         return
     from digseg_export.publish import export_bundle
 
     with shown(quiet) as progress:
         done = export_bundle(model, request.precision, folder, request.limits(), progress, request.options())
         engines = builder.run(progress) if builder else None
-        site = page.run(progress) if page else None
-        models = repository.run(progress) if repository else None
+        written = beside.run(progress)
     if as_json:
         body = {**asdict(done), "folder": str(done.folder), "engines": [], **(engines.to_json() if engines else {}),
-                **_site_json(site), **_models_json(models)}  # fmt: skip
+                **written.to_json()}  # fmt: skip
         print(json.dumps(body, indent=2, default=str))
         return
     if not quiet:
@@ -71,49 +68,7 @@ def export(
         show(_console(), engines, done.folder, quiet)
     print(f"{request.precision} bundle written to {done.folder} in {sum(done.seconds.values()):.1f} s; try it:")
     print(tried_with(done.folder, request.vocabulary is not None))
-    if site is not None:
-        _say_site(site)
-    if models is not None:
-        _say_models(models)
-
-
-def _page(request: Request, bundle: Path) -> SiteBuilder | None:
-    """What writes the page of a bundle, where one is wanted."""
-    from digseg_export.request import WEB
-    from digseg_export.web import SiteBuilder
-
-    return SiteBuilder(bundle, request.site, request.web_runtime) if request.target == WEB else None
-
-
-def _repository(request: Request, bundle: Path) -> RepositoryBuilder | None:
-    """What writes the repository of a bundle, where one is wanted."""
-    from digseg_export.triton_repository import RepositoryBuilder
-
-    if request.triton_repository is None:
-        return None
-    given = {"backend": request.triton_backend, "device": request.triton_device, "instances": request.triton_instances}
-    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return RepositoryBuilder(bundle, request.triton_repository, **chosen)
-
-
-def _models_json(models: Repository | None) -> dict[str, Any]:
-    return {} if models is None else {"triton_repository": models.to_json()}
-
-
-def _say_models(models: Repository) -> None:
-    print(f"repository of Triton Inference Server written to {models.folder} ({models.bytes / 1e6:.0f} MB), models "
-          f"{', '.join(models.models)}; serve it:")  # fmt: skip
-    print(f"  tritonserver --model-repository={shlex.quote(str(models.folder.absolute()))}")
-
-
-def _site_json(site: Site | None) -> dict[str, Any]:
-    return {} if site is None else {"page": {**asdict(site), "folder": str(site.folder)}}
-
-
-def _say_site(site: Site) -> None:
-    print(f"page of {site.bundle} written to {site.folder} ({site.bytes / 1e6:.0f} MB, of which a browser without WebGPU loads "
-          f"{site.loaded / 1e6:.0f}); try it:")  # fmt: skip
-    print(f"  python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(site.folder))}")
+    written.say()
 
 
 def _engines_alone(request: Request, bundle: Path, dry_run: bool, quiet: bool, as_json: bool) -> None:
@@ -121,6 +76,7 @@ def _engines_alone(request: Request, bundle: Path, dry_run: bool, quiet: bool, a
     from digseg_engine.bundle import SIGNATURE, open_bundle
     from digseg_engine.console import telling
     from digseg_engine.errors import UsageError
+    from digseg_export.beside import Beside
     from digseg_export.engines import Builder, show
 
     with telling(quiet):
@@ -130,15 +86,23 @@ def _engines_alone(request: Request, bundle: Path, dry_run: bool, quiet: bool, a
                          "you push")  # fmt: skip
     if folder != bundle and request.format == "tensorrt-rtx" and request.engines is None:
         raise UsageError(f"say where the plans of {bundle} shall be kept, which is a hub's: add --engines FOLDER")
-    bundle, page, repository = folder, _page(request, folder), _repository(request, folder)
-    written = page or repository
-    opened = open_bundle(bundle if written is None else written.bundle)
+    bundle, beside = folder, Beside.of(request, folder)
+    opened = open_bundle(bundle if beside.builder is None else beside.builder.bundle)
     if request.sign is not None and not dry_run:
         from digseg_engine.signatures import sign
 
         sign(opened, request.sign, bundle.resolve().name)
-    if written is not None:
-        _written_alone(written.bundle, page, repository, dry_run, quiet, as_json)
+    if beside.builder is not None:
+        facts: dict[str, Any] = {"bundle": str(opened.folder)}
+        if dry_run:
+            _say_preview({**facts, **beside.preview()}, as_json)
+            return
+        with shown(quiet) as progress:
+            written = beside.run(progress)
+        if as_json:
+            print(json.dumps({**facts, **written.to_json()}, indent=2))
+        else:
+            written.say()
         return
     if request.format == "onnx":
         facts = {"bundle": str(bundle), "signature": str(bundle / SIGNATURE)}
@@ -161,31 +125,6 @@ def _engines_alone(request: Request, bundle: Path, dry_run: bool, quiet: bool, a
         print(json.dumps(engines.to_json(), indent=2))
         return
     show(_console(), engines, bundle, quiet)
-
-
-def _written_alone(
-    bundle: Path,
-    page: SiteBuilder | None,
-    repository: RepositoryBuilder | None,
-    dry_run: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    """Write the page of a ready bundle, or its repository, or both."""
-    if dry_run:
-        previews = {**(page.preview() if page else {}), **(repository.preview() if repository else {})}
-        _say_preview({"bundle": str(bundle), **previews}, as_json)
-        return
-    with shown(quiet) as progress:
-        site = page.run(progress) if page else None
-        models = repository.run(progress) if repository else None
-    if as_json:
-        print(json.dumps({"bundle": str(bundle), **_site_json(site), **_models_json(models)}, indent=2))
-        return
-    if site is not None:
-        _say_site(site)
-    if models is not None:
-        _say_models(models)
 
 
 def _few_step(

@@ -44,12 +44,12 @@ FORMAT, LISTED = "digseg.triton/1", "digseg-repository.json"
 CONFIG, PLANS = "config.pbtxt", "build-plans.sh"
 MODEL = '''"""A model of Triton Inference Server, written by `digseg-export --triton-repository`; config.pbtxt says which.
 
-Everything it does is in `digseg_engine.serving.triton_server`, which the server's Python must be able to import.
+Everything it does is in `digseg_engine.serving.triton_model`, which the server's Python must be able to import.
 """
 
 import triton_python_backend_utils as pb_utils
 
-from digseg_engine.serving.triton_server import python_model
+from digseg_engine.serving.triton_model import python_model
 
 TritonPythonModel = python_model(pb_utils)
 '''
@@ -107,7 +107,9 @@ class RepositoryBuilder:
 
     def preview(self) -> dict[str, Any]:
         """For --dry-run: what would be written."""
-        return {"triton repository": str(self.output), "triton models": list(self.plan.models.values())}
+        graphs = "by the engine" if self.plan.backend == PYTHON else f"models of their own, by {self.plan.backend}"
+        return {"triton repository": str(self.output), "triton models": list(self.plan.models.values()),
+                "triton graphs": f"{graphs}, on {self.plan.device}"}  # fmt: skip
 
     def run(self, progress: Progress) -> Repository:
         """Write the folder. Raises BundleError for a bundle that cannot be read, UsageError for one that the backend cannot

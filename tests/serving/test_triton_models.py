@@ -18,6 +18,7 @@ from digseg_engine import Engine
 from digseg_engine.errors import BackendError, DigsegError, UsageError
 from digseg_engine.named import SHIPPED_BUNDLE
 from digseg_engine.serving.limits import Limits
+from digseg_engine.serving.triton_model import open_role, python_model
 from digseg_engine.serving.triton_server import (
     Asked,
     Decode,
@@ -25,8 +26,6 @@ from digseg_engine.serving.triton_server import (
     Whole,
     borders_of,
     grouped,
-    open_role,
-    python_model,
 )
 
 PICTURES = ("aerial", "cells", "crops")
@@ -227,6 +226,6 @@ def test_the_class_has_what_the_server_calls():
 
 def test_it_asks_for_nothing_of_the_http_server():
     """A server's Python has NumPy and the engine, and need not have FastAPI or PyTorch."""
-    asks = "import sys, digseg_engine.serving.triton_server; print(*sys.modules)"
+    asks = "import sys, digseg_engine.serving.triton_model; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True, check=True)
     assert not {"fastapi", "starlette", "pydantic", "torch", "onnx", "contourpy", "uvicorn"} & set(done.stdout.split())
