@@ -189,7 +189,7 @@ def test_shapes_of_a_bundle_bound_what_is_put_together(nano_models, tmp_path):
 
 
 def test_a_folded_bundle_needs_no_prompts(folded, tmp_path):
-    made = write(folded.labels, tmp_path / "models", "onnxruntime", "cpu")
+    made = write(folded.labels_only, tmp_path / "models", "onnxruntime", "cpu")
     assert made.models[3:] == ("labels_image_encoder", "labels_labels")
     whole = (made.folder / "labels" / "config.pbtxt").read_text()
     prompts = whole.split('name: "PROMPTS"')[1].split("}")[0]

@@ -179,7 +179,7 @@ def test_where_a_batch_fails_each_picture_is_encoded_alone(engine, monkeypatch):
 
 
 def test_a_folded_bundle_answers_all_of_its_names_and_some(folded):
-    for model in (folded.full, folded.labels):
+    for model in (folded.full, folded.labels_only):
         with Engine.load(model, "onnxruntime", threads=1) as opened:
             picture = np.random.default_rng(0).integers(0, 255, (1, 48, 64, 3), np.uint8)
             everything = Asked({"PIXELS": picture}, {}, frozenset(("LABELS", "THERE")))
