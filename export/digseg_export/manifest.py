@@ -14,6 +14,16 @@ from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.runtime.profile import AXES, Profile
 from digseg_engine.vocabulary import Vocabulary
 
+TOOLS = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "numpy",
+)  # by which an export is made
+
 
 def manifest_of(
     checkpoint: Checkpoint, precision: dict[str, Any], graphs: dict[str, Any], verified: dict[str, Any],
@@ -22,7 +32,6 @@ def manifest_of(
     """Everything `manifest.json` says but the file list. presence: threshold and how it was chosen, of a model with that
     readout; vocabulary: of a folded bundle. What differs between two equal exports: `created` alone."""
     student = checkpoint.config.student
-    tools = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
     body = {
         "format": BUNDLE_FORMAT,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -42,7 +51,7 @@ def manifest_of(
         "tools": {
             "digseg-engine": digseg_engine.__version__,
             "python": platform.python_version(),
-            **{t: version(t) for t in tools},
+            **{t: version(t) for t in TOOLS},
         },
         "licence": {"code": "Apache-2.0", "weights": _licence(checkpoint)},
     }
