@@ -3,7 +3,7 @@ a kill or a power cut, does not do it again.
 
     .NAME.tmp-export/             0700 and of this user, else it is not used; one export at a time has it
         writer                    the lock, and who has it
-        STAGE.json                written last: key, facts, and size and SHA-256 of every part
+        STAGE.json                written last: key, facts, and the SHA-256 of every part
         STAGE.PART                traced and converted graphs, weights, PyTorch's answers
 
 Right by content: a stage counts where its key is that of the export at hand (`export_key.py`) and its parts have their hashes;
@@ -59,7 +59,8 @@ class Stages:
     def __init__(self, folder: Path | None = None, key: str = "") -> None:
         self._folder, self._key = folder, key
         if folder is not None:
-            self._forget_others(folder)
+            with suppress(OSError):
+                self._forget_others(folder)
 
     @property
     def names(self) -> list[str]:
@@ -101,8 +102,9 @@ class Stages:
                 self._folder / f"{name}.json", {"format": FORMAT, "key": self._key, "facts": facts, "parts": listed}
             )
         except (OSError, OutputError):  # a full disk, which the bundle will meet, and tell
-            for path in parts.values():
-                path.unlink(missing_ok=True)
+            with suppress(OSError):
+                for path in parts.values():
+                    path.unlink(missing_ok=True)
 
     def forget(self, name: str) -> None:
         """Remove a stage that is needed no more, or kept anew."""
