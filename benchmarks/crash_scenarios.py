@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -143,11 +144,11 @@ def scenarios(room: Path, wanted: set[str]) -> list[Scenario]:
 
 @contextmanager
 def remembered_traces(checkpoint: Path) -> Iterator[None]:
-    """Graphs are traced once, here, and given to all runs that are forked meanwhile: tracing takes most of an export's time
-    and writes nothing. What is done with a traced graph is what an export does."""
-    from digseg_engine.model.pretrained import load_checkpoint
-    from digseg_export import to_onnx, tracing
-    from digseg_export.progress import StepTimer
+    """Graphs are traced once, here, and given to all runs that are forked meanwhile. Once exported in this process, all that an
+    export imports is there for them too."""
+    from digseg_engine.precisions import Limits
+    from digseg_export import to_onnx
+    from digseg_export.publish import export_bundle
 
     known: dict[str, Any] = {}
     export = to_onnx.export_graph
@@ -159,7 +160,8 @@ def remembered_traces(checkpoint: Path) -> Iterator[None]:
 
     to_onnx.export_graph = once
     try:
-        tracing.trace(load_checkpoint(checkpoint), StepTimer(lambda step: None))
+        export_bundle(checkpoint, "fp16", checkpoint.with_name("first"), Limits(0.05, 0.5))
+        gc.collect()  # sessions of ONNX Runtime, which a fork must not meet
         yield
     finally:
         to_onnx.export_graph = export

@@ -25,8 +25,7 @@ TRIES = 8  # runs for every kill that is to land
 @dataclass(frozen=True)
 class Scenario:
     """run: writes into a folder, on its own or over what is there. check: raises when what is there is not whole. same: the
-    files by which two runs are compared. older: also tried over the output of a run before. quick: in which its runs take less
-    while its steps are gone through one by one."""
+    files by which two runs are compared. older: also tried over the output of a run before. quick: in which all its runs are."""
 
     name: str
     run: Callable[[Path], object]
@@ -133,18 +132,22 @@ class Trial:
         elif left := left_of_the_dead(folder):
             self.note(f"{self.scenario.name}, again after {when}: left {left[:3]}")
 
-    def points_one_by_one(self, most: int | None = None) -> None:
-        picked = range(1, len(self.points) + 1)
-        if most is not None and len(picked) > most:
-            picked = [1 + i * (len(self.points) - 1) // (most - 1) for i in range(most)]  # type: ignore[assignment]
-        with self.scenario.quick():
-            for over in (False, True) if self.scenario.older else (False,):
-                older = self.fresh("older")
-                if over and forked(lambda older=older: self.scenario.run(older)):
-                    raise SystemExit(said())
-                for number in picked:
-                    for how in ("exit", "kill"):
-                        self.one_point(number, how, older if over else None)
+    def points_one_by_one(self, each: int | None = None) -> None:
+        """Every passage of every named step, or so many of each name, the first and the last among them."""
+        picked = sorted(number for name in dict.fromkeys(self.points) for number in self.passages(name, each))
+        for over in (False, True) if self.scenario.older else (False,):
+            older = self.fresh("older")
+            if over and forked(lambda older=older: self.scenario.run(older)):
+                raise SystemExit(said())
+            for number in picked:
+                for how in ("exit", "kill"):
+                    self.one_point(number, how, older if over else None)
+
+    def passages(self, name: str, most: int | None) -> list[int]:
+        found = [number for number, passed in enumerate(self.points, 1) if passed == name]
+        if most is None or len(found) <= most:
+            return found
+        return found[:1] if most == 1 else [found[i * (len(found) - 1) // (most - 1)] for i in range(most)]
 
     def one_point(self, number: int, how: str, older: Path | None) -> None:
         """A run that ends at its step `number`, and one after it."""

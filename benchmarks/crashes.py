@@ -10,8 +10,8 @@ that decodes, JSON that parses), the older one or the new one.
 Then the same command once more, without any cleaning:
 exit code 0, the same hashes as of a run that nobody disturbed, and nothing left of the dead.
 
-Exports are of the smallest checkpoint of the tests, verified on few scenes. While their steps are gone through one by one,
-traced graphs come from memory; runs that are killed at random trace for themselves, and go on from what was kept.
+Exports are of the smallest checkpoint of the tests, verified on few scenes, and traced once: tracing takes most of their time and
+writes nothing; what is done with a traced graph, keeping it for the next run among it, is what an export does.
 
 Runs are forked from one process that has imported everything, so that a death costs no start. FILE is written after every
 scenario; with --resume, scenarios that it has of the same code are not run again. Exit code 1 when anything was wrong.
@@ -80,7 +80,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="scenarios, with commas")
     parser.add_argument("--kills", type=int, default=200, help="that land at random moments, over " + ", ".join(SHARES))
-    parser.add_argument("--most", type=int, help="crash points of a scenario; without it all")
+    parser.add_argument("--each", type=int, help="passages of every named step; without it all")
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
@@ -139,10 +139,11 @@ def main() -> int:
     for scenario in scenarios(room, a.wanted - set(body["scenarios"])):
         if scenario.name not in a.wanted or scenario.name in body["scenarios"]:
             continue
-        trial = Trial(scenario, room)
-        print(f"{scenario.name}: {len(trial.points)} passages, {trial.seconds:.1f} s a run", flush=True)
-        trial.points_one_by_one(a.most)
-        trial.at_random(kills(scenario.name, a.kills, a.wanted), a.seed)
+        with scenario.quick():
+            trial = Trial(scenario, room)
+            print(f"{scenario.name}: {len(trial.points)} passages, {trial.seconds:.1f} s a run", flush=True)
+            trial.points_one_by_one(a.each)
+            trial.at_random(kills(scenario.name, a.kills, a.wanted), a.seed)
         body["scenarios"][scenario.name] = trial.figures()
         print(f"  {dict(trial.tally.deaths)}, {trial.tally.reruns} reruns, {len(trial.tally.wrong)} wrong", flush=True)
         keep()
