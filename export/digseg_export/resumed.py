@@ -42,9 +42,9 @@ def graph(stages: Stages, file: str, make: Callable[[], onnx.ModelProto]) -> onn
 
 def stored(stages: Stages, folder: Path, traced: Traced, store: Callable[[], None]) -> None:
     """The weights of a large model in its folder, and graphs that refer to them; `store` writes both. In place."""
-    models = stages.find(STORED)
-    weights = None if stages.find(CONVERTED) else stages.find(WEIGHTS)  # converted graphs bring their weights
-    if models and (weights or stages.find(CONVERTED)):
+    models, brought = stages.find(STORED), stages.find(MEASURED) and stages.find(CONVERTED)
+    weights = None if brought else stages.find(WEIGHTS)  # converted graphs bring them, and nothing asks for them before
+    if models and (weights or brought):
         traced.models.update({file: onnx.ModelProto.FromString(models.read(file)) for file in traced.models})
         if weights:
             weights.place(folder)
