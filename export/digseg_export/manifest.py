@@ -15,6 +15,15 @@ from digseg_engine.runtime.profile import AXES, Profile
 from digseg_engine.vocabulary import Vocabulary
 
 INHERITED = "that of the weights and data it was trained from"
+TOOLS = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "numpy",
+)  # by which an export is made
 
 
 def manifest_of(
@@ -24,7 +33,6 @@ def manifest_of(
     """Everything `manifest.json` says but the file list. presence: threshold and how it was chosen, of a model with that
     readout; vocabulary: of a folded bundle. What differs between two equal exports: `created` alone."""
     student = checkpoint.config.student
-    tools = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
     body = {
         "format": BUNDLE_FORMAT,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -45,7 +53,7 @@ def manifest_of(
         "tools": {
             "digseg-engine": digseg_engine.__version__,
             "python": platform.python_version(),
-            **{t: version(t) for t in tools},
+            **{t: version(t) for t in TOOLS},
         },
         "licence": {"code": "Apache-2.0", "weights": checkpoint.config.licence or INHERITED},
     }
