@@ -274,6 +274,7 @@ NEEDED = (  # what readers take from a manifest without asking again
     ("contract.version", lambda v: type(v) is int, "a whole number"),
     ("files", lambda v: isinstance(v, dict), "an object"),
     ("model.image_size", _is_count, "a number of pixels"),
+    ("model.image_size_max", lambda v: v is None or _is_count(v), "nothing, or a number of pixels"),
     ("model.stride", _is_count, "a number of pixels"),
     ("precision.name", lambda v: isinstance(v, str), "a text"),
     ("presence", _is_presence, "nothing, or a threshold that is a number or null"),

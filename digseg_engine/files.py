@@ -1,4 +1,5 @@
-"""Every file a user keeps is written here: into a temporary sibling, flushed, renamed into place. Nothing half-written.
+"""Every file a user keeps is written here: into a temporary sibling, flushed, renamed into place, the folder flushed. Nothing
+half-written.
 
 A reader never sees a part of a file under its final name, whatever ends the writer: an exception, Ctrl-C, a full disk or
 a kill. (A kill leaves the temporary sibling, whose name begins with `.digseg-` and ends in `.tmp`; the next program that
@@ -103,6 +104,7 @@ def replacing(target: Path | str) -> Iterator[Path]:
         reached("file flushed")
         os.replace(temporary, target)
         reached("file renamed")
+        flush_names(target.absolute().parent)
     except OSError as error:
         raise OutputError(
             f"cannot write {target}: {error.strerror or error}; free the place or choose another"
@@ -128,6 +130,14 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def flush_names(folder: Path) -> None:
+    """Wait until a rename in a folder is on the disk, where the system lets folders be flushed: of one that it does not let,
+    the older or the newer file is found after a power cut, as whole as before."""
+    if os.name == "posix":
+        with suppress(OSError):
+            flush(folder)
 
 
 def write_bytes(target: Path | str, body: bytes | memoryview) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from digseg_engine.console import note
 from digseg_engine.crash_points import reached
 from digseg_engine.errors import BundleError, OutputError, UsageError
-from digseg_engine.files import OWNED, abandoned, flush, owned_name
+from digseg_engine.files import OWNED, abandoned, flush, flush_names, owned_name
 
 DRAFT = ".tmp-"  # in the name of a folder that is being filled
 ASIDE = ".tmp-old-"  # in the name of a folder that makes way
@@ -176,8 +176,7 @@ def settle(draft: Path) -> None:
         if path.is_file():
             path.chmod(mode)
             flush(path)
-    if os.name == "posix":
-        flush(draft)
+    flush_names(draft)
 
 
 def _put(draft: Path, target: Path, mark: Mark) -> None:
@@ -250,8 +249,7 @@ def _swap(draft: Path, target: Path) -> None:
                 old.rename(target)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
-    if os.name == "posix":
-        flush(target.parent)
+    flush_names(target.parent)
 
 
 @contextmanager

@@ -163,6 +163,7 @@ WRITES_ITSELF = {  # module: why its files need no `replacing` of their own
     "digseg_engine.training.log": "adds a line to the log",
     "digseg_engine.data.batches": "a sparse cache, mapped",
     "digseg_export.external_data": "a folder that is renamed when whole",
+    "digseg_export.kept_stages": "parts that count by their hashes, which are written last",
     "digseg_export.few_step_folder": "a folder that is renamed when whole",
     "digseg_export.parallel_trace": "writes to the null device",
 }

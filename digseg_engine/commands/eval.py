@@ -93,7 +93,7 @@ COMMAND = Command(
         Option("--count", "test scenes per domain; of a folder, at most so many pictures at random, or all", kind=counted,
                metavar="N", shown="100; of a protocol, all", expects="a whole number of at least 1, or all"),
         Option("--seed", "which pictures of a folder are chosen", kind=int, default=0, at_least=0),
-        Option("--size --imgsz", "working size in pixels", kind=int, shown="the model's own"),
+        Option("--size --imgsz", "working size in pixels", kind=int, shown="the picture's, within the model's range"),
         Option("--protocol", "score as a well-known benchmark does: " + ", ".join(PROTOCOLS), choices=PROTOCOLS,
                metavar="NAME", not_with=("--slide", "--short-side")),
         Option("--slide", "windows of the working size over the picture, overlapping by a third, instead of reducing it",

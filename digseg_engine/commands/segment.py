@@ -54,7 +54,7 @@ COMMAND = Command(
         Option("--checkpoint", "checkpoint the bundle came from: for --refine and the torch backends", kind=Path,
                metavar="FOLDER"),
         Option("--imgsz --size", "working size in pixels of the longer side, or of a tile", kind=int,
-               shown="the model's own"),
+               shown="the picture's, within the model's range"),
         Option("--tile", "work in tiles of this many pixels, for very large pictures", kind=int),
         Option("--overlap", "share of a tile that neighbours have in common", kind=float, default=0.25, at_least=0,
                at_most=0.5, only_with=("--tile",)),

@@ -24,9 +24,11 @@ from digseg_engine.model.autoencoder import decode_mask, encode_image
 from digseg_engine.model.devices import device_of
 from digseg_engine.model.pretrained import BUNDLED, Checkpoint, load_checkpoint
 from digseg_engine.model.student import FoldedText
+from digseg_engine.working_size import WorkingSize, working_size
 
 Rgb = NDArray[np.uint8]
 Predict = Callable[[Rgb, list[str]], Answer]  # [H, W, 3], K prompts -> logits of K prompts
+Size = int | WorkingSize  # pixels of the longer side
 Rule = Literal["each", "strongest", "strongest or none"]
 CHUNK = 16  # (picture, prompt) pairs that the reference denoises together
 
@@ -44,13 +46,14 @@ class Said:
 Ask = Callable[[Rgb, list[str], int], Said]  # [H, W, 3], K prompts, pixels of the longer side
 
 
-def predictor(ask: Ask, size: int, stride: int, views: Views = WHOLE) -> Predict:
-    """Answers of `ask` to the views of a picture; size: pixels of the longer side that a view is usually worked at."""
+def predictor(ask: Ask, size: Size, stride: int, views: Views = WHOLE) -> Predict:
+    """Answers of `ask` to the views of a picture; size: what a view is usually worked at."""
+    usual = WorkingSize(size, size) if isinstance(size, int) else size
 
     def predict(image: Rgb, prompts: list[str]) -> Answer:
         shape = int(image.shape[0]), int(image.shape[1])
         found, present = list[View](), None
-        for (left, top, right, bottom), longer in views.boxes(shape, size, stride):
+        for (left, top, right, bottom), longer in views.boxes(shape, usual.of(*shape), stride):
             part = image[top:bottom, left:right]
             for mirrored in (False, True) if views.flip else (False,):
                 said = ask(np.ascontiguousarray(part[:, ::-1]) if mirrored else part, prompts, longer)
@@ -65,7 +68,7 @@ def predictor(ask: Ask, size: int, stride: int, views: Views = WHOLE) -> Predict
 def choose_predictors(
     model: Path | None, reference_steps: Sequence[int] = (), size: int | None = None, device: str | None = None,
     views: Views = WHOLE,
-) -> tuple[dict[int, Predict], str, int]:  # fmt: skip
+) -> tuple[dict[int, Predict], str, WorkingSize]:  # fmt: skip
     """({steps: predictor}, what they are, working size) for a checkpoint or bundle directory; None = the bundled checkpoint.
 
     reference_steps: of the reference, one predictor for each; none is the student, under the key 0. device: "cpu", "cuda",
@@ -74,21 +77,25 @@ def choose_predictors(
     if model is not None and (model / MANIFEST).is_file():
         if reference_steps:
             raise UsageError("--reference-steps needs a checkpoint; a bundle holds the student only")
-        size = size or int(read_manifest(model)["model"]["image_size"])
-        return {0: bundle_predictor(model, size, device, views)}, f"bundle {model.name}", size
+        working = working_size(read_manifest(model)) if size is None else WorkingSize(size, size)
+        return {0: bundle_predictor(model, working, device, views)}, f"bundle {model.name}", working
     checkpoint = on_device(load_checkpoint(model), device or "cpu")
-    name, size = (model or BUNDLED).name, size or checkpoint.config.image_size
+    name, working = (model or BUNDLED).name, checkpoint.config.working_size if size is None else WorkingSize(size, size)
     if reference_steps:
-        several = {n: reference_predictor(checkpoint, n, size, views=views) for n in reference_steps}
-        return several, f"{name}, reference, {', '.join(map(str, several))} step{'s' if max(several) > 1 else ''}", size
-    return {0: student_predictor(checkpoint, size, views)}, f"{name}, student, one step", size
+        several = {n: reference_predictor(checkpoint, n, working, views=views) for n in reference_steps}
+        return (
+            several,
+            f"{name}, reference, {', '.join(map(str, several))} step{'s' if max(several) > 1 else ''}",
+            working,
+        )
+    return {0: student_predictor(checkpoint, working, views)}, f"{name}, student, one step", working
 
 
 def student_predictor(
-    checkpoint: Checkpoint, size: int | None = None, views: Views = WHOLE, readout: bool = True
+    checkpoint: Checkpoint, size: Size | None = None, views: Views = WHOLE, readout: bool = True
 ) -> Predict:  # fmt: skip
-    """One pass of the student for all prompts, at `size` pixels of the longer side, as the engine runs it: what its presence
-    readout says is not there gets no mask. readout: False leaves the readout out, where masks alone are judged."""
+    """One pass of the student for all prompts, at `size` (default: the checkpoint's own), as the engine runs it: what its
+    presence readout says is not there gets no mask. readout: False leaves the readout out, where masks alone are judged."""
     student, threshold = checkpoint.student, checkpoint.config.presence_threshold
     reads = readout and bool(student.config.presence_width)
 
@@ -109,7 +116,7 @@ def student_predictor(
             planes[presence < threshold] = ABSENT
         return Said(planes, canvas.frame, (presence >= (threshold or 0.0)).cpu().numpy())
 
-    return predictor(ask, size or checkpoint.config.image_size, checkpoint.stride, views)
+    return predictor(ask, size or checkpoint.config.working_size, checkpoint.stride, views)
 
 
 @torch.no_grad()
@@ -149,7 +156,7 @@ def on_device(checkpoint: Checkpoint, device: str) -> Checkpoint:
 
 
 def reference_predictor(
-    checkpoint: Checkpoint, steps: int, size: int | None = None, noise: bool | None = None, views: Views = WHOLE
+    checkpoint: Checkpoint, steps: int, size: Size | None = None, noise: bool | None = None, views: Views = WHOLE
 ) -> Predict:
     """`steps` passes of the reference for every (picture, prompt) pair, from noise or (one step, unless `noise` says
     otherwise) from the zero slot."""
@@ -160,10 +167,10 @@ def reference_predictor(
         planes = reference_logits(checkpoint, torch.from_numpy(canvas.pixels), prompts, steps, from_noise)
         return Said(planes, canvas.frame)
 
-    return predictor(ask, size or checkpoint.config.image_size, checkpoint.stride, views)
+    return predictor(ask, size or checkpoint.config.working_size, checkpoint.stride, views)
 
 
-def bundle_predictor(folder: Path, size: int, device: str | None = None, views: Views = WHOLE) -> Predict:
+def bundle_predictor(folder: Path, size: Size, device: str | None = None, views: Views = WHOLE) -> Predict:
     """An exported bundle through the engine's own runtime."""
     from digseg_engine.runtime.engine import Engine
     from digseg_engine.runtime.pipeline import picture_logits, picture_map

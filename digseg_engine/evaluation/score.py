@@ -27,6 +27,7 @@ from digseg_engine.evaluation.tables import parts_of, print_scores, print_shares
 from digseg_engine.evaluation.views import WHOLE, Views
 from digseg_engine.images import SQUEEZED
 from digseg_engine.words import counted
+from digseg_engine.working_size import WorkingSize
 
 
 def evaluate(
@@ -116,10 +117,11 @@ class Request:
             sets.append(opened)
         return sets
 
-    def about(self, name: str, size: int, sets: list[Samples]) -> dict[str, Any]:
+    def about(self, name: str, size: WorkingSize, sets: list[Samples]) -> dict[str, Any]:
         """What a report says of how it was made."""
         return {
-            "model": name, "data": self.data, "pictures": {s.name: len(s) for s in sets}, "size": size,
+            "model": name, "data": self.data, "pictures": {s.name: len(s) for s in sets}, "size": size.usual,
+            "size_max": size.largest,
             "views": asdict(self.views), "seed": self.seed, "reference_steps": list(self.reference_steps),
             "device": self.device or "cpu", "torch": torch.__version__,
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
@@ -136,7 +138,7 @@ def score_model(request: Request, report: Path | None = None) -> dict[str, Score
         predictors, name, working = choose_predictors(
             request.model, request.reference_steps, request.size, request.device, views
         )
-    sets = request.samples(working)
+    sets = request.samples(working.usual)
     for samples in sets:
         for said in samples.notes:
             note("digseg", f"note: {said}")
@@ -145,7 +147,7 @@ def score_model(request: Request, report: Path | None = None) -> dict[str, Score
               for steps, predict in predictors.items()}  # fmt: skip
     asked = [trial for each in zip(*trials.values()) for trial in each]  # the steps of a set one after the other
     scores, seconds = _score_all(asked)
-    title = f"{name}: {len(sets[0])} pictures per set at {working} px"
+    title = f"{name}: {len(sets[0])} pictures per set at {working}"
     print_scores(scores, title, seconds, classes=len(predictors) == 1)
     about = request.about(name, working, sets)
     if protocol is None and (hint := squeezed.hint):
@@ -168,14 +170,14 @@ def score_model(request: Request, report: Path | None = None) -> dict[str, Score
 class Squeezed:
     """Counts the pictures that are shown to a predictor much smaller than they are."""
 
-    def __init__(self, views: Views, size: int) -> None:
+    def __init__(self, views: Views, size: WorkingSize) -> None:
         self.views, self.size, self.asked, self.found = views, size, 0, 0
 
     def watching(self, predict: Predict) -> Predict:
         def watched(image: NDArray[np.uint8], prompts: list[str]) -> Answer:
             self.asked += 1
             shape = int(image.shape[0]), int(image.shape[1])
-            self.found += self.views.reduction(shape, self.size, 1) >= SQUEEZED
+            self.found += self.views.reduction(shape, self.size.of(*shape), 1) >= SQUEEZED
             return predict(image, prompts)
 
         return watched
@@ -186,7 +188,7 @@ class Squeezed:
         if not self.found or 2 * self.found < self.asked:
             return ""
         share = f"{100 * self.found / self.asked:.0f} % of the pictures"
-        return (f"{share} are worked at a third of their size or less ({self.size} px), where small things are lost; try "
+        return (f"{share} are worked at a third of their size or less ({self.size}), where small things are lost; try "
                 "windows at their own size (--slide), or a larger --size")  # fmt: skip
 
 

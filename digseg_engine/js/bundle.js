@@ -22,6 +22,7 @@ const NEEDED = [ // what this module takes from a manifest without asking again
   ["contract.version", Number.isInteger, "a whole number"],
   ["files", isObject, "an object"],
   ["model.image_size", isCount, "a number of pixels"],
+  ["model.image_size_max", (value) => value == null || isCount(value), "nothing, or a number of pixels"],
   ["model.stride", isCount, "a number of pixels"],
   ["precision.name", (value) => typeof value === "string", "a text"],
   ["presence", isPresence, "nothing, or a threshold that is a number or null"],
@@ -99,9 +100,12 @@ class Bundle {
 
   // Largest working size, in pixels of the longer side, and the one taken where none is asked for.
   workingSize(width, height, asked) {
-    const { profile } = this;
-    if (!profile) return asked ?? this.manifest.model.image_size;
-    const longer = Math.max(width, height), most = Math.min(Math.floor(longer * profile.H.max / height), Math.floor(longer * profile.W.max / width));
+    const { profile } = this, longer = Math.max(width, height);
+    if (!profile) {
+      const { image_size: usual, image_size_max: largest } = this.manifest.model;
+      return asked ?? Math.min(Math.max(longer, usual), Math.max(usual, largest ?? usual));
+    }
+    const most = Math.min(Math.floor(longer * profile.H.max / height), Math.floor(longer * profile.W.max / width));
     if (asked != null && asked > most) {
       throw new InputError(`a picture of ${width}x${height} pixels worked at ${asked} is larger than the shapes this model was exported for; at most ${most} fits its proportions; ask for a smaller size, or export with others`);
     }

@@ -57,7 +57,7 @@ export interface LoadOptions {
 }
 
 export interface EncodeOptions {
-  /** Pixels of the longer side that the picture is worked at; what the model was trained or exported for by default. */
+  /** Pixels of the longer side that the picture is worked at; by default its own, within what the model is for. */
   size?: number;
 }
 
@@ -161,7 +161,7 @@ export class Engine {
   /** What was usable and answered wrongly. */
   readonly fallbacks: string[];
   readonly model: { name: string; sha256: string };
-  /** Pixels of the longer side that pictures are worked at by default. */
+  /** Pixels of the longer side that the model was trained or exported for. */
   readonly imageSize: number;
   /** The names of a fixed vocabulary; [] for a bundle that takes any prompt. */
   readonly vocabulary: string[];

@@ -15,6 +15,7 @@ from digseg_engine.errors import CheckpointError, UsageError
 from digseg_engine.files import write_json
 from digseg_engine.model.folder import CHECKPOINT_FORMAT, CONFIG, read_config
 from digseg_engine.model.sampler import BETA_END, BETA_START, Schedule
+from digseg_engine.working_size import WorkingSize
 
 Prediction = Literal["v_prediction", "epsilon"]
 BetaSchedule = Literal["scaled_linear", "linear"]
@@ -67,6 +68,8 @@ class DigsegConfig:
     name: str
     image_size: int  # pixels of the longer side the model is meant for
     pathway_heads: int  # heads of the reference's text pathway
+    image_size_max: int | None = None  # larger pictures are worked at their own size up to this; None is image_size
+    licence: str | None = None  # of the weights; None is that of what they were trained from
     train_timesteps: int = 1000
     prediction: Prediction = "v_prediction"  # what the U-Net was trained to say
     beta_schedule: BetaSchedule = "scaled_linear"  # the noise that it was trained on, as diffusers names it
@@ -74,6 +77,11 @@ class DigsegConfig:
     beta_end: float = BETA_END
     presence_threshold: float | None = None  # logit under which a prompt is not in a picture; None leaves nothing out
     student: StudentConfig = StudentConfig()
+
+    @property
+    def working_size(self) -> WorkingSize:
+        """What pictures are worked at where no size is asked for."""
+        return WorkingSize(self.image_size, self.image_size_max or self.image_size)
 
     @cached_property
     def schedule(self) -> Schedule:

@@ -293,7 +293,7 @@ def within_limits(error: float, iou: float, golden: Golden) -> tuple[bool, str]:
 def time_backend(backend: Backend, task: Task, source: Source, clock: Callable[[], float] = time.perf_counter) -> float:
     """Median milliseconds of a first question (picture encoded, presence read, every prompt decoded) at the task's shape, or the
     nearest that a profile allows, after warm-up; up to RUNS runs or SECONDS."""
-    side = -(-task.size // source.sizes[1]) * source.sizes[1]
+    side = -(-task.size // source.stride) * source.stride
     runner = ChunkedRunner(backend, profile=source.profile)
     height, width = side, side
     if runner.profile is not None:
@@ -312,7 +312,7 @@ def _first_question(runner: ChunkedRunner, task: Task, source: Source) -> Callab
     keys, values = runner.encode_text(golden.token_ids[:1], golden.token_mask[:1])
     mask = to_length(golden.token_mask[:1], keys.shape[-1], 1)
     text = tuple(np.repeat(array, task.prompts, axis=0) for array in (keys, values, mask))
-    return Asker(runner, text, Gate(None, 1), source.sizes[1]).about_pixels  # type: ignore[arg-type]
+    return Asker(runner, text, Gate(None, 1), source.stride).about_pixels  # type: ignore[arg-type]
 
 
 def verdict_key(source: Source, task: Task) -> str:

@@ -47,7 +47,7 @@ class Engine:
 
     def __init__(self, source: Source, backend: Backend, fallbacks: tuple[str, ...] = ()) -> None:
         self.source, self.fallbacks = source, fallbacks
-        self.image_size, self.stride = source.sizes
+        self.working_size, self.stride = source.size, source.stride
         self.backend = backend
         names = source.vocabulary
         self.runner = ChunkedRunner(backend, profile=source.profile, names=0 if names is None else len(names.names))
@@ -106,6 +106,11 @@ class Engine:
         model = self.source.bundle.folder if self.source.bundle is not None else self.source.checkpoint
         backend = self.__dict__.get("backend")
         return f"Engine({str(model)!r}, {'closed' if backend is None else backend.detail})"
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of the longer side that the model was trained for; `working_size` says what a picture is worked at."""
+        return self.working_size.usual
 
     @property
     def bundle(self) -> Bundle:
@@ -179,7 +184,7 @@ class Engine:
 
         image: path, Pillow picture, uint8 array or DLPack tensor [H, W, 3] RGB; arrays and tensors are copied, so that the
         caller may refill them; or what `encode` returned, for which only the prompts are new work. prompts: K texts. size:
-        pixels of the longer side the model works at (default: what it was trained or exported for, or encoded at). refine: go
+        pixels of the longer side the model works at (default: by `working_size`, as exported for, or as encoded). refine: go
         over the `refine` most confident masks with `steps` steps of the reference (needs a checkpoint; the same seed gives the
         same masks; refused, unless `force`d, for one that was measured to lose by it). threshold, labels, keep_masks: which
         pixels belong to a mask, what the label map shows where masks meet, and whether the full-size masks stay in memory;

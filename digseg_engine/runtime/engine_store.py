@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,13 @@ from digseg_engine.bundle import Bundle
 from digseg_engine.contract import GraphSpec
 from digseg_engine.errors import BackendError
 from digseg_engine.files import write_bytes, write_json
+from digseg_engine.locks import alone
 from digseg_engine.runtime.private_cache import private_folder, read_private
 
 SIDECAR_FORMAT = "digseg.engine/1"
 FOLDER = "engines"
 LARGEST_SIDECAR, LARGEST_PLAN = 1 << 20, 16 << 30
+_log = logging.getLogger("digseg_engine")
 HOW_TO_BUILD = "build it on this machine with `python -m digseg_export.to_tensorrt BUNDLE`"
 
 
@@ -68,6 +73,18 @@ def store(spec: GraphSpec, plan: bytes | memoryview, key: EngineKey, facts: dict
     for written in (path, sidecar):  # whatever the umask says; the folder was closed to others before
         written.chmod(0o600)
     return path
+
+
+@contextmanager
+def building(key: EngineKey, spec: GraphSpec) -> Iterator[None]:
+    """While one process builds the plan of a key, others that want it wait, and say for whom. Where there are no locks each
+    builds, and the last one stays. Raises BackendError when the folder is not this user's alone."""
+    path = engine_path(key, spec, create=True)
+    with ExitStack() as stack:
+        with suppress(OSError):
+            stack.enter_context(alone(path.with_suffix(".building"), lambda who: _log.info(
+                "%s, is building the engine of %s; waiting for it", who, spec.file)))  # fmt: skip
+        yield
 
 
 def load_plan(path: Path, key: EngineKey) -> bytes:

@@ -231,7 +231,7 @@ def _fit(engine: Engine, picture: Picture, size: int | None) -> Canvas:
     the usual one; a size asked for is never changed."""
     profile = engine.runner.profile
     if profile is None:
-        return fit(picture.pixels, size or engine.image_size, engine.stride)
+        return fit(picture.pixels, size or engine.working_size.of(*picture.pixels.shape[:2]), engine.stride)
     height, width = picture.pixels.shape[:2]
     most = profile.longest_side(height, width)
     if size is not None and size > most:

@@ -26,6 +26,7 @@ from digseg_engine.runtime.profile import Profile
 from digseg_engine.signatures import Signer, verify
 from digseg_engine.text import PromptTokenizer
 from digseg_engine.vocabulary import Vocabulary
+from digseg_engine.working_size import WorkingSize, working_size
 
 LITTLE = 7e11  # pictures x pixels x bytes of weights: one picture of 256 pixels for the bundled model in fp16
 
@@ -144,14 +145,23 @@ class Source:
         return PromptTokenizer.load(self.need_checkpoint("the tokenizer") / "tokenizer" / "tokenizer.json")
 
     @cached_property
-    def sizes(self) -> tuple[int, int]:
-        """(pixels of the longer side the model was trained for, stride its sides must be multiples of)."""
+    def size(self) -> WorkingSize:
+        """What pictures are worked at by default, where the shapes are free."""
         if self.bundle is not None:
-            model: dict[str, Any] = self.bundle.manifest["model"]
-            return int(model["image_size"]), int(model["stride"])
+            return working_size(self.bundle.manifest)
+        size: WorkingSize = self._trained.config.working_size
+        return size
+
+    @cached_property
+    def stride(self) -> int:
+        """What the sides of the model's pixels must be multiples of."""
+        return int(self._trained.stride if self.bundle is None else self.bundle.manifest["model"]["stride"])
+
+    @property
+    def _trained(self) -> Any:
         from digseg_engine.runtime.backends import torch_backend
 
-        return torch_backend.sizes(self.need_checkpoint("torch"))
+        return torch_backend.checkpoint_at(self.need_checkpoint("torch"))
 
     @cached_property
     def presence_threshold(self) -> float | None:
@@ -188,8 +198,8 @@ class Source:
 
     @property
     def working_size(self) -> int:
-        """Pixels of the longer side that pictures are worked at by default."""
-        return self.sizes[0] if self.profile is None else self.profile.usual_side
+        """Pixels of the longer side that backends are measured at by default."""
+        return self.size.usual if self.profile is None else self.profile.usual_side
 
     @cached_property
     def digest(self) -> str:

@@ -16,7 +16,6 @@ from digseg_engine.runtime.rle import encode
 from digseg_engine.serving.polygons import polygons
 
 QUICK = 1  # PNG compression level
-IN_MEMORY = 2**28  # bytes of full-size masks that are kept at once; beyond, each is made when it is written
 
 
 def png(picture: Image.Image) -> bytes:

@@ -25,9 +25,9 @@ from digseg_engine.errors import DigsegError
 from digseg_engine.runtime.encoding import Encoding
 from digseg_engine.runtime.engine import Engine
 from digseg_engine.runtime.saving import PALETTE
-from digseg_engine.serving.answers import IN_MEMORY, answer, png
+from digseg_engine.serving.answers import answer, png
 from digseg_engine.serving.guard import LOCAL, Guard
-from digseg_engine.serving.limits import Limits
+from digseg_engine.serving.limits import IN_MEMORY, Limits
 from digseg_engine.serving.metrics import Metrics
 from digseg_engine.serving.page_files import page_files
 from digseg_engine.serving.problems import RequestError, body, gone, malformed, problem_of, too_large

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MIB = 2**20
+IN_MEMORY = 2**28  # bytes of full-size masks that are kept at once; beyond, each is made when it is written
 
 
 @dataclass(frozen=True)

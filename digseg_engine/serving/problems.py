@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fastapi.responses import JSONResponse
+from typing import TYPE_CHECKING, Any
 
 from digseg_engine.errors import DigsegError, InputError, UsageError
+
+if TYPE_CHECKING:
+    from fastapi.responses import JSONResponse
 
 
 class RequestError(DigsegError):
@@ -17,6 +18,9 @@ class RequestError(DigsegError):
         self.status, self.code, self.headers = status, code, headers or {}
 
     def response(self) -> JSONResponse:
+        # imported here: models of Triton Inference Server refuse with the same errors, and have no FastAPI
+        from fastapi.responses import JSONResponse
+
         return JSONResponse(body(self.status, self.code, str(self)), self.status, self.headers)
 
 

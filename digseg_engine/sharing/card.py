@@ -15,6 +15,7 @@ from digseg_engine.bundle import Bundle
 from digseg_engine.console import one_line
 from digseg_engine.errors import BundleError, InputError
 from digseg_engine.hub.ids import HubId
+from digseg_engine.working_size import working_size
 
 CARD = "README.md"
 EXAMPLE = "example.png"
@@ -101,7 +102,7 @@ def _parts(sbom: Body, kind: str) -> list[Body]:
 def _what(bundle: Bundle) -> Iterator[str]:
     manifest, words = bundle.manifest, bundle.vocabulary
     precision = plain(manifest["precision"]["name"])
-    size = manifest["model"]["image_size"]
+    size = str(working_size(manifest)).removesuffix(" px")
     if words is None:
         yield f"A text-prompted segmenter in {precision}: give it a picture and any prompts, and it answers one mask for each."
     else:

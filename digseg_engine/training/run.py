@@ -244,10 +244,10 @@ class Run:
         self.done.append(name)
 
     def finish(self, checkpoint: Checkpoint, tokenizer_json: str, start: Path | None = None) -> Path:
-        """Write the checkpoint and how it was made (and how the checkpoint `start` was); returns its directory. A presence
-        threshold was that of other weights, and is left out."""
+        """Write the checkpoint and how it was made (and how the checkpoint `start` was); returns its directory. Presence
+        threshold, largest working size and licence were those of other weights, and are left out."""
         folder = self.out / "checkpoint"
-        checkpoint.config = replace(checkpoint.config, presence_threshold=None)
+        checkpoint.config = replace(checkpoint.config, presence_threshold=None, image_size_max=None, licence=None)
         if PartialState().is_main_process:
             save_checkpoint(
                 checkpoint, tokenizer_json, folder, lambda draft: record_run(self.out, self.done, draft, start)

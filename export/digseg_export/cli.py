@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +19,8 @@ from digseg_export.progress import shown
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from digseg_export.engines import Builder
     from digseg_export.preflight import Ready
     from digseg_export.request import Request
-    from digseg_export.web import Site, SiteBuilder
 
 
 def export(
@@ -42,25 +39,27 @@ def export(
     if request.bundle is not None:
         _engines_alone(request, request.bundle, dry_run, quiet, as_json)
         return
+    from digseg_export.beside import Beside
     from digseg_export.engines import Builder, show, tried_with
     from digseg_export.preflight import check_bundle, default_output
 
     folder = output or default_output(model, request.precision)
     ready = check_bundle(request, model, folder)
     builder = Builder(request, folder) if request.format != "onnx" else None
-    page = _page(request, folder)
+    beside = Beside.of(request, folder)
     if dry_run:
-        _dry_run(request, model, folder, ready, builder or page, as_json)
+        more = {**(builder.preview() if builder else {}), **beside.preview()}
+        _dry_run(request, model, folder, ready, more, as_json)
         return
     from digseg_export.publish import export_bundle
 
     with shown(quiet) as progress:
         done = export_bundle(model, request.precision, folder, request.limits(), progress, request.options())
         engines = builder.run(progress) if builder else None
-        site = page.run(progress) if page else None
+        written = beside.run(progress)
     if as_json:
         body = {**asdict(done), "folder": str(done.folder), "engines": [], **(engines.to_json() if engines else {}),
-                **_site_json(site)}  # fmt: skip
+                **written.to_json()}  # fmt: skip
         print(json.dumps(body, indent=2, default=str))
         return
     if not quiet:
@@ -69,33 +68,15 @@ def export(
         show(_console(), engines, done.folder, quiet)
     print(f"{request.precision} bundle written to {done.folder} in {sum(done.seconds.values()):.1f} s; try it:")
     print(tried_with(done.folder, request.vocabulary is not None))
-    if site is not None:
-        _say_site(site)
-
-
-def _page(request: Request, bundle: Path) -> SiteBuilder | None:
-    """What writes the page of a bundle, where one is wanted."""
-    from digseg_export.request import WEB
-    from digseg_export.web import SiteBuilder
-
-    return SiteBuilder(bundle, request.site, request.web_runtime) if request.target == WEB else None
-
-
-def _site_json(site: Site | None) -> dict[str, Any]:
-    return {} if site is None else {"page": {**asdict(site), "folder": str(site.folder)}}
-
-
-def _say_site(site: Site) -> None:
-    print(f"page of {site.bundle} written to {site.folder} ({site.bytes / 1e6:.0f} MB, of which a browser without WebGPU loads "
-          f"{site.loaded / 1e6:.0f}); try it:")  # fmt: skip
-    print(f"  python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(site.folder))}")
+    written.say()
 
 
 def _engines_alone(request: Request, bundle: Path, dry_run: bool, quiet: bool, as_json: bool) -> None:
-    """Sign a ready bundle, or build its engines or its page, or both."""
+    """Sign a ready bundle, or build its engines, its page or its repository, or several of them."""
     from digseg_engine.bundle import SIGNATURE, open_bundle
     from digseg_engine.console import telling
     from digseg_engine.errors import UsageError
+    from digseg_export.beside import Beside
     from digseg_export.engines import Builder, show
 
     with telling(quiet):
@@ -105,22 +86,23 @@ def _engines_alone(request: Request, bundle: Path, dry_run: bool, quiet: bool, a
                          "you push")  # fmt: skip
     if folder != bundle and request.format == "tensorrt-rtx" and request.engines is None:
         raise UsageError(f"say where the plans of {bundle} shall be kept, which is a hub's: add --engines FOLDER")
-    bundle, page = folder, _page(request, folder)
-    opened = open_bundle(bundle if page is None else page.bundle)
+    bundle, beside = folder, Beside.of(request, folder)
+    opened = open_bundle(bundle if beside.builder is None else beside.builder.bundle)
     if request.sign is not None and not dry_run:
         from digseg_engine.signatures import sign
 
         sign(opened, request.sign, bundle.resolve().name)
-    if page is not None:
+    if beside.builder is not None:
+        facts: dict[str, Any] = {"bundle": str(opened.folder)}
         if dry_run:
-            _say_preview({"bundle": str(page.bundle), **page.preview()}, as_json)
+            _say_preview({**facts, **beside.preview()}, as_json)
             return
         with shown(quiet) as progress:
-            site = page.run(progress)
+            written = beside.run(progress)
         if as_json:
-            print(json.dumps({"bundle": str(page.bundle), **_site_json(site)}, indent=2))
+            print(json.dumps({**facts, **written.to_json()}, indent=2))
         else:
-            _say_site(site)
+            written.say()
         return
     if request.format == "onnx":
         facts = {"bundle": str(bundle), "signature": str(bundle / SIGNATURE)}
@@ -186,17 +168,17 @@ def _dry_run(
     model: Path | None,
     output: Path,
     ready: Ready,
-    builder: Builder | SiteBuilder | None,
+    more: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Say what the export would do."""
+    """Say what the export would do. more: what else would be written."""
     from digseg_engine.model.folder import BUNDLED, weights_of
 
     preview = {
         "model": ready.name,
         **request.preview(output, ready.presence),
         "replaces": ready.replaces,
-        **(builder.preview() if builder else {}),
+        **more,
     }
     if ready.profile is not None:
         preview["shapes"] = {end: {axis: getattr(span, end) for axis, span in ready.profile.ranges.items()}
@@ -298,8 +280,8 @@ COMMAND = Command(
                metavar="FOLDER"),
         Option("--format", "onnx; all: also build TensorRT engines here; tensorrt: the same; tensorrt-rtx: also build "
                "TensorRT-RTX plans, on any machine", default="onnx", metavar="NAME"),
-        Option("--bundle", "sign this ready bundle, build its engines or page; export nothing", kind=Path, metavar="FOLDER",
-               not_with=EXPORTS),
+        Option("--bundle", "sign this ready bundle, build its engines, page or repository; export nothing", kind=Path,
+               metavar="FOLDER", not_with=EXPORTS),
         Option("--compute-capability", "GPUs that TensorRT-RTX plans are for", metavar="NUMBERS",
                shown="those of 75,80,86,89,120 that take the precision"),
         Option("--engines", "folder of TensorRT-RTX plans to write", kind=Path, metavar="FOLDER", shown="BUNDLE-tensorrt-rtx"),
@@ -308,6 +290,11 @@ COMMAND = Command(
         Option("--site", "folder of the page to write", kind=Path, metavar="FOLDER", shown="BUNDLE-web"),
         Option("--web-runtime", "folder of onnxruntime-web, as npm installs it", kind=Path, metavar="FOLDER",
                shown="fetched by npm"),
+        Option("--triton-repository", "also write a model repository for Triton Inference Server", kind=Path, metavar="FOLDER"),
+        Option("--triton-backend", "what runs its graphs: python, the engine; onnxruntime or tensorrt, the server's own",
+               metavar="NAME", shown="python"),
+        Option("--triton-device", "cpu or gpu", metavar="NAME", shown="cpu"),
+        Option("--triton-instances", "of every model", kind=int, shown="1"),
         Option("--imgsz --size", "fixed picture size: 512, or HEIGHTxWIDTH", metavar="SIZE"),
         Option("--batch", "fixed number of pictures", kind=int),
         Option("--prompts", "fixed number of prompts", kind=int),
@@ -348,6 +335,7 @@ COMMAND = Command(
         "digseg-export --bundle mine-fp16 --format tensorrt-rtx  # to mine-fp16-tensorrt-rtx/",
         "digseg-export --bundle mine-fp16 --sign key.pem         # adds mine-fp16/model.sig",
         "digseg-export --bundle mine-fp16 --target web           # to mine-fp16-web/, for any static server",
+        "digseg-export --bundle mine-fp16 --triton-repository models",
     ),
 )  # fmt: skip
 

@@ -120,13 +120,14 @@ class Conversion:
         """The policy as written into the bundle: every island and every layer left out, with its reason."""
         return {"name": self.precision, "calibrated_on": self.calibrated_on, "graphs": self.written}
 
-    def write(self, folder: Path, traced: Traced) -> Iterator[Form]:
-        """Save all graphs (and what a CPU runs instead) into `folder`; returns every way to verify them, made one by one."""
+    def write(self, folder: Path, traced: Traced) -> None:
+        """Save all graphs (and what a CPU runs instead) into `folder`."""
         for spec in traced.specs:
             self.written[spec.file] = self._write(folder, spec, traced.models[spec.file])
-        return self._forms(folder, traced)
 
-    def _forms(self, folder: Path, traced: Traced) -> Iterator[Form]:
+    def forms(self, folder: Path, traced: Traced) -> Iterator[Form]:
+        """Every way to verify the graphs that were written into `folder`, made one by one."""
+
         def written(on_cpu: bool) -> Graphs:
             return Graphs.of(folder, traced.specs, on_cpu, self.weights_folder)
 

@@ -132,9 +132,9 @@ def computing(checkpoint: Checkpoint) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def working_size(checkpoint: Checkpoint) -> int:
-    """Pixels of the longer side that a checkpoint is measured and verified at."""
-    size = checkpoint.config.image_size
+def working_size(checkpoint: Checkpoint, shape: tuple[int, ...] = (1, 1)) -> int:
+    """Pixels of the longer side that a checkpoint is measured and verified at, on a picture [H, W, ...] of this shape."""
+    size = checkpoint.config.working_size.of(*shape[:2])
     return min(size, CHECKED_AT) if isinstance(checkpoint, Offloaded) else size
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,14 @@ from digseg_engine.model.sampler import sample
 from digseg_engine.precisions import Limits, spec_of
 from digseg_engine.text import PromptTokenizer
 from digseg_engine.worlds.scenes import scene
+from digseg_export import resumed
 from digseg_export.comparison import Array, Check, compare, hold_to_limits
 from digseg_export.conversion import save
 from digseg_export.emulate import emulate
+from digseg_export.export_key import checkpoint_hashes, export_key
 from digseg_export.few_step_folder import MARK, REPORT, write_configurations
 from digseg_export.graph_check import check_graph
+from digseg_export.kept_stages import one_export, waits_for
 from digseg_export.precision import Policy, last_layer, to_precision
 from digseg_export.preflight import check_few_step
 from digseg_export.progress import Progress, StepTimer
@@ -120,15 +124,15 @@ def export_few_step(
     check_few_step(model, precision, output)
     limits, timer, source = limits or spec_of(precision).limits, StepTimer(progress), model or BUNDLED
     timer.start("load checkpoint")
-    checkpoint = load_checkpoint(source)
-    parts, checks = modules(checkpoint), []
-    with writing(output, MARK) as folder:
+    with one_export(output, partial(waits_for, output)) as stages_of, writing(output, MARK) as folder:
+        stages = stages_of(export_key(checkpoint_hashes(source), {"layout": "diffusers"}, []))
+        checkpoint = load_checkpoint(source)
+        parts, checks = modules(checkpoint), []
         inputs = graph_inputs(checkpoint, parts)
         graphs = {}
         for part, spec in REFERENCE_GRAPHS.items():
             timer.start(f"trace {part}")
-            traced = export_graph(parts[part], spec, small(inputs[part]), {"tensors": axes(spec, checkpoint)})
-            strip(traced)
+            traced = resumed.graph(stages, spec.file, partial(trace_part, spec, parts[part], inputs[part], checkpoint))
             graphs[part] = write_graph(folder, spec, traced, precision)
         timer.start("verify")
         checks = list(verify_few_step(folder, checkpoint, parts, inputs, graphs, limits))
@@ -157,6 +161,11 @@ def graph_inputs(checkpoint: Checkpoint, parts: dict[str, Function]) -> dict[str
     latents = torch.cat([z.expand(n, -1, -1, -1), checkpoint.schedule.add_noise(clean, noise, middle.expand(n))], 1)
     return {"text encoder": (ids,), "image encoder": (image,), "denoiser": (latents, middle, states, mask),
             "mask decoder": (clean / checkpoint.vae.config.scaling_factor,)}  # fmt: skip
+
+
+def trace_part(spec: GraphSpec, part: Function, inputs: tuple[Tensor, ...], checkpoint: Checkpoint) -> onnx.ModelProto:
+    """One graph in float32."""
+    return strip(export_graph(part, spec, small(inputs), {"tensors": axes(spec, checkpoint)}))
 
 
 def small(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

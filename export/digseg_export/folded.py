@@ -105,9 +105,7 @@ def write_labels_graph(folder: Path, traced: Traced, conversion: Conversion, fol
     folding, sizes, text = folded.vocabulary.folding, folded.sizes, folded.text
     masks = onnx.load(str(folder / MASK_DECODER.file))
     presence = onnx.load(str(folder / PRESENCE.file)) if folded.presence else None
-    for spec in (TEXT_ENCODER, MASK_DECODER, PRESENCE):
-        for name in (spec.file, spec.cpu_file, spec.data_file):
-            (folder / name).unlink(missing_ok=True)
+    remove_open(folder)
     labels = fold_names(masks, presence, text, folding, sizes)
     if conversion.spec.quantised:
         store_half(labels)
@@ -119,6 +117,13 @@ def write_labels_graph(folder: Path, traced: Traced, conversion: Conversion, fol
         stored = onnx.load(str(folder / LABELS.file), load_external_data=False)
         on_cpu = softmax_in_steps(widen(exact, stored, conversion.precision))
         onnx.save_model(on_cpu, str(folder / LABELS.cpu_file))
+
+
+def remove_open(folder: Path) -> None:
+    """Remove the graphs that `labels.onnx` stands for."""
+    for spec in (TEXT_ENCODER, MASK_DECODER, PRESENCE):
+        for name in (spec.file, spec.cpu_file, spec.data_file):
+            (folder / name).unlink(missing_ok=True)
 
 
 def folded_report(report: dict[str, Any]) -> dict[str, Any]:

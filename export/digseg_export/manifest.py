@@ -14,6 +14,17 @@ from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.runtime.profile import AXES, Profile
 from digseg_engine.vocabulary import Vocabulary
 
+INHERITED = "that of the weights and data it was trained from"
+TOOLS = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "numpy",
+)  # by which an export is made
+
 
 def manifest_of(
     checkpoint: Checkpoint, precision: dict[str, Any], graphs: dict[str, Any], verified: dict[str, Any],
@@ -22,7 +33,6 @@ def manifest_of(
     """Everything `manifest.json` says but the file list. presence: threshold and how it was chosen, of a model with that
     readout; vocabulary: of a folded bundle. What differs between two equal exports: `created` alone."""
     student = checkpoint.config.student
-    tools = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
     body = {
         "format": BUNDLE_FORMAT,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -30,6 +40,7 @@ def manifest_of(
         "model": {
             "name": checkpoint.config.name,
             "image_size": checkpoint.config.image_size,
+            "image_size_max": checkpoint.config.image_size_max,
             "stride": checkpoint.stride,
             "scales": len(checkpoint.student.injections),
             "encoding": checkpoint.student.layout.channels,
@@ -42,14 +53,9 @@ def manifest_of(
         "tools": {
             "digseg-engine": digseg_engine.__version__,
             "python": platform.python_version(),
-            **{t: version(t) for t in tools},
+            **{t: version(t) for t in TOOLS},
         },
-        "licence": {"code": "Apache-2.0", "weights": _licence(checkpoint)},
+        "licence": {"code": "Apache-2.0", "weights": checkpoint.config.licence or INHERITED},
     }
     of_readout = {} if presence is None else {"presence": presence}
     return {**body, **of_readout, **({} if vocabulary is None else {"vocabulary": vocabulary.to_json()})}
-
-
-def _licence(checkpoint: Checkpoint) -> str:
-    known = {"tiny": "Apache-2.0 (trained on generated scenes and on photographs shipped with scikit-image)"}
-    return known.get(checkpoint.config.name, "that of the weights it was trained from")

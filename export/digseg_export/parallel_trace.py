@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 
 import onnx
 
+from digseg_engine import crash_points
 from digseg_engine.runtime.machine import cores
 
 Graphs = dict[str, onnx.ModelProto]
@@ -51,6 +52,7 @@ def _send(make: Make, pipe: Connection) -> None:
     gc.freeze()
     import torch
 
+    crash_points.arm("")  # told to the parent
     torch.set_num_threads(1)
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the copy lives; a failure is met again by the parent
     pipe.send({name: graph.SerializeToString() for name, graph in make().items()})

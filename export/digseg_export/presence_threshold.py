@@ -97,11 +97,11 @@ def _scenes(checkpoint: Checkpoint, domains: tuple[str, ...], count: int) -> Ite
 
 
 def _own(checkpoint: Checkpoint, own: OwnPictures) -> Iterator[Asked]:
-    size = working_size(checkpoint)
     for example in own.examples:
-        prompts = tuple(dict.fromkeys(example.prompts))
+        prompts, image = tuple(dict.fromkeys(example.prompts)), example.read()
         present = np.arange(len(prompts)) < example.labelled
-        yield Asked(fit(example.read(), size, checkpoint.stride).pixels, prompts, present[None])
+        pixels = fit(image, working_size(checkpoint, image.shape), checkpoint.stride).pixels
+        yield Asked(pixels, prompts, present[None])
 
 
 def choose_threshold(

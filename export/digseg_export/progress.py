@@ -25,6 +25,9 @@ class StepTimer:
         reached(f"export: {name}")
         self._progress(name)
 
+    def say(self, text: str) -> None:
+        self._progress(text)
+
     def detail(self, text: str) -> None:
         self._progress(f"{self._name}: {text}")
 

@@ -1,30 +1,35 @@
-"""The export itself: checkpoint -> graphs -> precision -> checks -> bundle, all or nothing."""
+"""The export itself: checkpoint -> graphs -> precision -> checks -> bundle, all or nothing.
+
+What is finished is kept until the bundle is there (`resumed.py`): after an interruption the same command goes on from it.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from digseg_engine.bundle import check_target, finish, open_bundle, writing
-from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, PRESENCE, TEXT_ENCODER, GraphSpec
+from digseg_engine.contract import IMAGE_ENCODER, MASK_DECODER, TEXT_ENCODER, GraphSpec
 from digseg_engine.data.shares import Share
 from digseg_engine.errors import VerificationError
 from digseg_engine.files import write_arrays, write_bytes, write_json
 from digseg_engine.model.folder import BUNDLED, is_large
-from digseg_engine.model.graph_modules import graph_modules
 from digseg_engine.model.pretrained import Checkpoint, load_checkpoint
 from digseg_engine.precisions import USUAL, Limits, spec_of
 from digseg_engine.runtime.profile import Profile
 from digseg_engine.signatures import sign
 from digseg_engine.vocabulary import Vocabulary
+from digseg_export import resumed
 from digseg_export.comparison import Check, CheckError
-from digseg_export.conversion import Conversion, Models, Traced, fix_shapes
-from digseg_export.disk_offload import Offloaded, filled, open_offloaded
+from digseg_export.conversion import Conversion, Traced, fix_shapes
+from digseg_export.disk_offload import Offloaded, open_offloaded
+from digseg_export.export_key import checkpoint_hashes, export_key
 from digseg_export.external_data import write_external_data
 from digseg_export.folded import (
     Folded,
@@ -38,15 +43,15 @@ from digseg_export.folded import (
     write_labels_graph,
 )
 from digseg_export.graph_check import check_graph
+from digseg_export.kept_stages import Stages, one_export, waits_for
 from digseg_export.manifest import manifest_of
 from digseg_export.own_pictures import OwnPictures, check_folders, own_pictures, shares_of, trained_on
-from digseg_export.parallel_trace import parallel_trace
 from digseg_export.preflight import check_size, default_output
 from digseg_export.presence_threshold import choose_threshold, labelled
 from digseg_export.progress import Progress, StepTimer
 from digseg_export.prove import Answer, prove, prove_large
 from digseg_export.sbom import SBOM, sbom_of
-from digseg_export.to_onnx import example_inputs, export_asked, export_image_encoder, export_text_encoder, strip
+from digseg_export.tracing import trace
 from digseg_export.verify import (
     OWN_PICTURES,
     PROMPTS,
@@ -136,53 +141,48 @@ def export_bundle(
     options = replace(options, calibration=calibrated, verify_data=verified, shares=shares_of(folder), record=folder)
     check_folders(options.calibration, options.verify_data)
     timer = StepTimer(progress)
-    timer.start("load checkpoint")
-    check_size(folder, precision, options.vocabulary is not None)
-    checkpoint = open_offloaded(folder) if is_large(folder) else load_checkpoint(folder)
-    if options.shapes is not None:
-        options.shapes(checkpoint)  # raises for sizes that this network does not take, before the long work
-    traced = trace(checkpoint, timer)
-    tokenizer = (folder / "tokenizer" / "tokenizer.json").read_bytes()
-    return publish(checkpoint, traced, tokenizer, target, precision, limits, timer, options)
+    with one_export(target, partial(waits_for, target)) as stages_of:
+        timer.start("load checkpoint")
+        check_size(folder, precision, options.vocabulary is not None)
+        made_of = checkpoint_hashes(folder)
+        checkpoint = open_offloaded(folder) if is_large(folder) else load_checkpoint(folder)
+        # raises for sizes that this network does not take, before the long work
+        profile = None if options.shapes is None else options.shapes(checkpoint)
+        stages = stages_of(_key(made_of, precision, limits, options, profile))
+        if stages.names:
+            timer.say(f"go on from an interrupted export ({', '.join(stages.names)})")
+        traced = trace(checkpoint, timer, stages)
+        tokenizer = (folder / "tokenizer" / "tokenizer.json").read_bytes()
+        return publish(checkpoint, traced, tokenizer, target, precision, limits, timer, options, stages=stages)
 
 
-def trace(checkpoint: Checkpoint, timer: StepTimer) -> Traced:
-    """All graphs of a checkpoint in float32, and the folded PyTorch modules they were traced from."""
-    timer.start("fold constants")
-    how: dict[str, Any] = {"in_place": True, "filled": filled} if isinstance(checkpoint, Offloaded) else {}
-    parts = graph_modules(checkpoint, **how)
-    inputs = example_inputs(checkpoint, 2 * checkpoint.stride)
-    timer.start("trace graphs")
-
-    def others() -> Models:
-        found = {TEXT_ENCODER.file: export_text_encoder(parts, inputs)}
-        if parts.presence is not None:
-            found[PRESENCE.file] = export_asked(parts.presence, PRESENCE, inputs)
-        return {**found, MASK_DECODER.file: export_asked(parts.mask_decoder, MASK_DECODER, inputs)}
-
-    with parallel_trace(others) as made:
-        models = {IMAGE_ENCODER.file: export_image_encoder(parts, inputs, checkpoint.stride)}
-        models |= made()
-    for graph in models.values():
-        strip(graph)
-    return Traced(parts, models, checkpoint.stride)
+def _key(
+    made_of: dict[str, Any], precision: str, limits: Limits, options: Options, profile: Profile | None
+) -> str:  # fmt: skip
+    """Of all that the kept stages depend on."""
+    asked = {"precision": precision, "limits": limits, "profile": profile and profile.to_json(), "shares": options.shares,
+             "calibration": options.calibration, "verify_data": options.verify_data, "vocabulary": options.vocabulary,
+             "islands": [options.auto_islands, options.measured_islands]}  # fmt: skip
+    folders = [options.calibration, options.verify_data, *(Path(share.data) for share in options.shares)]
+    return export_key(made_of, asked, [folder for folder in folders if folder is not None and folder.is_dir()])
 
 
 def publish(
     checkpoint: Checkpoint, traced: Traced, tokenizer: bytes, target: Path, precision: str, limits: Limits,
-    timer: StepTimer, options: Options, known: Known | None = None,
+    timer: StepTimer, options: Options, known: Known | None = None, stages: Stages | None = None,
 ) -> Exported:  # fmt: skip
     """Traced graphs -> precision -> checks -> bundle at `target`, all or nothing.
 
     known: of an export of the same checkpoint, traced graphs, precision, limits and data before this one. The same bytes are
-    written again and not verified again; what is folded of them is.
+    written again and not verified again; what is folded of them is. stages: what an interrupted export had finished.
     """
+    stages = stages or Stages()
     profile = options.shapes(checkpoint) if options.shapes else None
     with writing(target) as folder:
-        stored = _store(checkpoint, traced, folder, precision, timer)
+        stored = _store(checkpoint, traced, folder, precision, timer, stages)
         own = own_pictures(options.verify_data, OWN_PICTURES, PROMPTS) if options.verify_data else None
         if known is None:
-            known = _known(folder, checkpoint, traced, precision, limits, timer, options, own, stored)
+            known = _known(folder, checkpoint, traced, precision, limits, timer, options, own, stored, stages)
         else:
             known.conversion.write(folder, traced)
         conversion, data, presence, checks = known.conversion, known.data, known.presence, list(known.checks)
@@ -190,13 +190,13 @@ def publish(
         golden = data[0]
         if options.vocabulary is not None:
             folded, golden, more = _fold(
-                folder, checkpoint, traced, conversion, data, presence, limits, timer, options.vocabulary
+                folder, checkpoint, traced, conversion, data, presence, limits, timer, options.vocabulary, stages
             )
             checks += more
         if profile:
             timer.start("fix shapes")
-            golden = _shaped(checkpoint, profile, folded)
-            checks += _fix_and_verify(folder, traced, profile, golden, limits, timer, folded, precision)
+            golden = resumed.answers(stages, "shaped", lambda: [_shaped(checkpoint, profile, folded)])[0]
+            checks += _fix_and_verify(folder, traced, profile, golden, limits, timer, folded, precision, stages)
         timer.start("check graphs")
         graphs = {path.name: check_graph(path) for path in sorted(folder.glob("*.onnx"))}
         timer.start("write bundle")
@@ -225,30 +225,36 @@ def publish(
 
 def _known(
     folder: Path, checkpoint: Checkpoint, traced: Traced, precision: str, limits: Limits, timer: StepTimer, options: Options,
-    own: OwnPictures | None, stored: Path | None,
+    own: OwnPictures | None, stored: Path | None, stages: Stages,
 ) -> Known:  # fmt: skip
     """The open graphs, written into the folder and judged. Raises VerificationError."""
     timer.start("calibrate")
-    conversion = Conversion.measure(checkpoint, traced.models, precision, options, timer.detail, stored)
+    conversion = resumed.measured(
+        stages, stored, lambda: Conversion.measure(checkpoint, traced.models, precision, options, timer.detail, stored)
+    )
     timer.start("answer pictures of your own in PyTorch" if own else "answer test scenes in PyTorch")
-    data = samples(checkpoint, own)
-    conversion, checks = _convert_and_verify(folder, traced, conversion, data, limits, timer, options)
-    return Known(conversion, data, checks, _choose_threshold(folder, checkpoint, traced, timer, options))
+    data = resumed.answers(stages, "answered", lambda: samples(checkpoint, own))
+    conversion, checks = _convert_and_verify(folder, traced, conversion, data, limits, timer, options, stages)
+    return Known(conversion, data, checks, _choose_threshold(folder, checkpoint, traced, timer, options, stages))
 
 
 def _fold(
     folder: Path, checkpoint: Checkpoint, traced: Traced, conversion: Conversion, data: list[Sample],
-    presence: dict[str, Any] | None, limits: Limits, timer: StepTimer, vocabulary: Vocabulary,
+    presence: dict[str, Any] | None, limits: Limits, timer: StepTimer, vocabulary: Vocabulary, stages: Stages,
 ) -> tuple[Folded, Sample, list[Check]]:  # fmt: skip
     """The verified graphs of an open bundle made those of a folded one, which is verified again; its golden sample."""
     timer.start(f"fold {len(vocabulary.names)} names")
     precision, threshold = conversion.precision, None if presence is None else presence["threshold"]
     folded = folded_of(checkpoint, vocabulary, data[0].image.shape[2] // data[0].logits.shape[2], threshold)
-    named = name_samples(checkpoint, vocabulary, data)
-    opened = open_maps(folder, traced, folded, named, precision)
-    write_labels_graph(folder, traced, conversion, folded)
-    timer.start("verify the label map")
-    checks = verify_labels(folder, folded, named, opened, limits, precision, timer.detail)
+    named = resumed.answers(stages, "names", lambda: name_samples(checkpoint, vocabulary, data))
+
+    def fold() -> list[Check]:
+        opened = open_maps(folder, traced, folded, named, precision)
+        write_labels_graph(folder, traced, conversion, folded)
+        timer.start("verify the label map")
+        return verify_labels(folder, folded, named, opened, limits, precision, timer.detail)
+
+    checks = resumed.labels(stages, folder, folded, fold)
     return folded, golden_sample(folder, folded, named), checks
 
 
@@ -274,13 +280,19 @@ def _prove(
     return prove(folder, golden, corners, timer.detail, folded)
 
 
-def _store(checkpoint: Checkpoint, traced: Traced, folder: Path, precision: str, timer: StepTimer) -> Path | None:
+def _store(
+    checkpoint: Checkpoint, traced: Traced, folder: Path, precision: str, timer: StepTimer, stages: Stages
+) -> Path | None:  # fmt: skip
     """Write the weights of a large model into the bundle to be; returns the folder of its weights, None for all others."""
     if not isinstance(checkpoint, Offloaded):
         return None
     timer.start("store weights")
-    for spec in traced.specs:
-        write_external_data(traced.models[spec.file], traced.module(spec), folder / spec.data_file, precision)
+
+    def store() -> None:
+        for spec in traced.specs:
+            write_external_data(traced.models[spec.file], traced.module(spec), folder / spec.data_file, precision)
+
+    resumed.stored(stages, folder, traced, store)
     return folder
 
 
@@ -292,14 +304,17 @@ def _convert_and_verify(
     limits: Limits,
     timer: StepTimer,
     options: Options,
+    stages: Stages,
 ) -> tuple[Conversion, list[Check]]:
     """Write the graphs and judge them; over the limits, bisect, and with --auto-islands apply the cure and try again."""
+    cured = False
     while True:
         timer.start(f"convert to {conversion.precision}")
-        forms = conversion.write(folder, traced)
+        conversion = resumed.converted(stages, folder, traced, conversion, again=cured)
         timer.start("verify")
         try:
-            return conversion, verify(forms, data, limits, timer.detail)
+            judge = partial(_judge, conversion, folder, traced, data, limits, timer)
+            return conversion, resumed.checks(stages, "verified", resumed.graph_files(folder, traced.specs), judge)
         except CheckError as failure:
             if not conversion.spec.reduced:
                 raise VerificationError(f"{failure}; {conversion.spec.else_try}") from failure
@@ -312,19 +327,31 @@ def _convert_and_verify(
             if not options.auto_islands:
                 raise VerificationError(f"{failure}; first bad node: {cure.culprits[0]}; float32 islands that cure it: "
                                         f"{', '.join(cure.islands)}; apply them with --auto-islands") from failure  # fmt: skip
-            conversion = conversion.with_islands(file, cure.islands)
+            conversion, cured = conversion.with_islands(file, cure.islands), True
+
+
+def _judge(
+    conversion: Conversion, folder: Path, traced: Traced, data: list[Sample], limits: Limits, timer: StepTimer
+) -> list[Check]:  # fmt: skip
+    return verify(conversion.forms(folder, traced), data, limits, timer.detail)
 
 
 def _choose_threshold(
-    folder: Path, checkpoint: Checkpoint, traced: Traced, timer: StepTimer, options: Options
+    folder: Path, checkpoint: Checkpoint, traced: Traced, timer: StepTimer, options: Options, stages: Stages
 ) -> dict[str, Any] | None:  # fmt: skip
     """What the manifest says of presence; None for a model without the readout."""
     if traced.parts.presence is None:
         return None
     timer.start("choose the presence threshold")
     weights = folder if isinstance(checkpoint, Offloaded) else None
-    graphs = Graphs.of(folder, [spec for spec in traced.specs if spec is not MASK_DECODER], True, weights)
-    return choose_threshold(checkpoint, graphs, labelled(checkpoint, options.verify_data, options.shares), timer.detail)
+    specs = tuple(spec for spec in traced.specs if spec is not MASK_DECODER)
+
+    def choose() -> dict[str, Any]:
+        sets = labelled(checkpoint, options.verify_data, options.shares)
+        return choose_threshold(checkpoint, Graphs.of(folder, specs, True, weights), sets, timer.detail)
+
+    chosen: dict[str, Any] = resumed.found_of(stages, "threshold", resumed.graph_files(folder, specs), choose)
+    return chosen
 
 
 def _failed(check: Check) -> GraphSpec:
@@ -334,19 +361,24 @@ def _failed(check: Check) -> GraphSpec:
 
 def _fix_and_verify(
     folder: Path, traced: Traced, profile: Profile, golden: Sample, limits: Limits, timer: StepTimer,
-    folded: Folded | None, precision: str,
+    folded: Folded | None, precision: str, stages: Stages,
 ) -> list[Check]:  # fmt: skip
     """Fix the static axes in the files of all graphs but the text encoder's, and verify what a CPU can run of them at the
     profile's shape."""
-    for spec in traced.specs if folded is None else folded.specs:
+    specs = traced.specs if folded is None else folded.specs
+    for spec in specs:
         for name in (spec.file, spec.cpu_file):
             if spec is not TEXT_ENCODER and (folder / name).is_file():
                 fix_shapes(folder / name, spec, profile, traced.stride)
-    if folded is not None:
-        return verify_labels(folder, folded, [golden], {}, limits, precision, timer.detail)
-    fixed = Graphs.of(folder, traced.specs, on_cpu=True)
-    fixed.names[MASK_DECODER.file] += " at its profile"
-    return verify([fixed], [golden], limits, timer.detail)
+
+    def judge() -> list[Check]:
+        if folded is not None:
+            return verify_labels(folder, folded, [golden], {}, limits, precision, timer.detail)
+        fixed = Graphs.of(folder, traced.specs, on_cpu=True)
+        fixed.names[MASK_DECODER.file] += " at its profile"
+        return verify([fixed], [golden], limits, timer.detail)
+
+    return resumed.checks(stages, "verified-shapes", resumed.graph_files(folder, specs), judge)
 
 
 def _write_golden(folder: Path, sample: Sample, whole: bool = False) -> None:

@@ -54,6 +54,10 @@ class Request:
     labels_only: bool = False
     site: Path | None = None
     web_runtime: Path | None = None
+    triton_repository: Path | None = None
+    triton_backend: str | None = None
+    triton_device: str | None = None
+    triton_instances: int | None = None
 
     @property
     def device(self) -> str | None:
@@ -91,6 +95,7 @@ class Request:
     def _conditions(self) -> list[tuple[Any, str, bool, str]]:
         p, spec = self.precision, spec_of(self.precision)
         builds, page = self.format != "onnx" or self.device is not None, self.target == WEB
+        repository = self.triton_repository
         rtx, level, engine = (
             self.format == "tensorrt-rtx",
             builds,
@@ -107,8 +112,15 @@ class Request:
         return [
             (self.sizes(), "a shape option", bundle, f"{free}ONNX Runtime"),
             (builds or page, "--format or --target", bundle, f"{free}ONNX Runtime"),
+            (repository is not None, "--triton-repository", bundle, f"{free}ONNX Runtime"),
+            (repository is not None, "--triton-repository", self.bundle is None or self.format == "onnx",
+             "the engines of a ready bundle are built by themselves; leave out --format"),
             (self.site is not None, "--site", page, "it is the folder of a page; add --target web"),
             (self.web_runtime is not None, "--web-runtime", page, "it is what a page runs on; add --target web"),
+            *((value is not None, option, repository is not None, "it is of a repository for Triton Inference Server; add "
+               "--triton-repository FOLDER")
+              for value, option in ((self.triton_backend, "--triton-backend"), (self.triton_device, "--triton-device"),
+                                    (self.triton_instances, "--triton-instances"))),
             (data or self.auto_islands or self.islands != "measured", "a calibration or island option", bundle,
              "islands of the diffusers layout are decided by operator kind"),
             (self.vocabulary is not None, "--vocabulary", bundle, "the diffusers layout holds the reference, which asks prompts"),
@@ -129,9 +141,10 @@ class Request:
             (self.engines is not None, "--engines", rtx, "it is the folder of TensorRT-RTX plans; add --format tensorrt-rtx"),
             (self.bundle is not None and self.device is not None, "--target", False, "a ready bundle has no script added; add "
              "--target web, or export it again"),
-            (self.bundle is not None, "--bundle", page or self.format != "onnx" or self.sign is not None,
-             "a ready bundle is signed, its engines are built or its page is written; add --sign KEY, --format tensorrt-rtx or "
-             "tensorrt, or --target web"),
+            (self.bundle is not None, "--bundle",
+             page or repository is not None or self.format != "onnx" or self.sign is not None,
+             "a ready bundle is signed, its engines are built or its page or repository is written; add --sign KEY, --format "
+             "tensorrt-rtx or tensorrt, --target web, or --triton-repository FOLDER"),
             (self.sign is not None, "--sign", bundle, "a bundle is what is signed, and the diffusers layout is none"),
             (self.target is not None, "--target", self.format == "onnx", "the script builds on the device; --format builds here"),
         ]  # fmt: skip

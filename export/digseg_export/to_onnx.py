@@ -104,8 +104,8 @@ def export_graph(
                           "a checkpoint of this project; please report it with `digseg doctor`") from error  # fmt: skip
 
 
-def strip(model: onnx.ModelProto) -> None:
-    """Drop what would differ between two exports or grow the file: stack traces, notes, inferred shapes."""
+def strip(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop what would differ between two exports or grow the file: stack traces, notes, inferred shapes. In place; the model."""
     model.producer_name, model.producer_version, model.doc_string = "digseg-export", digseg_engine.__version__, ""
     del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
     model.graph.name, model.graph.doc_string = "digseg", ""
@@ -115,6 +115,7 @@ def strip(model: onnx.ModelProto) -> None:
     for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
         value.doc_string = ""
         del value.metadata_props[:]
+    return model
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from digseg_engine.runtime.backends import tensorrt_native as native
 from digseg_engine.runtime.backends.tensorrt_library import TENSORRT, check_version, load
 from digseg_engine.runtime.choice import check_golden, within_limits
 from digseg_engine.runtime.cuda_driver import Driver
-from digseg_engine.runtime.engine_store import EngineKey, engine_path, explain, load_plan, store
+from digseg_engine.runtime.engine_store import EngineKey, building, engine_path, explain, load_plan, store
 from digseg_engine.runtime.source import open_source
 from digseg_export.inspector import check_precision_of
 from digseg_export.network_check import precision_of
@@ -66,12 +66,19 @@ def _engine(
     bundle: Bundle, spec: GraphSpec, options: BuildOptions, progress: Progress, trt: Any, driver: Driver
 ) -> Path:
     key = native.engine_key(bundle, spec, trt.__version__, driver)
-    path = engine_path(key, spec)
-    try:
-        load_plan(path, key)
-        return path
-    except BackendError:
-        began = time.perf_counter()
+    with building(key, spec):
+        try:
+            path = engine_path(key, spec)
+            load_plan(path, key)
+            return path
+        except BackendError:
+            return _built(bundle, spec, key, options, progress, trt)
+
+
+def _built(
+    bundle: Bundle, spec: GraphSpec, key: EngineKey, options: BuildOptions, progress: Progress, trt: Any
+) -> Path:  # fmt: skip
+    began = time.perf_counter()
     plan, report = build(trt, bundle, spec, options, progress)
     counts = check_precision_of(report, precision_of(bundle, spec))
     facts = {"layers": dict(counts), "seconds": round(time.perf_counter() - began, 1), "builder_level": options.level,

@@ -70,7 +70,9 @@ void Bundle::read_model(const Json& manifest) {
   const Json& model = manifest.at("model", Json::Object, manifest_path_);
   model_name = model.string_at("name", manifest_path_);
   stride = static_cast<int>(model.integer_at("stride", 1, 1024, manifest_path_));
-  image_size = static_cast<int>(model.integer_at("image_size", 1, 4096, manifest_path_));
+  image_size = image_size_max = static_cast<int>(model.integer_at("image_size", 1, 4096, manifest_path_));
+  if (const Json* largest = model.find("image_size_max"); largest != nullptr && !largest->is(Json::Null))
+    image_size_max = std::max(image_size, static_cast<int>(model.integer_at("image_size_max", 1, 4096, manifest_path_)));
   precision = manifest.at("precision", Json::Object, manifest_path_).string_at("name", manifest_path_);
   const Json& verified = manifest.at("verification", Json::Object, manifest_path_);
   const Json& limits = verified.at("limits", Json::Object, manifest_path_);
@@ -202,8 +204,8 @@ std::string Bundle::digest() const {
 }
 
 int Bundle::usual_size(int width, int height) const {
-  if (rows.opt == 0 || columns.opt == 0) return image_size;
   const int64_t longer = std::max(width, height);
+  if (rows.opt == 0 || columns.opt == 0) return static_cast<int>(std::clamp<int64_t>(longer, image_size, image_size_max));
   return static_cast<int>(std::min({std::max(rows.opt, columns.opt), longer * rows.max / height, longer * columns.max / width}));
 }
 

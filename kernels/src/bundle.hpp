@@ -38,7 +38,7 @@ class Bundle {
   explicit Bundle(const std::string& folder);
 
   std::string folder, model_name, precision;
-  int image_size = 0, stride = 0;
+  int image_size = 0, image_size_max = 0, stride = 0;
   double limit_relative = 0, limit_iou = 0;
   bool has_presence = false;
   float presence_threshold = -INFINITY;  // a logit; a prompt below it is not in the picture

@@ -245,20 +245,32 @@ std::unique_ptr<Backend> named_backend(const std::string& name, const Bundle& bu
   return backend;
 }
 
+namespace {
+
+// The backend of the verdict; nullptr where none is known, or it does not work any more.
+std::unique_ptr<Backend> known_backend(const Bundle& bundle, const BackendSettings& settings, const Verdicts& verdicts, const Log& log) {
+  Known known;
+  if (!verdicts.read(bundle, known)) return nullptr;
+  try {
+    BackendSettings changed = settings;
+    changed.optimised = known.graphs;
+    std::unique_ptr<Backend> backend = create_backend(known.backend, bundle, changed);
+    log(DIGSEG_LOG_INFO, "backend " + backend->detail() + ", as chosen before");
+    return backend;
+  } catch (const Error& error) {
+    log(DIGSEG_LOG_INFO, known.backend + " does not work any more, choosing again: " + error.what());
+    return nullptr;
+  }
+}
+
+}  // namespace
+
 std::unique_ptr<Backend> choose_backend(const Bundle& bundle, const BackendSettings& settings, const char* cache, const Log& log) {
   const Verdicts verdicts(cache, bundle, settings, log);
-  Known known;
-  if (verdicts.read(bundle, known)) {
-    try {
-      BackendSettings changed = settings;
-      changed.optimised = known.graphs;
-      std::unique_ptr<Backend> backend = create_backend(known.backend, bundle, changed);
-      log(DIGSEG_LOG_INFO, "backend " + backend->detail() + ", as chosen before");
-      return backend;
-    } catch (const Error& error) {
-      log(DIGSEG_LOG_INFO, known.backend + " does not work any more, choosing again: " + error.what());
-    }
-  }
+  if (std::unique_ptr<Backend> backend = known_backend(bundle, settings, verdicts, log)) return backend;
+  const std::unique_ptr<Turn> turn = verdicts.turn(log);
+  if (turn != nullptr && turn->waited())
+    if (std::unique_ptr<Backend> backend = known_backend(bundle, settings, verdicts, log)) return backend;
   std::vector<Right> right = all_right(bundle, settings, verdicts, log);
   if (right.size() > 1) {
     const Golden golden(bundle);

@@ -174,7 +174,7 @@ Engine::Engine(const std::string& folder, const digseg_options& options)
   for (const std::string& name : bundle_.names) vocabulary_order_.push_back(name.c_str());
   info_ = "{\"version\": \"" DIGSEG_VERSION "\", \"bundle\": " + json_quote(bundle_.folder) + ", \"sha256\": \"" + bundle_.digest() +
           "\", \"model\": " + json_quote(bundle_.model_name) + ", \"precision\": " + json_quote(bundle_.precision) +
-          ", \"image_size\": " + std::to_string(bundle_.image_size) + ", \"stride\": " + std::to_string(bundle_.stride) +
+          ", \"image_size\": " + std::to_string(bundle_.image_size) + ", \"image_size_max\": " + std::to_string(bundle_.image_size_max) + ", \"stride\": " + std::to_string(bundle_.stride) +
           ", \"presence\": " + (bundle_.has_presence ? "true" : "false") + ", \"vocabulary\": " + std::to_string(vocabulary_order_.size()) +
           ", \"folded\": " + (folded() ? "true" : "false") + ", \"backend\": " + json_quote(backend_->detail()) + "}";
 }

@@ -156,6 +156,10 @@ void write_file(const std::string& path, const std::vector<char>& data) {
     if (wrote > 0) done += static_cast<size_t>(wrote);
   }
   if (fchmod(file.number, 0644) != 0 || fsync(file.number) != 0 || rename(room.c_str(), path.c_str()) != 0) stop("written");
+  // The rename is on the disk when its folder is, where the file system lets folders be flushed.
+  const size_t end = path.find_last_of('/');
+  const Descriptor folder(open(end == std::string::npos ? "." : path.substr(0, end + 1).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (folder.number >= 0) fsync(folder.number);
 }
 
 int usable_cores() {

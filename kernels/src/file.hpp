@@ -31,7 +31,7 @@ std::vector<char> read_hashed(const std::string& path, uint64_t limit, const std
 // Made where it is missing (0700, like what is above it), closed to others. Why it cannot be used, "" when it can: it must be a
 // folder, no link, of the user this process runs as.
 std::string private_folder(const std::string& path);
-// Written beside `path`, flushed, renamed into place.
+// Written beside `path`, flushed, renamed into place, the folder flushed.
 void write_file(const std::string& path, const std::vector<char>& data);
 
 // Cores that this process may use: of those it is bound to, as many as its container pays for; 0 when the system does not say.

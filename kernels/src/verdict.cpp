@@ -132,6 +132,13 @@ bool Verdicts::read(const Bundle& bundle, Known& known) const try {
   return false;
 }
 
+std::unique_ptr<Turn> Verdicts::turn(const Log& log) const {
+  if (!on()) return nullptr;
+  return std::make_unique<Turn>(folder_ + "/turn-" + key_, [&](const std::string& who) {
+    log(DIGSEG_LOG_INFO, who + ", is choosing a backend for this model; waiting for its answer");
+  });
+}
+
 void Verdicts::write(const Known& known) const try {
   if (!on()) return;
   std::string body = "{\"backend\": " + json_quote(known.backend);

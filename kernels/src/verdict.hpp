@@ -5,9 +5,11 @@
 // renamed into place; what cannot be read or written only costs a new measurement. A graph is read once, and those bytes are
 // run only when their SHA-256 is the one in the verdict.
 #pragma once
+#include <memory>
 #include <string>
 
 #include "backend.hpp"
+#include "turn.hpp"
 
 namespace digseg {
 
@@ -27,6 +29,8 @@ class Verdicts {
 
   bool on() const { return !folder_.empty(); }
   bool read(const Bundle& bundle, Known& known) const;
+  // One at a time finds out what is not known; nullptr where nothing is kept. An optimisation: of two verdicts the last one stays.
+  std::unique_ptr<Turn> turn(const Log& log) const;
   void write(const Known& known) const;
   // Backends asked for by name that were right before.
   bool was_right(const std::string& backend) const;

@@ -89,6 +89,8 @@ def harm(folder: Path, kind: str | None, manifest: dict[str, Any]) -> None:
         path.unlink()
     elif kind in ("format", "format 1"):
         path.write_text(json.dumps({**manifest, "format": f"digseg.bundle/{1 if kind[-1] == '1' else 99}"}))
+    elif kind == "size in words":
+        path.write_text(json.dumps({**manifest, "model": {**manifest["model"], "image_size_max": "large"}}))
     elif kind == "leading zero":
         path.write_text(json.dumps({**manifest, "note": 7654321}).replace("7654321", "07"))
     elif kind == "brackets":

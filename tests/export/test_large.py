@@ -59,7 +59,16 @@ def test_an_offloaded_checkpoint_answers_as_a_loaded_one_and_holds_nothing(large
 
 @pytest.mark.slow
 def test_the_bundle_holds_every_large_weight_once_and_is_right(large, tmp_path):
+    for stop in ("answer test scenes", "check graphs"):  # with the weights, and with the converted graphs kept
+
+        def interrupted(step, stop=stop):
+            if step.startswith(stop):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            export_bundle(large, "fp16", tmp_path / "b", Limits(0.05, 0.5), interrupted)
     done = export_bundle(large, "fp16", tmp_path / "b", Limits(0.05, 0.5))
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
     for part in ("image encoder", "mask decoder", "presence"):
         file = part.replace(" ", "_")
         assert {c.graph for c in done.checks if c.stage == part} == {f"{file}.onnx rounded", f"{file}.fp32.onnx"}

@@ -50,7 +50,11 @@ def test_verification_is_in_the_manifest_and_on_the_screen(bundle):
         assert check["mean_error"] <= check["max_error"]
         assert check["relative"] <= 2e-2
         if check["iou"] is not None:
-            assert check["iou"] >= 0.99 and check["pairs"] >= 40 and check["label_agreement"] >= 0.99
+            assert (
+                check["iou"] >= 0.99
+                and check["pairs"] >= (10 if "autocast" in check["graph"] else 40)
+                and check["label_agreement"] >= 0.99
+            )
     log = (bundle.parent / "demo.log").read_text()
     assert "end to end" in log and "fp16 bundle written to digseg-tiny-fp16" in log and "MB" in log
 

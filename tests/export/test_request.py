@@ -37,11 +37,22 @@ FULL = "image_encoder.image:1x3x256x320,mask_decoder.text_keys:5x3x4x16x16"
         ({"engines": Path("e"), "format": "all"}, "--engines does not apply"),
         (
             {"bundle": Path("b")},
-            "--bundle does not apply: a ready bundle is signed, its engines are built or its page is written; add --sign KEY",
+            "--bundle does not apply: a ready bundle is signed, its engines are built or its page or repository is written; add",
         ),
         ({"bundle": Path("b"), "target": "desktop"}, "--target does not apply: a ready bundle has no script added"),
         ({"site": Path("s")}, "--site does not apply: it is the folder of a page; add --target web"),
         ({"target": "desktop", "web_runtime": Path("r")}, "--web-runtime does not apply: it is what a page runs on"),
+        (
+            {"triton_device": "gpu"},
+            "--triton-device does not apply: it is of a repository for Triton Inference Server; add",
+        ),
+        ({"triton_backend": "python"}, "--triton-backend does not apply: it is of a repository"),
+        ({"triton_instances": 1}, "--triton-instances does not apply: it is of a repository"),
+        (
+            {"triton_repository": Path("t"), "bundle": Path("b"), "format": "tensorrt"},
+            "--triton-repository does not apply: the engines of a ready bundle are built by themselves",
+        ),
+        ({"triton_repository": Path("t"), "layout": "diffusers"}, "--triton-repository does not apply"),
         ({"target": "web", "layout": "diffusers"}, "--format or --target does not apply"),
         ({"target": "web", "workspace": 512}, "--workspace does not apply: it is for building an engine"),
         ({"target": "desktop", "builder_level": 9}, "--builder-optimization-level is 9; expected 0 to 5"),

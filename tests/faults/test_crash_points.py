@@ -53,11 +53,11 @@ def test_a_file_is_the_older_or_the_newer_one_at_every_place(tmp_path, how):
 
 @posix
 def test_a_slice_of_all_places_and_of_processes_that_want_the_same(tmp_path):
-    words = ["--only", "segment,together", "--most", 2, "--kills", 1, "--processes", 3, "--rounds", 1]
+    words = ["--only", "segment,together", "--each", 1, "--kills", 1, "--processes", 3, "--rounds", 1]
     done = run_program([sys.executable, SCRIPT, *words, "--json", tmp_path / "f.json"])
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "f.json").read_text())
     segment = found["scenarios"]["segment"]
-    assert segment["wrong"] == [] and segment["deaths"]["exit"] == segment["deaths"]["kill"] == 2
+    assert segment["wrong"] == [] and segment["deaths"]["exit"] == segment["deaths"]["kill"] == 4
     assert segment["places"] == dict.fromkeys(PLACES, 4)
     assert found["together"] == {"processes": 3, "rounds": 1, "builds_in_a_round": {"1": 1}, "failed": 0}

@@ -146,7 +146,9 @@ def test_a_disk_that_fills_up_leaves_older_results_as_they_were(room, words):
     assert {path: body for path, body in after.items() if path in before} == before
 
 
-@pytest.mark.parametrize("name", ["segment", "scenes", pytest.param("doctor", marks=HEAVY)])
+@pytest.mark.parametrize(
+    "name", ["segment", "scenes", pytest.param("doctor", marks=HEAVY), pytest.param("export", marks=HEAVY)]
+)
 @pytest.mark.parametrize("home", [None, "/nowhere/to/be/found", "/dev/null"])
 def test_without_a_home_nothing_is_missed(room, words, name, home):
     (room / "out").mkdir()

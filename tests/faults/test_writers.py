@@ -33,6 +33,8 @@ GIVEN = {
     "runtime/pictures._one": "a result, by `saving`", "runtime/asking.draw": "a result, by `saving`",
     "data/batches._mapped": "latents that can be made again, each marked when it is whole",
     "faults._kept_traceback": "a traceback in the system's folder",
+    "resumed.answers": "memory, no file", "kept_stages.place": "a bundle's draft",
+    "kept_stages.keep": "parts that count by their hashes, which are written last",
     "conversion.save": "a bundle's draft", "conversion._write": "a bundle's draft", "conversion.fix_shapes": "a bundle's draft",
     "external_data.write_external_data": "a bundle's draft", "external_data._write": "a bundle's draft",
     "few_step.write_graph": "a few-step folder's draft", "few_step_folder.write_configurations": "a few-step folder's draft",
@@ -162,6 +164,36 @@ def test_a_clock_that_jumps_takes_nothing_from_those_who_live(tmp_path, monkeypa
     monkeypatch.setattr(files, "_tidied", set())
     write_text(tmp_path / "a.txt", "x")
     assert {path.name for path in tmp_path.iterdir()} == {mine.name, parents.name, "a.txt"}
+
+
+@pytest.mark.parametrize("jump", [-20 * 365 * 86400, 20 * 365 * 86400])
+def test_a_clock_that_jumps_takes_no_draft_from_who_fills_it(tmp_path, monkeypatch, jump):
+    parents = tmp_path / f".b.tmp-{owned_name().replace(f'-{os.getpid()}-', f'-{os.getppid()}-')}"
+    parents.mkdir()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + jump)
+    with folders.writing(tmp_path / "b", MARK) as draft:
+        write_text(draft / "manifest.json", '{"format": "digseg.bundle/2", "files": {}}')
+        assert {path.name for path in tmp_path.iterdir()} == {parents.name, draft.name}
+    assert {path.name for path in tmp_path.iterdir()} == {parents.name, "b"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are flushed on POSIX")
+def test_the_folder_is_flushed_after_the_rename_where_the_system_lets_it(tmp_path, monkeypatch):
+    flushed, plain = [], files.flush
+    monkeypatch.setattr(
+        files, "flush", lambda path: (flushed.append((path, (tmp_path / "a.txt").exists())), plain(path))
+    )
+    write_text(tmp_path / "a.txt", "x")
+    assert [there for path, there in flushed if path == tmp_path] == [True] and len(flushed) == 2
+
+    def refuse(path):
+        if path.is_dir():
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(files, "flush", refuse)
+    write_text(tmp_path / "a.txt", "y")
+    assert (tmp_path / "a.txt").read_text() == "y"
 
 
 def test_a_folder_is_looked_through_once(tmp_path, monkeypatch):

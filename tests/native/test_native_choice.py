@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from profiled import write_shapes
 from programs import run_program
 
 from digseg_engine.contract import PRESENCE, graphs_of
+from digseg_engine.locks import alone
 from digseg_engine.worlds.scenes import scene
 
 PROMPTS = ["road", "something that is green"]
@@ -44,6 +46,45 @@ def test_the_second_start_knows_and_gives_the_same_logits(start, native_bundle, 
     names = sorted(path.name.split("-")[0] for path in (tmp_path / "cache" / "native").iterdir())
     assert names == ["choice", *["graph"] * len(graphs_of((native_bundle / PRESENCE.file).exists()))]
     assert not known(start(threads=2)[0])  # another question
+
+
+def test_one_chooses_and_the_others_wait_for_its_answer(start, library, native_bundle, tmp_path):
+    from native_library import LOG, NativeEngine
+
+    _, wanted = start()
+    room = tmp_path / "cache" / "native"
+    (choice,) = room.glob("choice-*.json")
+    turn, aside = room / choice.stem.replace("choice-", "turn-"), tmp_path / "aside"
+    assert not turn.exists()
+    choice.rename(aside)
+    lines, told = [], threading.Event()
+    log = LOG(lambda user, level, text: (lines.append(text.decode()), told.set()) if b"is choosing" in text else None)
+
+    def second():
+        with NativeEngine(library, native_bundle, cache=str(tmp_path / "cache").encode(), log=log) as engine:
+            answers.append(engine.segment(np.ascontiguousarray(scene(9, "aerial", 96, "demo").image), PROMPTS).logits)
+
+    answers, thread = [], threading.Thread(target=second)
+    with alone(turn) as held:
+        thread.start()
+        assert held and told.wait(300)
+        before = {path.name: path.stat().st_mtime_ns for path in room.glob("graph-*")}
+        aside.rename(choice)  # the answer of the one that has the turn
+    thread.join(300)
+    assert np.array_equal(answers[0], wanted) and lines[0].startswith(f"process {os.getpid()} on ")
+    assert {path.name: path.stat().st_mtime_ns for path in room.glob("graph-*")} == before  # nothing was made again
+    assert not turn.exists()
+
+
+def test_the_turn_of_a_killed_process_is_free(start, tmp_path):
+    start()
+    room = tmp_path / "cache" / "native"
+    (choice,) = room.glob("choice-*.json")
+    turn = room / choice.stem.replace("choice-", "turn-")
+    turn.write_text('{"host": "here", "pid": 1, "since": "2026-01-01 00:00:00"}')
+    choice.unlink()
+    lines, _ = start()
+    assert not known(lines) and not any("is choosing" in line for line in lines) and not turn.exists()
 
 
 @pytest.mark.parametrize("harm", ["verdict cut", "verdict of another library", "graph gone"])

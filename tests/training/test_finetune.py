@@ -110,12 +110,15 @@ def test_a_tutored_run_changes_the_students_weights_and_adds_no_others(tmp_path,
     assert "dense" in (folder / "training" / "student.csv").read_text().splitlines()[0]
 
 
-def test_a_trained_checkpoint_has_no_threshold_of_other_weights(tmp_path, nano_folder):
+def test_a_trained_checkpoint_has_nothing_that_was_found_for_other_weights(tmp_path, nano_folder):
     stated = json.loads((nano_folder / "digseg.json").read_text())
-    (nano_folder / "digseg.json").write_text(json.dumps({**stated, "presence_threshold": -2.5}))
-    assert load_checkpoint(nano_folder).config.presence_threshold == -2.5
+    found = {"presence_threshold": -2.5, "image_size_max": 96, "licence": "MIT"}
+    (nano_folder / "digseg.json").write_text(json.dumps({**stated, **found}))
+    before = load_checkpoint(nano_folder).config
+    assert {name: getattr(before, name) for name in found} == found
     folder = finetune(str(nano_folder), tmp_path / "run", short_run(scenes=8, size=64), data="scenes:crops")
-    assert load_checkpoint(folder).config.presence_threshold is None
+    after = load_checkpoint(folder).config
+    assert {name: getattr(after, name) for name in found} == dict.fromkeys(found)
 
 
 def test_a_run_that_teaches_presence_beside_masks_adds_the_readout_and_learns_it_in_one_stage(tmp_path, nano_folder):

@@ -84,7 +84,7 @@ def shortened(words: list[str]) -> list[str]:
     more = SHORT[start][2:] if "--size" in told and start == "DIRECTORY" else SHORT[start]
     if "tiny-denoising" in told:
         more = [word.replace("backbone", "denoiser") for word in more]
-    return [*[word if word != "256" else "64" for word in words], *more, "--scale", "0.0001"]
+    return [*[word if word not in ("256", "384") else "64" for word in words], *more, "--scale", "0.0001"]
 
 
 def made_by(words: list[str]) -> Path | None:

@@ -23,6 +23,11 @@ class GraphBackend:
     precision = PLAIN.name  # that of the bundle, whose golden sample already allows for it
     _text_dtype: Any = np.float32  # what the folded text is given as
 
+    @property
+    def graph_dtype(self) -> Any:
+        """The type in which graphs are given text and encodings."""
+        return self._text_dtype
+
     def open(self, bundle: Bundle, make: Callable[[Bundle, GraphSpec], Any]) -> None:
         """Make every graph of a bundle ready to run."""
         self._profile = Profile.from_json(bundle.manifest["shapes"])  # None: free shapes

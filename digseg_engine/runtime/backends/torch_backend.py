@@ -103,12 +103,6 @@ def checkpoint_at(folder: Path) -> Any:
     return load_checkpoint(folder)
 
 
-def sizes(folder: Path) -> tuple[int, int]:
-    """(image size, stride) of a checkpoint."""
-    loaded = checkpoint_at(folder)
-    return int(loaded.config.image_size), int(loaded.stride)
-
-
 def cell(folder: Path) -> int:
     """Pixels of one logit of a checkpoint along a side."""
     from digseg_engine.model.autoencoder import latent_stride

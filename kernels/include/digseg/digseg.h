@@ -155,7 +155,7 @@ typedef struct digseg_image {
 
 typedef struct digseg_run_options {
   size_t struct_size;
-  int32_t size;    /* pixels of the longer side the model works at; 0: what it was trained or exported for */
+  int32_t size;    /* pixels of the longer side the model works at; 0: the picture's own within what the model is for, or what it was exported for */
   int32_t flags;   /* DIGSEG_TRUNCATE_PROMPTS, DIGSEG_ALL_PROMPTS or both (|) */
   float threshold; /* logit above which a pixel belongs to a mask; default 0 */
   int32_t labels;  /* default DIGSEG_LABELS_PARTS; a folded bundle shows the strongest, and refuses _SMALLEST */
