@@ -111,6 +111,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "loader": of_docs(report_docs.loader), "false-alarms": of_docs(report_docs.false_alarms),
     "precisions": of_docs(report_docs.precisions), "ablations": of_docs(report_docs.ablations),
     "leave-one-out": of_docs(report_docs.leave_one_out), "measured": of_docs(report_docs.measured),
+    "learning": of_docs(report_docs.learning), "working-sizes": of_docs(report_docs.working_sizes),
     "refinement": lambda: report_docs.refinement(figures),
     "speed-peers-256": peers(256), "speed-peers-352": peers(352),
     "speed-peers-slower": lambda: report_speed.slower(figures("speed-peers")),

@@ -87,6 +87,38 @@ def leave_one_out(figures: Figures) -> Table:
     return ["", "mean IoU", *names[1:]], lines
 
 
+def learning(figures: Figures) -> Table:
+    """What every method reaches on so many labelled pictures of a set; mean over seeds, lowest and highest where there are several."""
+    lines = figures("learn")["summary"]
+    places = list(dict.fromkeys((line["set"], line["pictures"]) for line in lines))
+    methods = list(dict.fromkeys(line["method"] for line in lines))
+    found = {(line["set"], line["pictures"], line["method"]): line for line in lines}
+
+    def cell(line: dict[str, Any] | None) -> str:
+        if line is None:
+            return "-"
+        spread = f" ({line['lowest']:.3f} to {line['highest']:.3f})" if line["seeds"] > 1 else ""
+        return f"{line['miou']:.3f}{spread}"
+
+    head = ["start", *(f"{name}, {count} pictures" for name, count in places)]
+    return head, [[method, *(cell(found.get((*place, method))) for place in places)] for method in methods]
+
+
+def working_sizes(figures: Figures) -> Table:
+    """Mean IoU by the rule that pictures are worked by."""
+    rows = figures("working-size")["rows"]
+    rules, sets = list(dict.fromkeys(row["rule"] for row in rows)), list(dict.fromkeys(row["set"] for row in rows))
+    found = {(row["set"], row["split"], row["rule"]): row["miou"] for row in rows}
+    head = ["worked at", *(f"{name}, {split}" for name in sets for split in ("val", "test"))]
+    said = {
+        rule: f"{low} px" if low == high else f"{low} to {high} px" for rule in rules for low, high in [rule.split("-")]
+    }
+    return head, [
+        [said[rule], *(f"{found[name, split, rule]:.3f}" for name in sets for split in ("val", "test"))]
+        for rule in rules
+    ]
+
+
 def refinement(figures: Figures) -> str:
     """A sentence: what the reference makes of the student's masks."""
     body = figures("refine")
