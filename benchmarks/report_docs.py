@@ -88,7 +88,7 @@ def leave_one_out(figures: Figures) -> Table:
 
 
 def learning(figures: Figures) -> Table:
-    """What every method reaches on so many labelled pictures of a set; mean over seeds, lowest and highest where there are several."""
+    """What every method reaches on so many labelled pictures of a set: mean over its seeds, lowest and highest."""
     lines = figures("learn")["summary"]
     places = list(dict.fromkeys((line["set"], line["pictures"]) for line in lines))
     methods = list(dict.fromkeys(line["method"] for line in lines))
