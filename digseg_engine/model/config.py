@@ -33,7 +33,8 @@ class StudentConfig:
     head_width: channels Co each prompt's map carries; detail_width: channels of the image stem (0: no stem);
     detail_blocks: residual blocks of the stem at each of its two resolutions;
     upsample: sub-pixel factor of the last layer, so logits have `upsample` x the latent resolution;
-    presence_width: channels of the presence readout (see `presence.py`; 0: none).
+    presence_width: channels of the presence readout (see `presence.py`; 0: none);
+    attention_pool: cells along a side that the trunk's finer self-attentions look at as one (see `pooled_attention.py`; 1: none).
     """
 
     width: int = 64
@@ -43,6 +44,7 @@ class StudentConfig:
     detail_blocks: int = 0
     upsample: int = 2
     presence_width: int = 0
+    attention_pool: int = 1
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -57,6 +59,8 @@ class StudentConfig:
                              f"{self.detail_blocks} with detail_width {self.detail_width}")  # fmt: skip
         if self.presence_width < 0:
             raise UsageError(f"student presence_width must be 0 or more, got {self.presence_width}")
+        if self.attention_pool not in (1, 2):
+            raise UsageError(f"student attention_pool must be 1 or 2, got {self.attention_pool}")
         if self.upsample not in (1, 2, 4):
             raise UsageError(f"student upsample must be 1, 2 or 4, got {self.upsample}")
 

@@ -7,7 +7,7 @@ After DiGSeg (arXiv 2604.24575, abstract) and Marigold's input layout [image 4 |
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -61,23 +61,26 @@ def run_unet(
     Returns the decoder features of every block, coarse to fine.
     """
 
-    def cross(block: nn.Module) -> dict[str, Tensor | None]:
+    def cross(block: nn.Module, hidden: Tensor) -> dict[str, Any]:
         if not getattr(block, "has_cross_attention", False):
             return {}
-        return {"encoder_hidden_states": text, "encoder_attention_mask": text_bias}
+        known = {"encoder_hidden_states": text, "encoder_attention_mask": text_bias}
+        told = {"cross_attention_kwargs": {"grid": hidden.shape[-2:]}} if getattr(block, "pooled", False) else {}
+        return {**known, **told}
 
     hidden = unet.conv_in(sample) if detail is None else unet.conv_in(sample) + detail
     skips: tuple[Tensor, ...] = (hidden,)
     for block in unet.down_blocks:
-        hidden, block_skips = block(hidden_states=hidden, temb=embedding, **cross(block))
+        hidden, block_skips = block(hidden_states=hidden, temb=embedding, **cross(block, hidden))
         skips += block_skips
     if unet.mid_block is not None:
-        hidden = unet.mid_block(hidden, embedding, **cross(unet.mid_block))
+        hidden = unet.mid_block(hidden, embedding, **cross(unet.mid_block, hidden))
     features = []
     for i, block in enumerate(unet.up_blocks):
         count = len(block.resnets)
         skips, block_skips = skips[:-count], skips[-count:]
-        hidden = block(hidden_states=hidden, res_hidden_states_tuple=block_skips, temb=embedding, **cross(block))
+        known = cross(block, hidden)
+        hidden = block(hidden_states=hidden, res_hidden_states_tuple=block_skips, temb=embedding, **known)
         if inject is not None:
             hidden = inject(i, hidden)
         features.append(hidden)

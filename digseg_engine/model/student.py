@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from digseg_engine.model.config import StudentConfig
 from digseg_engine.model.encoding import Layout
 from digseg_engine.model.mask_head import DetailStem, MaskHead, upsample_sum
+from digseg_engine.model.pooled_attention import pool_attention
 from digseg_engine.model.presence import CoarseScale, PresenceHead, meaning_of
 from digseg_engine.model.reference import decoder_strides, decoder_widths, grid_ratio, run_unet, time_embedding
 from digseg_engine.model.text_pathway import Slots, TextInjection, text_injection
@@ -52,6 +53,8 @@ class Student(nn.Module):
         self, unet: UNet2DConditionModel, config: StudentConfig, latent_stride: int, train_timesteps: int = 1000
     ) -> None:
         super().__init__()
+        if config.attention_pool > 1:
+            pool_attention(unet, config.attention_pool)
         self.unet = unet
         self.config = config
         self.last_timestep = train_timesteps - 1
