@@ -34,6 +34,7 @@ GIVEN = {
     "data/batches._mapped": "latents that can be made again, each marked when it is whole",
     "faults._kept_traceback": "a traceback in the system's folder",
     "resumed.answers": "memory, no file", "triton_repository._write_warm_up": "memory, no file",
+    "triton_repository._copy": "a repository's draft",
     "kept_stages.place": "a bundle's draft",
     "kept_stages.keep": "parts that count by their hashes, which are written last",
     "conversion.save": "a bundle's draft", "conversion._write": "a bundle's draft", "conversion.fix_shapes": "a bundle's draft",
