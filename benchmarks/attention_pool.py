@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "attention-pool.json")
     given = parser.parse_args(arguments)
     whole = load_checkpoint(find_start(given.checkpoint))
-    sides = {1: whole, 2: pooled(whole, 2)}
+    sides = {pool: pooled(whole, pool) for pool in (1, 2)}
     sets: list[tuple[Samples, int | None]] = [
         (LabelledPictures(f, count=given.count, split="val"), None) for f in given.data
     ]

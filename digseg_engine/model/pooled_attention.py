@@ -45,13 +45,15 @@ class CrossAttention(AttnProcessor2_0):
 
 
 def pool_attention(unet: UNet2DConditionModel, pool: int) -> None:
-    """Make the self-attentions of every block finer than the coarsest ones look at averages of pool x pool cells, in place."""
+    """Make the self-attentions of every block finer than the coarsest ones look at averages of pool x pool cells, in place;
+    1 takes that back."""
     for block in (*unet.down_blocks[:-1], *unet.up_blocks[1:]):
-        if not getattr(block, "has_cross_attention", False):
+        if not getattr(block, "has_cross_attention", False) or (pool == 1 and not getattr(block, "pooled", False)):
             continue
-        block.pooled = True  # `run_unet` tells it the grid
+        block.pooled = pool > 1  # `run_unet` tells it the grid
+        own: dict[str, Any] = {"attn1": PooledSelfAttention(pool), "attn2": CrossAttention()}
         for module in block.modules():
-            for name, processor in (("attn1", PooledSelfAttention(pool)), ("attn2", CrossAttention())):
+            for name, processor in own.items():
                 attention = getattr(module, name, None)
                 if isinstance(attention, Attention):
-                    attention.set_processor(processor)
+                    attention.set_processor(processor if pool > 1 else AttnProcessor2_0())

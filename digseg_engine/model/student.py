@@ -53,8 +53,7 @@ class Student(nn.Module):
         self, unet: UNet2DConditionModel, config: StudentConfig, latent_stride: int, train_timesteps: int = 1000
     ) -> None:
         super().__init__()
-        if config.attention_pool > 1:
-            pool_attention(unet, config.attention_pool)
+        pool_attention(unet, config.attention_pool)
         self.unet = unet
         self.config = config
         self.last_timestep = train_timesteps - 1
