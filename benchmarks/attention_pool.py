@@ -9,11 +9,9 @@ mean IoU with one label per pixel (no presence), and processor time of PyTorch f
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,21 +21,11 @@ from digseg_engine.evaluation.protocols import LabelledPictures, Samples, TestSc
 from digseg_engine.evaluation.score import evaluate
 from digseg_engine.files import write_json
 from digseg_engine.model.folder import find_start
-from digseg_engine.model.pretrained import Checkpoint, load_checkpoint, new_student
+from digseg_engine.model.pretrained import Checkpoint, load_checkpoint, with_attention_pool
 from digseg_engine.runtime.machine import processor
 from digseg_engine.worlds.scenes import DOMAINS
 
 RESULTS = Path(__file__).resolve().parent / "results"
-
-
-def pooled(checkpoint: Checkpoint, pool: int) -> Checkpoint:
-    """The same weights, with attention to averages of pool x pool cells."""
-    c = copy.copy(checkpoint)
-    c.config = replace(c.config, student=replace(c.config.student, attention_pool=pool))
-    c.student = new_student(copy.deepcopy(checkpoint.student.unet), c.config, c.vae)
-    c.student.load_state_dict(checkpoint.student.state_dict())
-    c.student.eval().requires_grad_(False)
-    return c
 
 
 def measure(checkpoint: Checkpoint, samples: Samples, size: int | None) -> dict[str, Any]:
@@ -54,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "attention-pool.json")
     given = parser.parse_args(arguments)
     whole = load_checkpoint(find_start(given.checkpoint))
-    sides = {pool: pooled(whole, pool) for pool in (1, 2)}
+    sides = {pool: with_attention_pool(whole, pool) for pool in (1, 2)}
     sets: list[tuple[Samples, int | None]] = [
         (LabelledPictures(f, count=given.count, split="val"), None) for f in given.data
     ]

@@ -53,7 +53,8 @@ from digseg_engine.training.objectives.text_to_image import Denoiser, TextToImag
 from digseg_engine.worlds.scenes import DOMAINS
 from digseg_engine.worlds.sources import cache_latents, scene_batches, scene_pools
 
-RESULTS = Path(__file__).resolve().parent / "results"
+OUTPUT = Path(__file__).resolve().parent / "results" / "learn.json"
+CHART = Path(__file__).resolve().parents[1] / "docs" / "learn.png"
 METHODS = ("nothing", "denoising", "labels", "bundled", "closed set", "ImageNet frozen", "ImageNet tuned")
 ALL = 0  # pictures: every one of the training split
 AUGMENT = ("colour",)
@@ -270,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=Budget.size)
     parser.add_argument("--test", type=int, default=Budget.test, help="test pictures of every set; 0: all")
     parser.add_argument("-o", "--folder", type=Path, required=True, help="pretrained trunks, latents, logs")
-    parser.add_argument("--output", type=Path, default=RESULTS / "learn.json")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
     given = parser.parse_args(arguments)
     budget = replace(Budget(), size=given.size, seconds=given.seconds, pretraining=given.pretraining, test=given.test)
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -292,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     body.update(summary=summary(rows), processor=processor(), threads=torch.get_num_threads(),
                                 torch=torch.__version__, date=str(date.today()))  # fmt: skip
                     write_json(given.output, body)
-                    draw(rows, given.output.with_suffix(".png"))
+                    draw(rows, CHART if given.output == OUTPUT else given.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from digseg_engine.console import note
 from digseg_engine.crash_points import reached
 from digseg_engine.errors import BundleError, OutputError, UsageError
 from digseg_engine.files import OWNED, abandoned, flush, flush_names, owned_name
+from digseg_engine.locks import CAN_LOCK, lock
 
 DRAFT = ".tmp-"  # in the name of a folder that is being filled
 ASIDE = ".tmp-old-"  # in the name of a folder that makes way
@@ -39,6 +40,32 @@ class Mark:
     what: str
     last: str
     foreign: Callable[[Path], str]
+
+
+def listing(
+    what: str, report: str, form: str, last: str | None = None, ignored: Callable[[str], bool] = lambda name: False
+) -> Mark:  # fmt: skip
+    """The mark of a folder whose JSON file `report`, of format `form`, lists the paths of all others under `files`, but for the
+    one that is written last (None: the report itself). ignored: names that others leave behind."""
+
+    def foreign(folder: Path) -> str:
+        try:
+            body = json.loads((folder / report).read_text(encoding="utf-8"))
+            listed = set(body["files"]) if body["format"] == form else set()
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            listed = set()
+        if not listed:
+            return f"its {report} is missing or not ours"
+        found = (name for name in files_of(folder) if not ignored(name))
+        extra = sorted(set(found) - {*listed, report, last})
+        return f"it also holds {extra[0]!r}" if extra else ""
+
+    return Mark(what, last or report, foreign)
+
+
+def files_of(folder: Path) -> Iterator[str]:
+    """The paths of all files and links in a folder, with slashes."""
+    return (p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir() or p.is_symlink())
 
 
 @contextmanager
@@ -256,19 +283,13 @@ def _swap(draft: Path, target: Path) -> None:
 def turn(parent: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Writers into one folder take turns where the system can lock a folder; the lock leaves no file and dies with us. `waits`
     is called when another one has it."""
-    try:
-        import fcntl
-    except ImportError:
+    if not CAN_LOCK:
         yield
         return
     handle = os.open(parent, os.O_RDONLY)
     try:
         with suppress(OSError):  # a network file system without locks
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waits()
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            lock(handle, waits)
         yield
     finally:
         os.close(handle)

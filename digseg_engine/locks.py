@@ -15,6 +15,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    CAN_LOCK = False
+else:
+    CAN_LOCK = True
+
 LARGEST = 4096  # bytes of a lock file
 _held: set[int] = set()  # handles of locks that this process has
 
@@ -66,27 +73,34 @@ def alone(path: Path, waits: Callable[[str], None] = lambda who: None) -> Iterat
             os.pwrite(handle, json.dumps(asdict(Holder.me())).encode(), 0)
         yield True
     finally:
-        _held.discard(handle)
-        os.close(handle)
+        if handle in _held:  # a copy of this process has closed it, and may have given its number to another file
+            _held.remove(handle)
+            os.close(handle)
+
+
+def lock(handle: int, waits: Callable[[], None]) -> None:
+    """Have the lock of an open file or folder; `waits` is called when another one has it. Raises OSError where there are none."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        waits()
+        fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def _locked(path: Path, waits: Callable[[str], None]) -> int | None:
     """A handle of the file at `path` with its lock; None where there are no locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
     said = False
-    while True:
+
+    def say() -> None:
+        nonlocal said
+        if not said:
+            waits(str(Holder.of(path) or "another process"))
+        said = True
+
+    while CAN_LOCK:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not said:
-                    waits(str(Holder.of(path) or "another process"))
-                said = True
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            lock(handle, say)
             if _is_still(handle, path):
                 return handle
         except BaseException as error:
@@ -95,6 +109,7 @@ def _locked(path: Path, waits: Callable[[str], None]) -> int | None:
                 return None
             raise
         os.close(handle)  # whoever had it has removed the file: another one may have made it anew
+    return None
 
 
 def _is_still(handle: int, path: Path) -> bool:

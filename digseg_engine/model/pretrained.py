@@ -117,6 +117,15 @@ def add_presence(checkpoint: Checkpoint, width: int) -> None:
     checkpoint.student.load_state_dict(old.state_dict(), strict=False)
 
 
+def with_attention_pool(checkpoint: Checkpoint, pool: int) -> Checkpoint:
+    """The same weights in a student of its own whose attention looks at averages of pool x pool cells (`pooled_attention.py`)."""
+    config, old = checkpoint.config, checkpoint.student
+    config = replace(config, student=replace(config.student, attention_pool=pool))
+    student = new_student(copy.deepcopy(old.unet), config, checkpoint.vae).eval().requires_grad_(False)
+    student.load_state_dict(old.state_dict())
+    return replace(checkpoint, config=config, student=student)
+
+
 def save_checkpoint(
     checkpoint: Checkpoint, tokenizer_json: str, folder: Path, add_files: Callable[[Path], object] | None = None
 ) -> None:  # fmt: skip

@@ -80,7 +80,7 @@ def choice_table(
     Measured afresh, and remembered: `Engine.load` uses this verdict from now on.
     """
     source = replace(open_source(model, checkpoint), engines=engines)
-    return measure(source, Task(size or source.working_size, batch, prompts))
+    return measure(source, Task(size or source.usual_side, batch, prompts))
 
 
 def write_tables(path: Path, model: Path, verdicts: list[Verdict]) -> None:

@@ -91,13 +91,13 @@ class Engine:
         source = open_source(find_model(model), checkpoint, signer)
         plans = None if engines is None else Path(engines)
         source = replace(source, threads=threads, device=device, engines=plans).with_work(
-            pictures, size or source.working_size
+            pictures, size or source.usual_side
         )
         from digseg_engine.runtime.choice import Task, choose, named
 
         if backend != "auto":
             return cls(source, named(known[backend], source))
-        verdict, chosen = choose(source, Task(size or source.working_size, batch, prompts))
+        verdict, chosen = choose(source, Task(size or source.usual_side, batch, prompts))
         wanted = ("tensorrt-rtx",) if plans else ()  # whoever names plans is told why they do not run
         wrong = [row for row in verdict.rows if not row.right and (row.usable or row.backend in wanted)]
         return cls(source, chosen, tuple(f"{row.backend}: {row.reason}" for row in wrong))

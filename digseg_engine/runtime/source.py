@@ -197,7 +197,7 @@ class Source:
                               "export the bundle again") from error  # fmt: skip
 
     @property
-    def working_size(self) -> int:
+    def usual_side(self) -> int:
         """Pixels of the longer side that backends are measured at by default."""
         return self.size.usual if self.profile is None else self.profile.usual_side
 

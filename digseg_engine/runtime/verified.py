@@ -61,7 +61,7 @@ def verify_bundle(folder: Path, signer: Signer | None = None) -> Verified:
         raise UsageError(
             f"{folder} is a checkpoint; expected a bundle, as `digseg-export` writes it; score it with `digseg eval`"
         )
-    task = Task(source.working_size)
+    task = Task(source.usual_side)
     asked = [kind for kind in kinds().values() if kind.needs == "bundle"]
     rows = tuple(assess(kind, look(kind, source), source, task, timed=False) for kind in asked)
     return Verified(source, _signed(source, signer), rows)

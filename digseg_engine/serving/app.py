@@ -151,7 +151,7 @@ class Service:
     def served(self) -> dict[str, Any]:
         models = [
             {"name": name, "sha256": engine.source.digest if engine.source.bundle is None else engine.source.bundle.digest,
-             "backend": engine.backend.detail, "working_size": engine.source.working_size,
+             "backend": engine.backend.detail, "working_size": engine.source.usual_side,
              "vocabulary": list(engine.vocabulary) or None}
             for name, engine in self.engines.items()
         ]  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from digseg_engine.files import write_json
-from digseg_engine.folders import Mark
+from digseg_engine.folders import listing
 
 if TYPE_CHECKING:
     from digseg_engine.model.pretrained import Checkpoint
@@ -17,24 +17,8 @@ if TYPE_CHECKING:
 MARKER, REPORT = "model_index.json", "verification.json"
 FORMAT = "digseg.diffusers/1"
 
-
-def _foreign(folder: Path) -> str:
-    """What in a folder is not of our layout: any diffusers model has a `model_index.json`, ours alone has our report."""
-    try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        listed = set(report["files"]) if report["format"] == FORMAT else set()
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        listed = set()
-    if not listed:
-        return f"its {REPORT} is missing or not ours"
-    found = {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()
-    }
-    extra = sorted(found - {*listed, REPORT, MARKER})
-    return f"it also holds {extra[0]!r}" if extra else ""
-
-
-MARK = Mark("an exported reference", MARKER, _foreign)
+# any diffusers model has a `model_index.json`, ours alone has our report
+MARK = listing("an exported reference", REPORT, FORMAT, last=MARKER)
 
 
 def write_configurations(

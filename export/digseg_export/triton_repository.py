@@ -8,11 +8,9 @@ those.
 from __future__ import annotations
 
 import io
-import json
 import re
 import shutil
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from digseg_engine import __version__
 from digseg_engine.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle
 from digseg_engine.errors import UsageError
 from digseg_engine.files import write_bytes, write_json, write_text
-from digseg_engine.folders import Mark, check_target, writing
+from digseg_engine.folders import check_target, files_of, listing, writing
 from digseg_engine.named import find_model
 from digseg_engine.serving.triton_graphs import model_name
 from digseg_export.progress import Progress
@@ -68,24 +66,7 @@ class Repository:
         return {"folder": str(self.folder), "bundle": self.bundle, "models": list(self.models), "bytes": self.bytes}
 
 
-def _foreign(folder: Path) -> str:
-    """What in a folder is not of a repository of ours; what Python compiles beside a model does not count."""
-    try:
-        body = json.loads((folder / LISTED).read_text(encoding="utf-8"))
-        listed = set(body["files"]) if body["format"] == FORMAT else set()
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        listed = set()
-    if not listed:
-        return f"its {LISTED} is missing or not ours"
-    extra = sorted(name for name in set(_files(folder)) - {*listed, LISTED} if "/__pycache__/" not in name)
-    return f"it also holds {extra[0]!r}" if extra else ""
-
-
-def _files(folder: Path) -> Iterator[str]:
-    return (p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir() or p.is_symlink())
-
-
-MARK = Mark("a repository of `--triton-repository`", LISTED, _foreign)
+MARK = listing("a repository of `--triton-repository`", LISTED, FORMAT, ignored=lambda name: "/__pycache__/" in name)
 
 
 class RepositoryBuilder:
@@ -133,7 +114,7 @@ def write_repository(bundle: Bundle, plan: Plan, output: Path) -> Repository:
         if plan.backend == TENSORRT:
             write_text(folder / PLANS, plans_script(bundle, plan))
         models = (*plan.models.values(), *(model_name(plan.name, graph) for graph in graphs))
-        sizes = {path: (folder / path).stat().st_size for path in sorted(_files(folder))}
+        sizes = {path: (folder / path).stat().st_size for path in sorted(files_of(folder))}
         about = {"format": FORMAT, "version": __version__, "bundle": {"name": plan.name, "sha256": bundle.digest},
                  "backend": plan.backend, "device": plan.device, "models": list(models), "files": sizes}  # fmt: skip
         write_json(folder / LISTED, about, sort_keys=True)

@@ -8,7 +8,6 @@ file is taken by its SHA-256.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 import tarfile
@@ -25,7 +24,7 @@ from digseg_engine import __version__
 from digseg_engine.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle
 from digseg_engine.errors import BackendError, MissingPackageError, OutputError, UsageError
 from digseg_engine.files import write_bytes, write_json
-from digseg_engine.folders import Mark, check_target, writing
+from digseg_engine.folders import check_target, files_of, listing, writing
 from digseg_engine.named import SHIPPED_BUNDLE, find_model
 from digseg_engine.runtime.saving import PALETTE
 from digseg_engine.serving.page_files import MODULE
@@ -62,24 +61,7 @@ class Site:
     loaded: int
 
 
-def _foreign(folder: Path) -> str:
-    """What in a folder is not of a site of ours."""
-    try:
-        body = json.loads((folder / LISTED).read_text(encoding="utf-8"))
-        listed = set(body["files"]) if body["format"] == FORMAT else set()
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        listed = set()
-    if not listed:
-        return f"its {LISTED} is missing or not ours"
-    extra = sorted(set(_files(folder)) - {*listed, LISTED})
-    return f"it also holds {extra[0]!r}" if extra else ""
-
-
-def _files(folder: Path) -> Iterator[str]:
-    return (p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir() or p.is_symlink())
-
-
-MARK = Mark("a page of `--target web`", LISTED, _foreign)
+MARK = listing("a page of `--target web`", LISTED, FORMAT)
 
 
 def default_site(bundle: Path) -> Path:
@@ -132,7 +114,7 @@ def write_site(bundle: Bundle, runtime: dict[str, bytes], output: Path) -> Site:
         for file in (MANIFEST, SIGNATURE):
             if (bundle.folder / file).is_file():
                 shutil.copyfile(bundle.folder / file, model / file)
-        sizes = {path: (folder / path).stat().st_size for path in sorted(_files(folder))}
+        sizes = {path: (folder / path).stat().st_size for path in sorted(files_of(folder))}
         weights = sum(size for path, size in sizes.items() if path.startswith("models/"))
         about = {
             "format": FORMAT, "version": __version__, "runtime": {"name": RUNTIME, "version": VERSION, "licence": "MIT"},

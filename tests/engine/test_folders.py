@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from test_bundle import BODY, made  # noqa: F401
 
+from digseg_engine import folders
 from digseg_engine.bundle import MANIFEST, check_target, finish, open_bundle, writing
 from digseg_engine.errors import DigsegError, OutputError, UsageError
 from digseg_engine.folders import check_output, check_output_file
@@ -140,7 +141,7 @@ def test_a_failed_swap_puts_the_old_one_back(made, monkeypatch, failure):  # noq
 @pytest.mark.parametrize("there", [True, False])
 def test_of_several_writers_one_stays_and_the_others_are_whole_or_refused(tmp_path, monkeypatch, locks, there):
     if not locks:
-        monkeypatch.setitem(sys.modules, "fcntl", None)
+        monkeypatch.setattr(folders, "CAN_LOCK", False)
     for trial in range(6):
         target, said = tmp_path / str(trial) / "b", []
         target.parent.mkdir()

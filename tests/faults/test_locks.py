@@ -23,9 +23,9 @@ from pathlib import Path
 from digseg_engine.locks import alone
 with alone(Path(sys.argv[1])):
     if sys.argv[2] == "fork" and os.fork() == 0:
-        print("forked", os.getpid(), flush=True)
+        os.write(1, b"forked %d\\n" % os.getpid())  # at once: two processes write to one pipe
         time.sleep(60)
-    print("held", flush=True)
+    os.write(1, b"held\\n")
     time.sleep(60)
 """
 EXPORT = """
@@ -64,6 +64,24 @@ def test_a_killed_holder_has_it_no_more_and_its_copies_never_had(tmp_path):
     finally:
         os.kill(int(said["forked"]), signal.SIGKILL)
         first.communicate()
+
+
+def test_a_copy_that_leaves_the_block_closes_no_file_of_its_own(tmp_path):
+    code = """
+import os, sys
+from pathlib import Path
+from digseg_engine.locks import alone
+with alone(Path(sys.argv[1])):
+    if (child := os.fork()) == 0:
+        mine = os.open(sys.argv[1], os.O_RDONLY)  # gets the number of the lock's handle, which the copy has closed
+if child == 0:
+    os.fstat(mine)
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = program(code, tmp_path / "lock")
+    _, said = done.communicate(timeout=60)
+    assert done.returncode == 0, said
 
 
 def test_the_second_one_waits_and_is_told_who_has_it(tmp_path):

@@ -1,6 +1,5 @@
 """Self-attention to averaged cells: the formula, the places where it stands, and the road to a bundle."""
 
-import copy
 from dataclasses import replace
 
 import numpy as np
@@ -13,16 +12,7 @@ from digseg_engine.errors import UsageError
 from digseg_engine.evaluation.predictors import student_predictor
 from digseg_engine.model.folding import fold_student
 from digseg_engine.model.pooled_attention import CrossAttention, PooledSelfAttention
-from digseg_engine.model.pretrained import load_checkpoint, new_student, save_checkpoint
-
-
-def pooled(checkpoint, pool=2):
-    c = copy.copy(checkpoint)
-    c.config = replace(c.config, student=replace(c.config.student, attention_pool=pool))
-    c.student = new_student(copy.deepcopy(checkpoint.student.unet), c.config, c.vae)
-    c.student.load_state_dict(checkpoint.student.state_dict())
-    c.student.eval().requires_grad_(False)
-    return c
+from digseg_engine.model.pretrained import load_checkpoint, save_checkpoint, with_attention_pool
 
 
 def test_every_cell_looks_at_averages_of_four():
@@ -40,7 +30,7 @@ def test_every_cell_looks_at_averages_of_four():
 
 
 def test_only_blocks_finer_than_the_coarsest_are_pooled_and_the_reference_is_not(tiny):
-    unet = pooled(tiny).student.unet
+    unet = with_attention_pool(tiny, 2).student.unet
     kinds = {name: type(processor) for name, processor in unet.attn_processors.items()}
     fine = {name for name in kinds if name.startswith(("down_blocks.1", "up_blocks.1"))}
     assert fine and {kinds[name] for name in fine if "attn1" in name} == {PooledSelfAttention}
@@ -48,13 +38,13 @@ def test_only_blocks_finer_than_the_coarsest_are_pooled_and_the_reference_is_not
     others = {kind for name, kind in kinds.items() if name not in fine}
     assert others and not others & {PooledSelfAttention, CrossAttention}
     assert not {type(p) for p in tiny.reference.unet.attn_processors.values()} & {PooledSelfAttention, CrossAttention}
-    plain = pooled(tiny, 1).student.unet
+    plain = with_attention_pool(tiny, 1).student.unet
     assert not {type(p) for p in plain.attn_processors.values()} & {PooledSelfAttention, CrossAttention}
 
 
 def test_a_constant_picture_is_seen_alike(tiny):
     z = torch.zeros(1, 4, 32, 48)  # averages of equal cells are the cells
-    plain, few = pooled(tiny, 1).student, pooled(tiny).student
+    plain, few = with_attention_pool(tiny, 1).student, with_attention_pool(tiny, 2).student
     with torch.no_grad():
         inner = slice(4, -4)
         for a, b in zip(plain.trunk(z), few.trunk(z)):
@@ -67,7 +57,7 @@ def test_a_constant_picture_is_seen_alike(tiny):
 def test_a_pooled_checkpoint_is_kept_folded_and_exported(nano, raw_tokenizer, tmp_path):
     from digseg_export.publish import export_bundle
 
-    c = pooled(nano)
+    c = with_attention_pool(nano, 2)
     save_checkpoint(c, raw_tokenizer.to_str(), tmp_path / "checkpoint")
     loaded = load_checkpoint(tmp_path / "checkpoint")
     assert loaded.config.student.attention_pool == 2
