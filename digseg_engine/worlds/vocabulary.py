@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import product
 
@@ -11,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from digseg_engine.worlds.pool import TRAIN_NAMES
 from digseg_engine.worlds.scenes import phrase
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+START, END, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
 # CLIP's split: contractions, runs of letters, single digits, runs of anything else.
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 COMMON = [
@@ -52,29 +53,45 @@ def corpus(seed: int = 0, words: Sequence[str] = ()) -> list[str]:
 
 
 def train_tokenizer(vocab_size: int, words: Sequence[str] = ()) -> Tokenizer:
-    """A tokenizer whose JSON form any `tokenizers` runtime loads: lower-cased, start and end tokens added.
+    """A tokenizer whose JSON form any `tokenizers` runtime loads: lower-cased, start and end tokens added; always the same.
 
     words: more of them beside the generator's, commonest first.
 
     Truncation is left to the caller: a prompt that does not fit is an error, never silently shortened.
     """
-    tokenizer = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>", fuse_unk=False))
+    tokenizer = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix=SUFFIX, fuse_unk=False))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(SPLIT), behavior="removed", invert=True), pre_tokenizers.ByteLevel(False)]
     )
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    texts = corpus(words=words) + [f"{character} " for character in alphabet]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[START, END],
-        initial_alphabet=sorted(alphabet),
-        end_of_word_suffix="</w>",
+        special_tokens=[START, END, *_last_letters(tokenizer, texts)],
+        initial_alphabet=alphabet,
+        end_of_word_suffix=SUFFIX,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus(words=words) + [f"{character} " for character in sorted(alphabet)], trainer)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = _plain_letters(tokenizer)
     tokenizer.decoder = decoders.ByteLevel()
     ends = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ends)
     return tokenizer
+
+
+def _last_letters(tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
+    """Every letter that ends a word, as the trainer knows it. It numbers them in the order of a hash table that differs from run
+    to run, and breaks ties between merges by these numbers, unless it is given them beforehand."""
+    split, normal = tokenizer.pre_tokenizer.pre_tokenize_str, tokenizer.normalizer.normalize_str
+    return sorted({f"{piece[-1]}{SUFFIX}" for text in set(texts) for piece, _ in split(normal(text))})
+
+
+def _plain_letters(tokenizer: Tokenizer) -> Tokenizer:
+    """Without what `_last_letters` made special tokens of ordinary ones."""
+    body = json.loads(tokenizer.to_str())
+    body["added_tokens"] = [token for token in body["added_tokens"] if token["content"] in (START, END)]
+    return Tokenizer.from_str(json.dumps(body))
