@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+import digseg_engine  # noqa: F401 - turns ONNX Runtime's telemetry off; nothing else of it is loaded
+
 NAMES = ("image", "text", "masks")
 TOKENS = 5  # of a prompt, start and end included: "thing 12"
 

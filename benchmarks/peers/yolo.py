@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+import digseg_engine  # noqa: F401 - turns ONNX Runtime's telemetry off; nothing else of it is loaded
 from benchmarks.peers.flops import count
 from benchmarks.peers.parts import session
 

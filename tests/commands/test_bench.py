@@ -193,12 +193,12 @@ def test_steps_are_of_all_pictures_together():
     assert kept == [{"encode": 6.0}, {"encode": 2.0}]
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc here")
 def test_a_peak_is_that_since_it_was_forgotten():
     held = np.ones(64 << 20, np.uint8)
     high = peak_bytes()
     del held
-    forget_peak()
+    if not forget_peak():
+        pytest.skip("this system does not forget a peak")
     assert peak_bytes() < high - (48 << 20)
 
 

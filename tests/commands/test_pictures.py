@@ -156,9 +156,9 @@ def test_what_is_not_found_is_said_with_what_is(room, bundle):
 
 
 def test_a_picture_far_larger_than_the_working_size_gets_a_hint(room, bundle):
-    Image.fromarray(scene(0, "aerial", 800, "demo").image).save(room / "large.png")
+    Image.fromarray(scene(0, "aerial", 1200, "demo").image).save(room / "large.png")
     done = segment(room, bundle, "large.png", "-p", "road")
-    hint = "worked at 256 px, the picture has 800; try a larger size"
+    hint = "worked at 384 px, the picture has 1200; try a larger size"
     assert f"digseg: {hint}" in done.stderr and hint not in done.stdout
     assert hint in json.loads((room / "out" / "large.json").read_text())["notes"][0]
     assert "larger size" not in segment(room, bundle, "large.png", "-p", "road", "--imgsz", "512").stderr

@@ -83,8 +83,8 @@ def test_it_finds_what_onnxruntime_finds_at_any_shape(engine, usual):
         for prompts in (PROMPTS, PROMPTS[:1], PROMPTS * 3):
             got, want = (each.segment(picture, prompts, 64) for each in (engine, usual))
             assert relative(got.logits, want.logits) < 5e-3
-            union = (got.masks | want.masks).sum()
-            assert union < 100 or (got.masks & want.masks).sum() / union > 0.99
+            union, differ = (got.masks | want.masks).sum(), (got.masks != want.masks).sum()
+            assert differ <= max(10, 0.01 * union)  # of small masks the border is much
     several = engine.segment_batch(pictures(4), PROMPTS, 64)
     for one, picture in zip(several, pictures(4)):
         assert relative(one.logits, usual.segment(picture, PROMPTS, 64).logits) < 5e-3

@@ -11,7 +11,7 @@ from pico_exports import *  # noqa: F403
 from digseg_engine.errors import VerificationError
 from digseg_engine.precisions import Limits, spec_of
 from digseg_engine.vocabulary import Vocabulary
-from digseg_export import conversion, folded, kept_stages, publish, resumed, to_onnx
+from digseg_export import conversion, folded, kept_stages, parallel_trace, publish, resumed, to_onnx
 from digseg_export.export_key import checkpoint_hashes, export_key
 from digseg_export.kept_stages import Stages, one_export, room_of
 from digseg_export.publish import Options, export_bundle
@@ -37,6 +37,7 @@ def done(traced, monkeypatch):
         return copy
 
     monkeypatch.setattr(to_onnx, "export_graph", counted("trace", trace))
+    monkeypatch.setattr(parallel_trace, "second_core", lambda: False)  # nobody counts in a copy of this process
     monkeypatch.setattr(conversion.Conversion, "measure", counted("measure", conversion.Conversion.measure))
     monkeypatch.setattr(conversion.Conversion, "write", counted("convert", conversion.Conversion.write))
     for name in ("samples", "verify", "choose_threshold", "write_labels_graph", "verify_labels", "prove"):

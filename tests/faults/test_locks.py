@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from programs import LIMIT
 
 from digseg_engine import locks
 from digseg_engine.contract import MASK_DECODER
@@ -80,7 +81,7 @@ if child == 0:
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     done = program(code, tmp_path / "lock")
-    _, said = done.communicate(timeout=60)
+    _, said = done.communicate(timeout=LIMIT)
     assert done.returncode == 0, said
 
 
