@@ -21,6 +21,7 @@ def run(
     model: Path | None, data: str, layout: str | None, split: str | None, count: int | None, seed: int, size: int | None,
     reference_steps: tuple[int, ...], slide: bool, short_side: int | None, scales: tuple[float, ...], flip: bool,
     protocol: str | None, wordings: bool, report: Path | None, device: str | None,
+    backend: str | None,
 ) -> None:  # fmt: skip
     check_data(data)
     if protocol is not None and not Path(data).is_dir():
@@ -42,7 +43,9 @@ def run(
     preset = None if protocol is None else read_protocol(protocol)
     if count is None:
         count = 100 if preset is None else EVERY
-    asked = Request(model, data, count, size, reference_steps, layout, split, device, seed, views, preset, wordings)
+    asked = Request(
+        model, data, count, size, reference_steps, layout, split, device, seed, views, preset, wordings, backend
+    )
     score_model(asked, report)
 
 
@@ -108,6 +111,8 @@ COMMAND = Command(
         Option("--reference-steps", "score the reference with so many steps instead of the student; several, as 1,2,4,8, in "
                "one table and report", kind=steps_listed, default=(), shown="the student", metavar="N,...",
                expects="whole numbers of at least 1 such as 1,2,4,8"),
+        Option("--backend", "of a bundle: a name that `digseg doctor` lists", shown="measured, as in `digseg segment`",
+               metavar="NAME"),
         Option("--device", "cpu, cuda or cuda:1", shown="cpu; of a bundle, its backend's", metavar="NAME"),
         Option("--report", "write all figures to this .json, with .csv and .png", kind=Path, metavar="FILE"),
     ),

@@ -67,18 +67,23 @@ def predictor(ask: Ask, size: Size, stride: int, views: Views = WHOLE) -> Predic
 
 def choose_predictors(
     model: Path | None, reference_steps: Sequence[int] = (), size: int | None = None, device: str | None = None,
-    views: Views = WHOLE,
+    views: Views = WHOLE, backend: str | None = None,
 ) -> tuple[dict[int, Predict], str, WorkingSize]:  # fmt: skip
     """({steps: predictor}, what they are, working size) for a checkpoint or bundle directory; None = the bundled checkpoint.
 
     reference_steps: of the reference, one predictor for each; none is the student, under the key 0. device: "cpu", "cuda",
-    "cuda:1"; None is the CPU for a checkpoint and the engine's choice for a bundle. Raises UsageError for one that is not there.
+    "cuda:1"; None is the CPU for a checkpoint and the engine's choice for a bundle. backend: of a bundle alone; None is "auto".
+    Raises UsageError for a device that is not there, and for what the model cannot have.
     """
     if model is not None and (model / MANIFEST).is_file():
         if reference_steps:
             raise UsageError("--reference-steps needs a checkpoint; a bundle holds the student only")
         working = working_size(read_manifest(model)) if size is None else WorkingSize(size, size)
-        return {0: bundle_predictor(model, working, device, views)}, f"bundle {model.name}", working
+        predict = bundle_predictor(model, working, device, views, backend or "auto")
+        return {0: predict}, f"bundle {model.name}" + (f", {backend}" if backend else ""), working
+    if backend is not None:
+        raise UsageError(f"--backend {backend} runs bundles, and {(model or BUNDLED).name} is a checkpoint; export it first, or "
+                         "leave --backend out")  # fmt: skip
     checkpoint = on_device(load_checkpoint(model), device or "cpu")
     name, working = (model or BUNDLED).name, checkpoint.config.working_size if size is None else WorkingSize(size, size)
     if reference_steps:
@@ -170,12 +175,14 @@ def reference_predictor(
     return predictor(ask, size or checkpoint.config.working_size, checkpoint.stride, views)
 
 
-def bundle_predictor(folder: Path, size: Size, device: str | None = None, views: Views = WHOLE) -> Predict:
+def bundle_predictor(
+    folder: Path, size: Size, device: str | None = None, views: Views = WHOLE, backend: str = "auto"
+) -> Predict:
     """An exported bundle through the engine's own runtime."""
     from digseg_engine.runtime.engine import Engine
     from digseg_engine.runtime.pipeline import picture_logits, picture_map
 
-    engine = Engine.load(folder, device=device)
+    engine = Engine.load(folder, backend, device=device)
     names = engine.source.vocabulary
 
     def ask_map(image: Rgb, prompts: list[str], longer: int) -> Said:

@@ -99,6 +99,7 @@ class Request:
     views: Views = WHOLE
     protocol: Protocol | None = None
     wordings: bool = False
+    backend: str | None = None
 
     def samples(self, size: int) -> list[Samples]:
         """The test sets, with `wordings` each in other words too. Raises UsageError or InputError."""
@@ -123,7 +124,7 @@ class Request:
             "model": name, "data": self.data, "pictures": {s.name: len(s) for s in sets}, "size": size.usual,
             "size_max": size.largest,
             "views": asdict(self.views), "seed": self.seed, "reference_steps": list(self.reference_steps),
-            "device": self.device or "cpu", "torch": torch.__version__,
+            "device": self.device or "cpu", "backend": self.backend, "torch": torch.__version__,
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
             "notes": [said for s in sets for said in s.notes], "false_alarm_pixels": FALSE_PIXELS,
         }  # fmt: skip
@@ -136,7 +137,7 @@ def score_model(request: Request, report: Path | None = None) -> dict[str, Score
     request = replace(request, views=views)
     with telling():
         predictors, name, working = choose_predictors(
-            request.model, request.reference_steps, request.size, request.device, views
+            request.model, request.reference_steps, request.size, request.device, views, request.backend
         )
     sets = request.samples(working.usual)
     for samples in sets:

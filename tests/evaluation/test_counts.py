@@ -13,7 +13,7 @@ import torch
 from digseg_engine.commands import eval as command
 from digseg_engine.data.datasets import open_dataset
 from digseg_engine.data.wordings import encode_text
-from digseg_engine.errors import UsageError
+from digseg_engine.errors import BackendError, UsageError
 from digseg_engine.evaluation.metrics import FALSE_PIXELS, Score, labels_of
 from digseg_engine.evaluation.outlines import band_counts, outline_band
 from digseg_engine.evaluation.predictors import (
@@ -24,8 +24,10 @@ from digseg_engine.evaluation.predictors import (
     student_logits,
 )
 from digseg_engine.evaluation.protocols import LabelledPictures, held_out_split
+from digseg_engine.evaluation.score import Request
 from digseg_engine.evaluation.tables import class_table
 from digseg_engine.runtime.labels import Rules, label
+from digseg_engine.working_size import WorkingSize
 from tests.evaluation.pieces import largest_piece
 from tests.training.dataset_trees import grey, label_map, picture
 
@@ -142,6 +144,15 @@ def test_a_device_that_is_not_there_is_refused(nano, nano_folder):
     with pytest.raises(UsageError, match="device 'abacus' cannot be used"):
         choose_predictors(nano_folder, device="abacus")
     assert on_device(nano, "cpu") is nano
+
+
+def test_a_backend_is_for_bundles_and_is_named_in_the_report(nano_folder, nano_models):
+    with pytest.raises(UsageError, match="--backend openvino runs bundles, and nano is a checkpoint; export it first"):
+        choose_predictors(nano_folder, backend="openvino")
+    with pytest.raises(BackendError, match="abacus"):
+        choose_predictors(nano_models.fp32, backend="abacus")
+    assert choose_predictors(nano_models.fp32, backend="onnxruntime")[1].endswith(", onnxruntime")
+    assert Request(backend="onnxruntime").about("m", WorkingSize(64, 64), [])["backend"] == "onnxruntime"
 
 
 def folders(root, *splits, count=1):
