@@ -59,6 +59,17 @@ def precisions(figures: Figures) -> Table:
     return ["", "largest loss of any test set, points of mIoU", "weights against fp32"], lines
 
 
+def int8_on_cpus(figures: Figures) -> Table:
+    rows = figures("int8-cpu")["rows"]
+    found = {(row["backend"], row["bundle"], row["prompts"]): row for row in rows}
+    counts = list(dict.fromkeys(row["prompts"] for row in rows))
+    lines = []
+    for backend in dict.fromkeys(row["backend"] for row in rows):
+        pairs = [(found[backend, "float", k], found[backend, "int8", k]) for k in counts]
+        lines.append([f"`{backend}`", *(f"{a['ms']:.1f} -> {b['ms']:.1f} ({b['float_over_int8']:.2f} x)" for a, b in pairs)])
+    return ["fp16 bundle -> int8 bundle, ms", *(f"K = {k}" for k in counts)], lines
+
+
 def ablations(figures: Figures) -> Table:
     rows = figures("ablations")["table"]
     lines, before = [], ""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import kept_traces
 import pytest
 from programs import run_program
 
@@ -65,6 +66,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     asking = [item for item in items if BUNDLE_FIXTURES & set(getattr(item, "fixturenames", ()))]
     last = {id(item) for item in asking[1:]}
     items[:] = asking[:1] + [item for item in items if item not in asking[:1] and id(item) not in last] + asking[1:]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before all fixtures: see `kept_traces`."""
+    base = item.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+    folder = (base.parent if base.name.startswith("popen-") else base) / "traces"
+    kept_traces.prepare(item.get_closest_marker("traces_anew") is not None, folder)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from digseg_export import parallel_trace as module
 from digseg_export.parallel_trace import parallel_trace, second_core
 from digseg_export.to_onnx import example_inputs, export_text_encoder
 
+pytestmark = pytest.mark.traces_anew
+
 
 @pytest.mark.skipif(not second_core(), reason="one core: nothing is made beside anything")
 @pytest.mark.slow
