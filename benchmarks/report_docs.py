@@ -66,7 +66,9 @@ def int8_on_cpus(figures: Figures) -> Table:
     lines = []
     for backend in dict.fromkeys(row["backend"] for row in rows):
         pairs = [(found[backend, "float", k], found[backend, "int8", k]) for k in counts]
-        lines.append([f"`{backend}`", *(f"{a['ms']:.1f} -> {b['ms']:.1f} ({b['float_over_int8']:.2f} x)" for a, b in pairs)])
+        lines.append(
+            [f"`{backend}`", *(f"{a['ms']:.1f} -> {b['ms']:.1f} ({b['float_over_int8']:.2f} x)" for a, b in pairs)]
+        )
     return ["fp16 bundle -> int8 bundle, ms", *(f"K = {k}" for k in counts)], lines
 
 
