@@ -43,25 +43,27 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     across = min(2, max(1, len(shown)))
     down = -(-max(1, len(shown)) // across)
     figure, grid = pyplot.subplots(
-        down, across, figsize=(6.6 * across, 4.2 * down), squeeze=False, layout="constrained"
+        down, across, figsize=(5.6 * across, 4.2 * down + 1.4), squeeze=False, layout="constrained"
     )
-    colours = {name: f"C{i % 10}" for i, name in enumerate(figures["peers"])}
+    colours = dict(zip(figures["peers"], pyplot.get_cmap("tab20").colors[::2] + pyplot.get_cmap("tab20").colors[1::2]))
+    lines: dict[str, Any] = {}
     for axis, (size, question) in zip(grid.flat, shown):
         rows = chosen(figures, size, question)
         for name, peer in figures["peers"].items():
             points = sorted((row["prompts"], row["median_ms"]) for row in rows if row["peer"] == name)
             if points:
                 line = "o-" if name.startswith(OURS) else "s--"
-                axis.plot(*zip(*points), line, color=colours[name], label=peer["title"].replace("`", ""))
+                title = peer["title"].replace("`", "")
+                (lines[title],) = axis.plot(*zip(*points), line, color=colours[name])
         counts = sorted({row["prompts"] for row in rows})
         axis.set(xscale="log", yscale="log", xlabel="prompts", ylabel="milliseconds (median)",
                  title=f"{size} px, {QUESTIONS[question]}")  # fmt: skip
         axis.set_xticks(counts, [str(k) for k in counts])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
     for axis in list(grid.flat)[len(shown) :]:
         axis.set_axis_off()
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     pyplot.close(figure)
