@@ -27,9 +27,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=STAGE.steps)
     parser.add_argument("--vocabulary", type=int, default=8192, help="pieces of the tokenizer")
+    parser.add_argument(
+        "--keep-names", action="store_true", help="for a start whose student knows the data sets' names"
+    )
     parser.add_argument("--resume", action="store_true")
     given = parser.parse_args()
-    config = WordsConfig(replace(STAGE, steps=given.steps), given.vocabulary)
+    config = WordsConfig(replace(STAGE, steps=given.steps), given.vocabulary, given.keep_names)
     print(f"checkpoint written to {learn_words(given.init, given.lexicon, given.output, config, given.resume)}")
 
 

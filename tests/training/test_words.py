@@ -20,7 +20,7 @@ from digseg_engine.errors import InputError
 from digseg_engine.model.pretrained import load_checkpoint
 from digseg_engine.text import PromptTokenizer
 from digseg_engine.training.loop import StageConfig
-from digseg_engine.training.objectives.words import Lexicon, WordAlignment, WordsLoss
+from digseg_engine.training.objectives.words import Lexicon, WordAlignment, WordsLoss, neighbourhoods
 from digseg_engine.training.recipes.words import WordsConfig, inherit, kept_phrases, learn_words, read_lexicon
 from digseg_engine.worlds.vocabulary import train_tokenizer
 
@@ -82,6 +82,45 @@ def test_phrases_that_the_student_knows_stay_where_they_were(nano_folder, lexico
     assert kept < 0.5 * moved(tmp_path / "free")
 
 
+def test_names_of_data_sets_stay_where_asked(nano_folder, lexicon, tmp_path):
+    start = learn_words(str(nano_folder), lexicon, tmp_path / "start", WordsConfig(STAGE, 900))
+    before = load_checkpoint(start)
+
+    def moved(keep):
+        config = WordsConfig(replace(STAGE, steps=40), 900, keep_names=keep)
+        made = load_checkpoint(learn_words(str(start), lexicon, tmp_path / str(keep), config))
+        return float((ends(made, WORDS[:4]) - ends(before, WORDS[:4])).square().mean())
+
+    assert moved(True) < 0.3 * moved(False)
+
+
+def test_neighbours_are_the_nearest_ones_and_never_oneself(lexicon, monkeypatch):
+    table = read_lexicon(lexicon)
+    angles = table.centred() @ table.centred().T
+    nearest = angles.fill_diagonal_(-2).topk(3).indices
+    for strip in (5, 2048):  # in strips, and all at once
+        monkeypatch.setattr("digseg_engine.training.objectives.words.STRIP", strip)
+        assert torch.equal(table.neighbours(3), nearest)
+    assert table.neighbours(100).shape == (12, 11)
+    assert all(
+        {row // 4} == set((found // 4).tolist()) for row, found in enumerate(table.neighbours(3))
+    )  # of its group
+
+
+def test_half_a_batch_are_neighbours_of_the_other_half(nano, lexicon):
+    loss = WordsLoss(read_lexicon(lexicon), [], (nano.text_encoder, nano.tokenizer), nano.tokenizer, STAGE)
+    loss.neighbours = loss.neighbours[:, :2]
+    rows, texts = loss._draw(torch.Generator().manual_seed(1))
+    assert len(rows) == STAGE.batch and [WORDS[row] for row in rows] == texts
+    assert all(second in loss.neighbours[first] for first, second in zip(rows[:6], rows[6:]))
+
+
+def test_a_phrase_is_no_neighbour_of_itself():
+    found = neighbourhoods(torch.tensor([[1.0, 0.5, 0.5], [0.5, 1.0, 0.5], [0.9, 0.2, 1.0]])).exp()
+    assert torch.allclose(found.sum(1), torch.ones(3)) and torch.equal(found.diagonal(), torch.zeros(3))
+    assert found[0, 1] == pytest.approx(0.5) and found[2, 0] > 0.99
+
+
 def test_pieces_that_both_vocabularies_have_begin_with_their_former_weights(nano_preset, nano, raw_tokenizer):
     larger = PromptTokenizer(train_tokenizer(900, WORDS))
     wide = build_nano(replace(nano_preset, text={**nano_preset.text, "vocab_size": 900}), raw_tokenizer)
@@ -104,7 +143,9 @@ def test_the_loss_is_the_same_for_the_same_step_and_names_what_it_is_made_of(nan
     model = WordAlignment(nano.text_encoder, nano.student, 16)
     (first, parts), (again, _), (other, _) = loss(model, 3), loss(model, 3), loss(model, 4)
     assert torch.equal(first, again) and not torch.equal(first, other)
-    assert set(parts) == {"near", "similar", "kept", "worded"} and float(parts["kept"]) == pytest.approx(0, abs=1e-6)
+    assert set(parts) == {"near", "similar", "neighbours", "kept", "worded"} and float(parts["kept"]) == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_a_lexicon_that_is_none_is_refused(tmp_path):

@@ -26,10 +26,16 @@ from digseg_engine.training.objectives.noise import generator
 SIMILARITY_WEIGHT = 2.0
 KEPT_WEIGHT = 4.0  # of features whose variance is about 1
 WORDING_WEIGHT = 2.0
+NEIGHBOUR_WEIGHT = 0.5  # a divergence of two distributions over neighbours
+TEMPERATURE = 0.07  # of these distributions: how fast a neighbour counts less with the angle
+NEIGHBOURS = (
+    8  # a drawn phrase stands in a batch with one of so many nearest ones, since of two drawn at random few are near
+)
 KNOWN_SHARE = 0.25  # of a batch's phrases are from the head of the lexicon: the names of data sets
 COMMON = (
     1.5  # power of the uniform number that draws the others: the head, where common words stand, is drawn more often
 )
+STRIP = 2048  # rows at once where all phrases are compared with all
 PART = 2  # of a batch's phrases one in so many is also asked in a template, and as many kept ones are drawn
 
 
@@ -50,6 +56,14 @@ class Lexicon:
         """The vectors without what all share, of unit length again."""
         return F.normalize(self.vectors.float() - self.vectors.float().mean(0), dim=-1)
 
+    def neighbours(self, count: int) -> Tensor:
+        """Rows [N, count] of the phrases nearest to every phrase; all others where there are fewer."""
+        vectors, count = self.centred(), min(count, len(self.texts) - 1)
+        found, own = [], torch.arange(len(vectors))[:, None]
+        for strip, rows in zip(vectors.split(STRIP), own.split(STRIP)):
+            found.append((strip @ vectors.T).scatter(1, rows, -2.0).topk(count).indices)  # a cosine is -1 at least
+        return torch.cat(found)
+
 
 class WordAlignment(nn.Module):
     """Text encoder, and the projection of its features to the teacher's, trained together; only the former is kept."""
@@ -69,50 +83,66 @@ class WordAlignment(nn.Module):
 
 
 class WordsLoss:
-    """Three parts: similarities of the lexicon (its vectors, and the angles between them), features of `kept` phrases as
-    `former` encoder and tokenizer give them, and phrases in templates like the phrases alone."""
+    """Four parts: vectors of the lexicon, angles between them and who is whose neighbour, features of `kept` phrases as `former`
+    encoder and tokenizer give them, and phrases in templates like the phrases alone."""
 
     def __init__(
         self, lexicon: Lexicon, kept: Sequence[str], former: tuple[CLIPTextModel, PromptTokenizer],
         tokenizer: PromptTokenizer, config: StageConfig, seed: int = 0,
     ) -> None:  # fmt: skip
         self.lexicon, self.kept, self.tokenizer = lexicon, list(kept), tokenizer
-        self.vectors = lexicon.centred()
+        self.vectors, self.neighbours = lexicon.centred(), lexicon.neighbours(NEIGHBOURS)
         self.former, self.former_tokenizer = copy.deepcopy(former[0]).eval().requires_grad_(False), former[1]
         self.config, self.seed = config, seed
 
     def __call__(self, model: WordAlignment, step: int) -> tuple[Tensor, Parts]:
         random = generator(self.seed, step)
         rows, texts = self._draw(random)
-        similar, near = self._similar(model, rows, texts)
+        near, similar, beside = self._similar(model, rows, texts)
         kept = self._keep(model, random)
         worded = self._worded(model, texts[::PART], random)
-        loss = near + SIMILARITY_WEIGHT * similar + KEPT_WEIGHT * kept + WORDING_WEIGHT * worded
-        parts = {"near": near, "similar": similar, "kept": kept, "worded": worded}
+        loss = (
+            near
+            + SIMILARITY_WEIGHT * similar
+            + NEIGHBOUR_WEIGHT * beside
+            + KEPT_WEIGHT * kept
+            + WORDING_WEIGHT * worded
+        )
+        parts = {"near": near, "similar": similar, "neighbours": beside, "kept": kept, "worded": worded}
         return loss, {name: value.detach() for name, value in parts.items()}
 
     def _draw(self, random: torch.Generator) -> tuple[Tensor, list[str]]:
-        count, known = self.config.batch, self.lexicon.known
+        """Half a batch of phrases, names of data sets and common words more often, and a near neighbour of each."""
+        count, known = self.config.batch // 2, self.lexicon.known
         named = round(KNOWN_SHARE * count) if known else 0
         others = len(self.vectors) - known
         rows = known + (torch.rand(count - named, generator=random) ** COMMON * others).long()
         rows = torch.cat(
             [torch.randint(0, max(1, known), (named,), generator=random), rows.clamp(max=len(self.vectors) - 1)]
         )
+        chosen = torch.randint(0, self.neighbours.shape[1], (len(rows),), generator=random)
+        rows = torch.cat([rows, self.neighbours[rows, chosen]])
         return rows, [self.lexicon.texts[i] for i in rows.tolist()]
 
-    def _similar(self, model: WordAlignment, rows: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(error of the cosines between phrases, 1 - cosine to the teacher), of the end token and of the last word's."""
+    def _similar(self, model: WordAlignment, rows: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """(1 - cosine to the teacher, error of the cosines between phrases, divergence of the neighbourhoods that they make), of
+        the end token and of the last word's."""
         features, mask = encode(model, self.tokenizer, texts)
         taught = self.vectors[rows].to(features.device)
+        wanted = taught @ taught.T
         ends = mask.sum(1) - 1
-        similar, near = features.new_zeros(()), features.new_zeros(())
+        near, similar, beside = (features.new_zeros(()) for _ in range(3))
         for place in (ends, ends - 1):
             at = features[torch.arange(len(ends)), place]
-            near = near + (1 - F.cosine_similarity(model.project(at), taught)).mean() / 2
             angles = F.normalize(at - at.mean(0).detach(), dim=-1)
-            similar = similar + (angles @ angles.T - taught @ taught.T).square().mean() / 2
-        return similar, near
+            found = angles @ angles.T
+            near = near + (1 - F.cosine_similarity(model.project(at), taught)).mean() / 2
+            similar = similar + (found - wanted).square().mean() / 2
+            beside = (
+                beside
+                + F.kl_div(neighbourhoods(found), neighbourhoods(wanted), log_target=True, reduction="batchmean") / 2
+            )
+        return near, similar, beside
 
     def _keep(self, model: WordAlignment, random: torch.Generator) -> Tensor:
         """Squared change of whitened features of kept phrases; token by token where both tokenizers cut alike, else of the
@@ -164,3 +194,9 @@ def encode(model: WordAlignment, tokenizer: PromptTokenizer, texts: Sequence[str
     ids, mask = pad_tokens([tokenizer.ids(text) for text in texts])
     device = model.centre.device
     return model(torch.from_numpy(ids).to(device)), torch.from_numpy(mask).to(device)
+
+
+def neighbourhoods(cosines: Tensor) -> Tensor:
+    """Cosines [K, K] between phrases -> log probabilities [K, K] that a phrase's neighbour is which other one."""
+    own = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
+    return (cosines / TEMPERATURE).masked_fill(own, -1e4).log_softmax(-1)

@@ -29,10 +29,12 @@ PHRASINGS = 40  # of every name of the generated scenes, whose features are kept
 
 @dataclass(frozen=True)
 class WordsConfig:
-    """text: the stage; its batch is of phrases. vocabulary: pieces of the tokenizer."""
+    """text: the stage; its batch is of phrases. vocabulary: pieces of the tokenizer. keep_names: names of data sets, at the head
+    of the lexicon, mean what they meant, too: for a student that knows them."""
 
     text: StageConfig
     vocabulary: int = 8192
+    keep_names: bool = False
     seed: int = 0
 
 
@@ -52,9 +54,10 @@ def learn_words(source: str, lexicon: Path, out: Path, config: WordsConfig, resu
     inherit(encoder, checkpoint.text_encoder, tokenizer, checkpoint.tokenizer)
     aligned = WordAlignment(encoder, checkpoint.student, table.vectors.shape[1])
     former = checkpoint.text_encoder, checkpoint.tokenizer
-    run.stage(
-        "text", aligned, WordsLoss(table, kept_phrases(), former, tokenizer, config.text, config.seed), config.text
-    )
+    kept = kept_phrases()
+    if config.keep_names:  # as often as the phrases
+        kept += list(table.texts[: table.known]) * -(-len(kept) // max(1, table.known))
+    run.stage("text", aligned, WordsLoss(table, kept, former, tokenizer, config.text, config.seed), config.text)
     checkpoint.text_encoder, checkpoint.tokenizer = encoder, tokenizer
     return run.finish(checkpoint, raw.to_str(), start)
 
