@@ -20,9 +20,8 @@ from digseg_export.request import Request
 
 SHAPES = {"min_shapes": "image_encoder.image:1x3x32x64", "opt_shapes": "image_encoder.image:1x3x64x64",
           "max_shapes": "image_encoder.image:2x3x96x64"}  # fmt: skip
-LOOSE = {
-    "labels": 0.7
-}  # random weights: logits close to each other everywhere, and int8 rounds differently from CPU to CPU
+# Random weights: logits close to each other everywhere, and int8 rounds differently from CPU to CPU.
+LOOSE = {"labels": 0.7}
 
 
 @pytest.fixture
