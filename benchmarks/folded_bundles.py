@@ -37,9 +37,8 @@ from digseg_engine.precisions import spec_of
 from digseg_engine.runtime.verified import verify_bundle
 from digseg_engine.vocabulary import Vocabulary, read_vocabulary
 from digseg_engine.worlds.scenes import CLASSES, scene
-from digseg_export.own_pictures import shares_of, trained_on
 from digseg_export.progress import StepTimer
-from digseg_export.publish import Exported, Known, Options, publish, trace
+from digseg_export.publish import Exported, Known, Options, publish, recorded, trace
 
 import onnxruntime  # isort: skip - after ours, which turns its telemetry off
 
@@ -65,8 +64,7 @@ class Exporter:
         self.checkpoint = load_checkpoint(BUNDLED)
         self.traced = trace(self.checkpoint, self.timer)
         self.tokenizer = (BUNDLED / "tokenizer" / "tokenizer.json").read_bytes()
-        known = trained_on(BUNDLED)
-        self.options = Options(calibration=known, verify_data=known, shares=shares_of(BUNDLED), record=BUNDLED)
+        self.options = recorded(Options(), BUNDLED)
         self.known: dict[str, Known] = {}
 
     def export(self, target: Path, precision: str, vocabulary: Vocabulary | None) -> Exported:

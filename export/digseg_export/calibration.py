@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from digseg_engine.images import fit
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.worlds.scenes import DOMAINS, scene
 from digseg_export.disk_offload import Offloaded, working_size
-from digseg_export.own_pictures import own_pictures
+from digseg_export.own_pictures import own_mixture
 
 SCENES_PER_DOMAIN = 8
 PROMPTS_PER_BATCH = 8
@@ -31,18 +32,25 @@ class Calibration:
         return {"token_ids": self.token_ids, "token_mask": self.token_mask}
 
 
-def calibration(checkpoint: Checkpoint, folder: Path | None) -> tuple[list[Calibration], str]:
-    """Batches of one picture or domain each, and words on where they come from.
+def calibration(
+    checkpoint: Checkpoint, folders: Sequence[Path] = (), painted: Sequence[str] = ()
+) -> tuple[list[Calibration], str]:
+    """Batches of one picture or domain each, and words on where they come from: the pictures of `folders` and scenes of the
+    `painted` domains; without either, scenes of every domain (of a large model one).
 
     Raises InputError for a folder without pictures or prompts, or a picture that cannot be read.
     """
-    if folder is None:
+    batches, words = [], []
+    if folders:
+        own = own_mixture(folders, prompts=PROMPTS_PER_BATCH, held_out=False)
+        batches += [_batch(checkpoint, [example.read()], list(example.prompts)) for example in own.examples]
+        words.append(own.origin)
+    if painted or not folders:
         few = isinstance(checkpoint, Offloaded)
-        count, domains = (1, DOMAINS[:1]) if few else (SCENES_PER_DOMAIN, DOMAINS)
-        words = f"{count} training scene{'s' * (count > 1)} of each of {', '.join(domains)}, with their prompts"
-        return [_domain(checkpoint, domain, count) for domain in domains], words
-    own = own_pictures(folder, prompts=PROMPTS_PER_BATCH, held_out=False)
-    return [_batch(checkpoint, [example.read()], list(example.prompts)) for example in own.examples], own.origin
+        count, domains = (1, tuple(painted or DOMAINS)[:1]) if few else (SCENES_PER_DOMAIN, painted or DOMAINS)
+        batches += [_domain(checkpoint, domain, count) for domain in domains]
+        words.append(f"{count} training scene{'s' * (count > 1)} of each of {', '.join(domains)}, with their prompts")
+    return batches, "; ".join(words)
 
 
 def _domain(checkpoint: Checkpoint, domain: str, count: int) -> Calibration:

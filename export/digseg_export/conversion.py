@@ -94,7 +94,7 @@ class Conversion:
         if kind.unmeasured or (kind.reduced and not options.measured_islands):
             words = kind.unmeasured or "nothing: islands by kind alone"
             return cls(precision, policies, calibrated_on=words, weights_folder=weights_folder)
-        batches, words = calibration(checkpoint, options.calibration)
+        batches, words = calibration(checkpoint, options.calibration, options.painted)
         feeds = calibration_feeds(batches, models, weights_folder)
         quantised = {}
         for spec in specs:

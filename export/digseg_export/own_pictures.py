@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from digseg_engine.data.layouts import recognise
 from digseg_engine.data.shares import Share, parse_shares
 from digseg_engine.errors import DigsegError, InputError, UsageError
 from digseg_engine.images import read_image
+from digseg_engine.worlds.scenes import DOMAINS, is_scenes
+from digseg_engine.worlds.sources import parse_domains
 
 MAX_PICTURES = 256
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
@@ -67,11 +70,20 @@ def own_pictures(folder: Path, count: int = MAX_PICTURES, prompts: int = 5, held
     return _labelled(folder, count, prompts, held_out)
 
 
-def check_folders(*folders: Path | None) -> None:
-    """Raises InputError for the first folder that is given and cannot be used, before any work is done."""
+def own_mixture(
+    folders: Sequence[Path], count: int = MAX_PICTURES, prompts: int = 5, held_out: bool = True
+) -> OwnPictures:
+    """`own_pictures` of several folders in turns, of each an equal part of `count` and one at least. Raises as that does."""
+    parts = [own_pictures(folder, max(1, count // len(folders)), prompts, held_out) for folder in folders]
+    turns = zip_longest(*(part.examples for part in parts))
+    examples = tuple(example for turn in turns for example in turn if example is not None)
+    return OwnPictures(examples, "; ".join(part.origin for part in parts))
+
+
+def check_folders(*folders: Path) -> None:
+    """Raises InputError for the first folder that cannot be used, before any work is done."""
     for folder in folders:
-        if folder is not None:
-            own_pictures(folder, 1)
+        own_pictures(folder, 1)
 
 
 def _plain(folder: Path, count: int, prompts: int) -> OwnPictures:
@@ -129,8 +141,12 @@ def shares_of(checkpoint: Path) -> tuple[Share, ...]:
         return ()
 
 
-def trained_on(checkpoint: Path) -> Path | None:
-    """The folder that the checkpoint's record says it was trained on (of several the one of most weight), when it is (still)
-    there; None for painted scenes."""
-    folders = [share for share in shares_of(checkpoint) if Path(share.data).is_dir()]
-    return Path(max(folders, key=lambda share: share.weight).data) if folders else None
+def trained_on(checkpoint: Path) -> tuple[Path, ...]:
+    """The folders that the checkpoint's record says it was trained on, as far as they are (still) there."""
+    return tuple(Path(share.data) for share in shares_of(checkpoint) if Path(share.data).is_dir())
+
+
+def painted_domains(shares: Sequence[Share]) -> tuple[str, ...]:
+    """The domains of painted scenes among the data of a record."""
+    painted = {domain for share in shares if is_scenes(share.data) for domain in parse_domains(share.data)}
+    return tuple(domain for domain in DOMAINS if domain in painted)

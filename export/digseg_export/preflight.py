@@ -49,7 +49,7 @@ def check_bundle(request: Request, model: Path | None, output: Path) -> Ready:
     recover(folder)
     config = read_config(folder)
     check_complete(folder)
-    check_folders(request.calibration, request.verify_data)
+    check_folders(*(folder for folder in (request.calibration, request.verify_data) if folder is not None))
     names = request.names()
     check_size(folder, request.precision, names is not None)
     if names is not None and (request.format != "onnx" or request.device is not None):

@@ -23,11 +23,10 @@ from digseg_engine.errors import InputError, VerificationError
 from digseg_engine.evaluation.metrics import matthews
 from digseg_engine.images import fit
 from digseg_engine.model.pretrained import Checkpoint
-from digseg_engine.worlds.scenes import CLASSES, DOMAINS, is_scenes, scene
-from digseg_engine.worlds.sources import parse_domains
+from digseg_engine.worlds.scenes import CLASSES, DOMAINS, scene
 from digseg_export.comparison import Array
 from digseg_export.disk_offload import Offloaded, working_size
-from digseg_export.own_pictures import OwnPictures, own_pictures
+from digseg_export.own_pictures import OwnPictures, own_pictures, painted_domains
 from digseg_export.verify import Graphs
 
 RECALL = 0.995
@@ -53,18 +52,17 @@ class Labelled:
     data: str
 
 
-def labelled(checkpoint: Checkpoint, verify_data: Path | None = None, shares: Sequence[Share] = ()) -> list[Labelled]:
-    """`verify_data` where it is labelled and no part of the training data; else every part of that which is at hand and
+def labelled(checkpoint: Checkpoint, verify_data: Sequence[Path] = (), shares: Sequence[Share] = ()) -> list[Labelled]:
+    """What of `verify_data` is labelled and no part of the training data; else every part of that which is at hand and
     labelled (`shares`), painted scenes among them; else painted scenes of every domain."""
-    apart = verify_data is not None and str(verify_data) not in [share.data for share in shares]
-    if verify_data is not None and apart and (own := _pictures(checkpoint, verify_data)):
-        return [own]
+    apart = [folder for folder in verify_data if str(folder) not in [share.data for share in shares]]
+    if asked := [own for folder in apart if (own := _pictures(checkpoint, folder))]:
+        return asked
     folders = [Path(share.data) for share in shares if Path(share.data).is_dir()]
     found = [own for folder in folders if (own := _pictures(checkpoint, folder))]
-    painted = [domain for share in shares if is_scenes(share.data) for domain in parse_domains(share.data)]
+    painted = painted_domains(shares)
     if painted or not found:
-        domains = tuple(domain for domain in DOMAINS if domain in painted or not painted)
-        found.append(_painted(checkpoint, domains))
+        found.append(_painted(checkpoint, painted or DOMAINS))
     return found
 
 

@@ -45,7 +45,7 @@ from digseg_export.folded import (
 from digseg_export.graph_check import check_graph
 from digseg_export.kept_stages import Stages, one_export, waits_for
 from digseg_export.manifest import manifest_of
-from digseg_export.own_pictures import OwnPictures, check_folders, own_pictures, shares_of, trained_on
+from digseg_export.own_pictures import OwnPictures, check_folders, own_mixture, painted_domains, shares_of, trained_on
 from digseg_export.preflight import check_size, default_output
 from digseg_export.presence_threshold import choose_threshold, labelled
 from digseg_export.progress import Progress, StepTimer
@@ -73,8 +73,9 @@ class Options:
     """What can be asked beside model, precision and limits.
 
     shapes: makes the shape profile once the checkpoint's size and stride are known; None leaves all axes dynamic.
-    calibration, verify_data: folders of labelled pictures, or of pictures and prompts.txt; None takes what the checkpoint's
-    record says it was trained on, where that is a folder that is there, else painted scenes.
+    calibration, verify_data: folders of labelled pictures, or of pictures and prompts.txt; none takes those that the
+    checkpoint's record says it was trained on and that are there, else painted scenes.
+    painted: domains of painted scenes to calibrate on beside folders.
     shares: what the record says it was trained on, for what only labelled pictures can say.
     vocabulary: the names of a folded bundle; None exports an open one.
     auto_islands: apply the bisect's cure.
@@ -82,8 +83,9 @@ class Options:
     """
 
     shapes: Callable[[Checkpoint], Profile] | None = None
-    calibration: Path | None = None
-    verify_data: Path | None = None
+    calibration: tuple[Path, ...] = ()
+    verify_data: tuple[Path, ...] = ()
+    painted: tuple[str, ...] = ()
     auto_islands: bool = False
     measured_islands: bool = True
     extra: Callable[[Checkpoint, Profile | None], dict[str, bytes]] | None = None  # more files for the bundle
@@ -136,10 +138,8 @@ def export_bundle(
     limits = limits or spec_of(precision).limits
     check_target(target)
     folder = model or BUNDLED
-    known = trained_on(folder)
-    calibrated, verified = options.calibration or known, options.verify_data or known
-    options = replace(options, calibration=calibrated, verify_data=verified, shares=shares_of(folder), record=folder)
-    check_folders(options.calibration, options.verify_data)
+    options = recorded(options, folder)
+    check_folders(*options.calibration, *options.verify_data)
     timer = StepTimer(progress)
     with one_export(target, partial(waits_for, target)) as stages_of:
         timer.start("load checkpoint")
@@ -156,15 +156,26 @@ def export_bundle(
         return publish(checkpoint, traced, tokenizer, target, precision, limits, timer, options, stages=stages)
 
 
+def recorded(options: Options, folder: Path) -> Options:
+    """What was not asked for as the checkpoint's record has it."""
+    known, shares = trained_on(folder), shares_of(folder)
+    painted = () if options.calibration else painted_domains(shares)
+    return replace(
+        options, calibration=options.calibration or known, verify_data=options.verify_data or known, painted=painted,
+        shares=shares, record=folder,
+    )  # fmt: skip
+
+
 def _key(
     made_of: dict[str, Any], precision: str, limits: Limits, options: Options, profile: Profile | None
 ) -> str:  # fmt: skip
     """Of all that the kept stages depend on."""
     asked = {"precision": precision, "limits": limits, "profile": profile and profile.to_json(), "shares": options.shares,
-             "calibration": options.calibration, "verify_data": options.verify_data, "vocabulary": options.vocabulary,
+             "calibration": options.calibration, "painted": options.painted,
+             "verify_data": options.verify_data, "vocabulary": options.vocabulary,
              "islands": [options.auto_islands, options.measured_islands]}  # fmt: skip
-    folders = [options.calibration, options.verify_data, *(Path(share.data) for share in options.shares)]
-    return export_key(made_of, asked, [folder for folder in folders if folder is not None and folder.is_dir()])
+    folders = [*options.calibration, *options.verify_data, *(Path(share.data) for share in options.shares)]
+    return export_key(made_of, asked, [folder for folder in folders if folder.is_dir()])
 
 
 def publish(
@@ -180,7 +191,7 @@ def publish(
     profile = options.shapes(checkpoint) if options.shapes else None
     with writing(target) as folder:
         stored = _store(checkpoint, traced, folder, precision, timer, stages)
-        own = own_pictures(options.verify_data, OWN_PICTURES, PROMPTS) if options.verify_data else None
+        own = own_mixture(options.verify_data, OWN_PICTURES, PROMPTS) if options.verify_data else None
         if known is None:
             known = _known(folder, checkpoint, traced, precision, limits, timer, options, own, stored, stages)
         else:

@@ -211,9 +211,10 @@ class Request:
         def shapes(checkpoint: Any) -> Any:
             return self.profile(checkpoint.config.image_size, checkpoint.stride)
 
-        return Options(shapes if self.sizes() else None, self.calibration, self.verify_data, self.auto_islands,
-                       self.islands == "measured", self._script if self.device else None, sign=self.sign,
-                       vocabulary=self.names())  # fmt: skip
+        own, apart = ((folder,) if folder is not None else () for folder in (self.calibration, self.verify_data))
+        return Options(shapes if self.sizes() else None, own, apart, auto_islands=self.auto_islands,
+                       measured_islands=self.islands == "measured", extra=self._script if self.device else None,
+                       sign=self.sign, vocabulary=self.names())  # fmt: skip
 
     def _script(self, checkpoint: Any, profile: Profile | None) -> dict[str, bytes]:
         parts = (checkpoint.student, checkpoint.vae, checkpoint.text_encoder)

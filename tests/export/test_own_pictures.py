@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from digseg_engine.bundle import open_bundle
+from digseg_engine.data.shares import parse_shares
 from digseg_engine.errors import InputError, UsageError
 from digseg_engine.model.pretrained import load_checkpoint
 from digseg_engine.precisions import spec_of
+from digseg_engine.worlds.scenes import DOMAINS
 from digseg_export.calibration import calibration
-from digseg_export.own_pictures import STRANGERS, evenly, own_pictures, trained_on
-from digseg_export.publish import Options, export_bundle
+from digseg_export.own_pictures import STRANGERS, evenly, own_mixture, own_pictures, painted_domains, trained_on
+from digseg_export.publish import Options, export_bundle, recorded
 from digseg_export.request import Request
 from digseg_export.verify import evidence, samples
 
@@ -70,11 +72,43 @@ def test_folders_that_cannot_be_used_are_named(tmp_path):
 def test_the_record_of_a_checkpoint_names_its_training_data_while_they_are_there(tmp_path, labelled):
     (tmp_path / "c" / "training").mkdir(parents=True)
     record = tmp_path / "c" / "training" / "train.json"
-    for body, wanted in ((json.dumps({"data": str(labelled)}), labelled), (json.dumps({"data": "scenes"}), None), ("{", None),
-                         (json.dumps({"data": str(tmp_path / "gone")}), None), ("[" * 100_000, None)):  # fmt: skip
+    mixed = [f"{labelled}=0.1", "scenes:crops,aerial", str(tmp_path / "gone"), str(tmp_path)]
+    for body, wanted in ((json.dumps({"data": str(labelled)}), (labelled,)), (json.dumps({"data": "scenes"}), ()), ("{", ()),
+                         (json.dumps({"data": mixed}), (labelled, tmp_path)), ("[" * 100_000, ())):  # fmt: skip
         record.write_text(body)
         assert trained_on(tmp_path / "c") == wanted, body[:60]
-    assert trained_on(tmp_path) is None
+    assert trained_on(tmp_path) == () and painted_domains(parse_shares(mixed)) == ("aerial", "crops")
+
+
+def test_of_a_mixture_every_folder_is_asked_in_turns(labelled, tmp_path):
+    other = shutil.copytree(labelled, tmp_path / "other")
+    (other / "train.txt").write_text("0\n")
+    own = own_mixture([labelled, other], held_out=False)
+    assert [shown.path.parents[1].name for shown in own.examples] == [
+        labelled.name,
+        "other",
+        labelled.name,
+        labelled.name,
+    ]
+    assert own.origin.count(";") == 1 and "other (train)" in own.origin
+    assert len(own_mixture([labelled, other], count=1).examples) == 2
+
+
+def test_what_is_not_asked_for_is_as_the_record_has_it(labelled, tmp_path):
+    (tmp_path / "training").mkdir()
+    data = [str(labelled), "scenes:crops=0.5"]
+    (tmp_path / "training" / "train.json").write_text(json.dumps({"data": data}))
+    found = recorded(Options(), tmp_path)
+    assert (found.calibration, found.verify_data, found.painted) == ((labelled,), (labelled,), ("crops",))
+    asked = recorded(Options(calibration=(tmp_path,)), tmp_path)
+    assert (asked.calibration, asked.verify_data, asked.painted) == ((tmp_path,), (labelled,), ())
+
+
+def test_a_mixture_calibrates_on_all_of_it(nano, labelled):
+    batches, words = calibration(nano, (labelled,), ("crops",))
+    assert [len(batch.image) for batch in batches] == [1, 1, 1, 8]
+    assert "3 pictures of" in words and words.endswith("; 8 training scenes of each of crops, with their prompts")
+    assert len(calibration(nano)[0]) == len(DOMAINS)
 
 
 def test_samples_and_calibration_are_the_users_pictures(nano, labelled):
@@ -84,7 +118,7 @@ def test_samples_and_calibration_are_the_users_pictures(nano, labelled):
     assert {sample.image.shape[1:] for sample in found} == {(3, 48, 64)} or found[0].image.shape[
         -1
     ] == nano.config.image_size
-    batches, words = calibration(nano, labelled)
+    batches, words = calibration(nano, (labelled,))
     assert len(batches) == 3 and "train" in words
 
 
@@ -107,7 +141,7 @@ def test_too_little_evidence_advises_what_helps_whatever_was_done():
 
 def test_a_folder_that_is_not_there_is_refused_before_any_work(tmp_path, pico_folder):
     with pytest.raises(InputError, match="not found"):
-        export_bundle(pico_folder, "fp16", tmp_path / "b", options=Options(verify_data=tmp_path / "none"))
+        export_bundle(pico_folder, "fp16", tmp_path / "b", options=Options(verify_data=(tmp_path / "none",)))
     with pytest.raises(UsageError, match="--verify-data does not apply"):
         Request(layout="diffusers", verify_data=tmp_path).check()
     assert load_checkpoint(pico_folder) is not None and not (tmp_path / "b").exists()

@@ -125,7 +125,7 @@ def test_own_labelled_pictures_come_before_painted_scenes_and_say_what_is_there(
     plain.mkdir()
     (plain / "prompts.txt").write_text("square\n")
     shares = (Share("scenes:crops"), Share(str(data)), Share(str(tmp_path / "gone")))
-    (found,) = labelled(traced[0], data)
+    (found,) = labelled(traced[0], [data])
     assert "pictures of data" in found.data
     truth = [{name: bool(there) for name, there in zip(one.prompts, one.present[0])} for one in found.asked()]
     assert [(one["ground"], one["square"], one["zebra"]) for one in truth] == [(True, True, False)] * 2 + [
@@ -133,12 +133,12 @@ def test_own_labelled_pictures_come_before_painted_scenes_and_say_what_is_there(
     ]
     assert not any(one["lighthouse"] for one in truth)
     assert own_pictures(data, prompts=3).examples[0].labelled == 2
-    own, crops = labelled(traced[0], plain, shares)  # pictures and words alone say nothing of what is there
+    own, crops = labelled(traced[0], [plain], shares)  # pictures and words alone say nothing of what is there
     assert own.data == found.data and "of each of crops, asked" in crops.data
-    (scenes,) = labelled(traced[0], plain)
+    (scenes,) = labelled(traced[0], [plain])
     assert "test scenes of each of objects" in scenes.data
-    assert [one.data for one in labelled(traced[0], data, shares)] == [own.data, crops.data]
-    assert len(labelled(traced[0], data, shares[:1])) == 1  # pictures that were asked for, and no others
+    assert [one.data for one in labelled(traced[0], [data], shares)] == [own.data, crops.data]
+    assert len(labelled(traced[0], [data], shares[:1])) == 1  # pictures that were asked for, and no others
 
 
 def test_it_is_chosen_with_the_written_graphs_and_written(traced, tmp_path):

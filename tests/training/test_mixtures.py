@@ -136,7 +136,7 @@ def test_a_mixture_trains_and_is_recorded(nano, nano_folder, folders, capsys):
     assert "validation mean IoU" in said and "(streets all 0." in said
     assert changed(nano.student, load_checkpoint(written).student)
     assert json.loads((folders / "run" / "train.json").read_text())["data"] == data
-    assert trained_on(written) == folders / "fields"
+    assert trained_on(written) == (folders / "streets", folders / "fields")
     finetune(str(nano_folder), folders / "run", settings, data=data, resume=True)
     with pytest.raises(UsageError, match=r"cannot resume .* with other settings: data: "):
         finetune(str(nano_folder), folders / "run", settings, data=data[:1], resume=True)
