@@ -35,11 +35,9 @@ class Layout:
         scales = sum((self.width + self.head_width) * ratio**2 for ratio in self.ratios)
         return scales + self.head_width * self.ratios[-1] ** 2
 
-    def pack(self, queries: list[Tensor], bases: list[Tensor], detail: Tensor) -> Tensor:
-        """queries [B, C, hs, ws] and bases [B, Co, hs, ws] of every scale, detail [B, Co, h, w] -> [B, M, rows, columns]."""
-        parts: list[Tensor] = []
-        for query, base, ratio in zip(queries, bases, self.ratios):
-            parts += [F.pixel_unshuffle(query, ratio), F.pixel_unshuffle(base, ratio)]
+    def pack(self, scales: list[Tensor], detail: Tensor) -> Tensor:
+        """Queries and bases [B, C + Co, hs, ws] of every scale, detail [B, Co, h, w] -> [B, M, rows, columns]."""
+        parts = [F.pixel_unshuffle(found, ratio) for found, ratio in zip(scales, self.ratios)]
         return torch.cat([*parts, F.pixel_unshuffle(detail, self.ratios[-1])], dim=1)
 
     def scales(self, encoding: Tensor, count: int | None = None) -> list[tuple[Tensor, Tensor]]:

@@ -1,7 +1,8 @@
 """Folds everything constant out of a student, exactly: what is left depends on the picture and the prompts alone.
 
 The zero mask slot leaves 4 of 8 input channels; the fixed timestep turns the time MLP into a bias of each residual
-block; the neutral prompt turns every text cross-attention of the trunk into two thin linear layers.
+block; the neutral prompt turns every text cross-attention of the trunk into two thin linear layers. Queries and bases of a scale,
+two linear layers of the same features, become one convolution, which runtimes compute without turning the picture round.
 """
 
 from __future__ import annotations
@@ -43,10 +44,16 @@ class FoldedCrossAttention(nn.Module):
 
 
 class FoldedStudent(Student):
-    """A student whose trunk takes nothing but z and the picture's detail."""
+    """A student whose trunk takes nothing but z and the picture's detail; `cells`: of every scale the layer that makes its
+    queries and, below them, its bases."""
+
+    cells: nn.ModuleList
 
     def trunk(self, z: Tensor, detail: Tensor | None = None) -> list[Tensor]:
         return run_unet(self.unet, z, None, self.neutral, detail=detail)
+
+    def by_cell(self, features: list[Tensor]) -> list[Tensor]:
+        return [cells(x) for cells, x in zip(self.cells, features)]
 
 
 Filled = Callable[[nn.Module], AbstractContextManager[None]]
@@ -77,10 +84,22 @@ def fold_student(
         if isinstance(attention, Attention):
             with filled(attention):
                 owner.attn2 = FoldedCrossAttention(attention, folded.neutral[0])
+    folded.cells = nn.ModuleList()
+    for inject, reduce in zip(folded.injections, folded.reduce):
+        with filled(inject), filled(reduce):
+            folded.cells.append(_by_cell(inject.query, reduce))
     unet.conv_in = _first_channels(unet.conv_in, 4)
     unet.time_embedding = unet.time_proj = None
     unet.conv_norm_out = unet.conv_act = unet.conv_out = None  # the student reads features, not v
     return folded.eval()
+
+
+def _by_cell(*layers: nn.Linear) -> nn.Conv2d:
+    """Linear layers of the same features, stacked, as a convolution of single cells."""
+    weight = torch.cat([layer.weight for layer in layers])[:, :, None, None]
+    stacked = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=False, device=weight.device, dtype=weight.dtype)
+    stacked.weight.copy_(weight)
+    return stacked
 
 
 def _first_channels(conv: nn.Conv2d, count: int) -> nn.Conv2d:

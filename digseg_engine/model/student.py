@@ -129,9 +129,17 @@ class Student(nn.Module):
 
     def encode(self, features: list[Tensor], to_head: Tensor | None) -> Tensor:
         """What `describe` found -> the encoding [B, M, rows, columns] (see `encoding.py`), asked any number of times."""
-        queries = [project_cells(x, inject.query) for x, inject in zip(features, self.injections)]
-        bases = [project_cells(x, reduce) for x, reduce in zip(features, self.reduce)]
-        return self.layout.pack(queries, bases, torch.zeros_like(bases[-1]) if to_head is None else to_head)
+        scales = self.by_cell(features)
+        if to_head is None:
+            to_head = torch.zeros_like(scales[-1][:, : self.config.head_width])
+        return self.layout.pack(scales, to_head)
+
+    def by_cell(self, features: list[Tensor]) -> list[Tensor]:
+        """Features [B, C, hs, ws] of every scale -> their queries and bases [B, C + Co, hs, ws]."""
+        layers = zip(features, self.injections, self.reduce)
+        return [
+            torch.cat([project_cells(x, inject.query), project_cells(x, reduce)], dim=1) for x, inject, reduce in layers
+        ]
 
     def answer(self, encoding: Tensor, text: FoldedText) -> Tensor:
         """All K prompts about encoded pictures [B, M, rows, columns] -> logits [B, K, u*h, u*w]."""

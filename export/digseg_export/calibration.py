@@ -17,6 +17,7 @@ from digseg_export.disk_offload import Offloaded, working_size
 from digseg_export.own_pictures import own_mixture
 
 SCENES_PER_DOMAIN = 8
+PICTURES = 96  # of all folders together; each is run through every graph, and a largest value hardly grows after that
 PROMPTS_PER_BATCH = 8
 
 
@@ -42,7 +43,7 @@ def calibration(
     """
     batches, words = [], []
     if folders:
-        own = own_mixture(folders, prompts=PROMPTS_PER_BATCH, held_out=False)
+        own = own_mixture(folders, PICTURES, PROMPTS_PER_BATCH, held_out=False)
         batches += [_batch(checkpoint, [example.read()], list(example.prompts)) for example in own.examples]
         words.append(own.origin)
     if painted or not folders:

@@ -21,7 +21,7 @@ def test_everything_comes_back_from_where_it_was_packed():
     sizes = [(ratio * rows, ratio * columns) for ratio in LAYOUT.ratios]
     queries, bases = ([torch.randn(b, c, *size) for size in sizes] for c in (5, 3))
     detail = torch.randn(b, 3, *sizes[-1])
-    encoding = LAYOUT.pack(queries, bases, detail)
+    encoding = LAYOUT.pack([torch.cat(pair, dim=1) for pair in zip(queries, bases)], detail)
     assert encoding.shape == (b, LAYOUT.channels, rows, columns)
     for (query, base), wanted_query, wanted_base in zip(LAYOUT.scales(encoding), queries, bases):
         assert torch.equal(query, wanted_query) and torch.equal(base, wanted_base)
