@@ -26,7 +26,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -50,7 +52,6 @@ from digseg_engine.training.loop import Loss, StageConfig, train_stage
 from digseg_engine.training.objectives.dense import Backbone, BackboneLoss
 from digseg_engine.training.objectives.student import DistillationLoss
 from digseg_engine.training.objectives.text_to_image import Denoiser, TextToImageLoss
-from digseg_engine.training.thrift import autocast
 from digseg_engine.worlds.scenes import DOMAINS
 from digseg_engine.worlds.sources import cache_latents, scene_batches, scene_pools
 
@@ -59,7 +60,7 @@ CHART = Path(__file__).resolve().parents[1] / "docs" / "learn.png"
 METHODS = ("nothing", "denoising", "labels", "bundled", "closed set", "ImageNet frozen", "ImageNet tuned")
 ALL = 0  # pictures: every one of the training split
 AUGMENT = ("colour",)
-TRIAL = 4  # steps by which a method's cost is measured, after one that warms up
+TRIAL = 8  # steps by which a method's cost is measured, after one that warms up
 SCENES = 400  # painted scenes per domain of the pretrainings
 
 
@@ -127,17 +128,19 @@ def limited(folder: Path, count: int, seed: int, room: Path) -> Path:
     return place
 
 
-def steps_within(module: nn.Module, loss: Loss, seconds: float, precision: str) -> int:
-    """How many steps of the method fit into so many CPU seconds, by the cost of a few (whose gradients are thrown away)."""
-    costs = []
-    for step in range(TRIAL + 1):
+def steps_within(
+    module: nn.Module, make: Callable[[StageConfig], Loss], stage: Callable[[int], StageConfig], seconds: float
+) -> int:
+    """How many steps of the method fit into so many CPU seconds, by what more steps cost a run of a few of a copy: optimizer and
+    averages too, and not what a run costs once."""
+    spent = []
+    for steps in (1, 1 + TRIAL):
+        copied = copy.deepcopy(module)
         began = time.process_time()
-        with autocast("cpu", precision):
-            lost = loss(module, step)[0]
-        lost.backward()  # type: ignore[no-untyped-call]
-        costs.append(time.process_time() - began)
-    module.zero_grad(set_to_none=True)
-    return max(10, round(seconds / (sum(costs[1:]) / TRIAL)))
+        with TemporaryDirectory() as room:
+            train_stage("trial", copied, make(stage(steps)), stage(steps), Path(room), resume=False)
+        spent.append(time.process_time() - began)
+    return max(10, round(seconds / ((spent[1] - spent[0]) / TRIAL)))
 
 
 def train(
@@ -148,15 +151,15 @@ def train(
     module.train().requires_grad_(True)
     if isinstance(module, Pretrained):
         module.body.requires_grad_(module.tuned)
-    steps = steps_within(module, make(budget.stage(10, optimizer, rate)), seconds, budget.precision)
     plain = isinstance(module, UNet)  # the format that makes it faster; students lose by it
     if plain:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    stage = budget.stage(steps, optimizer, rate, plain)
+    stage_of = partial(budget.stage, optimizer=optimizer, rate=rate, channels_last=plain)
+    stage = stage_of(steps_within(module, make, stage_of, seconds))
     began = time.process_time()
     train_stage(folder.name, module, make(stage), stage, folder, resume=False, seed=seed)
     module.eval().requires_grad_(False)
-    return {"steps": steps, "training_cpu_seconds": round(time.process_time() - began, 1)}
+    return {"steps": stage.steps, "training_cpu_seconds": round(time.process_time() - began, 1)}
 
 
 def pretrained_trunk(bench: Bench, kind: str, seed: int) -> dict[str, torch.Tensor]:
