@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from digseg_engine.data.shares import Share
 from digseg_engine.images import fit
 from digseg_engine.model.pretrained import Checkpoint
-from digseg_engine.worlds.scenes import DOMAINS, scene
+from digseg_engine.worlds.scenes import DOMAINS, is_scenes, scene
+from digseg_engine.worlds.sources import parse_domains
 from digseg_export.disk_offload import Offloaded, working_size
 from digseg_export.own_pictures import own_mixture
 
@@ -31,6 +33,12 @@ class Calibration:
 
     def text_feeds(self) -> dict[str, Any]:
         return {"token_ids": self.token_ids, "token_mask": self.token_mask}
+
+
+def painted_domains(shares: Sequence[Share]) -> tuple[str, ...]:
+    """The domains of painted scenes among the data of a record."""
+    painted = {domain for share in shares if is_scenes(share.data) for domain in parse_domains(share.data)}
+    return tuple(domain for domain in DOMAINS if domain in painted)
 
 
 def calibration(

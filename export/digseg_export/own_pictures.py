@@ -21,8 +21,6 @@ from digseg_engine.data.layouts import recognise
 from digseg_engine.data.shares import Share, parse_shares
 from digseg_engine.errors import DigsegError, InputError, UsageError
 from digseg_engine.images import read_image
-from digseg_engine.worlds.scenes import DOMAINS, is_scenes
-from digseg_engine.worlds.sources import parse_domains
 
 MAX_PICTURES = 256
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
@@ -144,9 +142,3 @@ def shares_of(checkpoint: Path) -> tuple[Share, ...]:
 def trained_on(checkpoint: Path) -> tuple[Path, ...]:
     """The folders that the checkpoint's record says it was trained on, as far as they are (still) there."""
     return tuple(Path(share.data) for share in shares_of(checkpoint) if Path(share.data).is_dir())
-
-
-def painted_domains(shares: Sequence[Share]) -> tuple[str, ...]:
-    """The domains of painted scenes among the data of a record."""
-    painted = {domain for share in shares if is_scenes(share.data) for domain in parse_domains(share.data)}
-    return tuple(domain for domain in DOMAINS if domain in painted)

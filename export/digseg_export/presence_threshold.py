@@ -24,9 +24,10 @@ from digseg_engine.evaluation.metrics import matthews
 from digseg_engine.images import fit
 from digseg_engine.model.pretrained import Checkpoint
 from digseg_engine.worlds.scenes import CLASSES, DOMAINS, scene
+from digseg_export.calibration import painted_domains
 from digseg_export.comparison import Array
 from digseg_export.disk_offload import Offloaded, working_size
-from digseg_export.own_pictures import OwnPictures, own_pictures, painted_domains
+from digseg_export.own_pictures import OwnPictures, own_pictures
 from digseg_export.verify import Graphs
 
 RECALL = 0.995

@@ -26,6 +26,7 @@ from digseg_engine.runtime.profile import Profile
 from digseg_engine.signatures import sign
 from digseg_engine.vocabulary import Vocabulary
 from digseg_export import resumed
+from digseg_export.calibration import painted_domains
 from digseg_export.comparison import Check, CheckError
 from digseg_export.conversion import Conversion, Traced, fix_shapes
 from digseg_export.disk_offload import Offloaded, open_offloaded
@@ -45,7 +46,7 @@ from digseg_export.folded import (
 from digseg_export.graph_check import check_graph
 from digseg_export.kept_stages import Stages, one_export, waits_for
 from digseg_export.manifest import manifest_of
-from digseg_export.own_pictures import OwnPictures, check_folders, own_mixture, painted_domains, shares_of, trained_on
+from digseg_export.own_pictures import OwnPictures, check_folders, own_mixture, shares_of, trained_on
 from digseg_export.preflight import check_size, default_output
 from digseg_export.presence_threshold import choose_threshold, labelled
 from digseg_export.progress import Progress, StepTimer

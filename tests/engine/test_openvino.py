@@ -20,6 +20,7 @@ from digseg_engine.named import SHIPPED_BUNDLE
 from digseg_engine.runtime import choice, doctor
 from digseg_engine.runtime.backends import kinds, openvino_backend
 from digseg_engine.runtime.backends.openvino_backend import OpenvinoBackend, Requests, compiled, load, probe, settings
+from digseg_engine.runtime.backends.ort_backend import PROBE
 from digseg_engine.runtime.choice import Task, assess, check_golden, measure, verdict_key
 from digseg_engine.runtime.machine import cores
 from digseg_engine.runtime.source import open_source
@@ -219,6 +220,36 @@ def test_an_answer_is_not_written_again(backend, source):
     assert np.array_equal(first, before)
 
 
+def test_a_cpu_takes_and_gives_no_half_precision(engine):
+    """It would turn numbers one by one; the stored graphs have fp16 borders."""
+    backend = engine.backend
+    for requests in (backend._text, backend._image, backend._masks):
+        ports = [*requests.graph.inputs, *requests.graph.outputs]
+        assert load().Type.f16 not in [port.element_type for port in ports]
+    assert engine.encode(pictures(1)[0], 64).place.kept.dtype == np.float32
+    stored = openvino_backend.core().read_model(str(SHIPPED_BUNDLE / MASK_DECODER.file))
+    assert load().Type.f16 in [port.element_type for port in stored.inputs]
+
+
+def test_arrays_are_lent_and_those_that_cannot_be_are_copied():
+    graph = Requests(openvino_backend.core().compile_model(openvino_backend.core().read_model(PROBE, b""), "CPU", {}))
+    (name,) = graph.graph.input(0).names
+    for given in (np.arange(4, dtype=np.float32), np.arange(7, dtype=np.int64), np.arange(6, dtype=np.float32)[::2]):
+        want = np.array(given, np.float32)
+        assert np.array_equal(graph({name: given})[0], want)
+        given.flags.writeable = False
+        assert np.array_equal(graph({name: given})[0], want)
+    assert len(graph._free) == 1
+    with pytest.raises(ValueError, match="unpack"):
+        graph({"another": np.zeros(1, np.float32)})
+    assert len(graph._free) == 1  # the request is there for the next
+
+
+def test_a_tensor_of_flags_is_one():
+    made = openvino_backend.tensor(np.array([[True, False]]))
+    assert made.element_type == load().Type.boolean and made.data.tolist() == [[True, False]]
+
+
 def test_an_encoding_is_given_back_with_its_last_reference(engine):
     encoded = engine.encode(pictures(1)[0], 64)
     engine.segment(encoded, PROMPTS)
@@ -299,6 +330,9 @@ def test_an_operator_that_nobody_knows(tmp_path):
 
 def test_a_precision_that_is_not_the_one_asked_for_is_an_error():
     class Elsewhere:
+        def read_model(self, *model):
+            return openvino_backend.core().read_model(PROBE, b"")
+
         def compile_model(self, model, device, properties):
             return self
 

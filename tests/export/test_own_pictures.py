@@ -16,8 +16,8 @@ from digseg_engine.errors import InputError, UsageError
 from digseg_engine.model.pretrained import load_checkpoint
 from digseg_engine.precisions import spec_of
 from digseg_engine.worlds.scenes import DOMAINS
-from digseg_export.calibration import calibration
-from digseg_export.own_pictures import STRANGERS, evenly, own_mixture, own_pictures, painted_domains, trained_on
+from digseg_export.calibration import calibration, painted_domains
+from digseg_export.own_pictures import STRANGERS, evenly, own_mixture, own_pictures, trained_on
 from digseg_export.publish import Options, export_bundle, recorded
 from digseg_export.request import Request
 from digseg_export.verify import evidence, samples

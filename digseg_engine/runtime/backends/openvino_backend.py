@@ -143,7 +143,8 @@ def compiled(
     """A graph, a path or its bytes, ready to run. Raises BackendError naming the operator that OpenVINO does not take, and
     for a precision other than the one asked for."""
     try:
-        made = core.compile_model(model if isinstance(model, str) else core.read_model(model, b""), device, properties)
+        read = core.read_model(model) if isinstance(model, str) else core.read_model(model, b"")
+        made = core.compile_model(wide_borders(read) if device == "CPU" else read, device, properties)
     except Exception as error:
         raise BackendError(f"OpenVINO does not take {file}: {refusal(error)}; choose another --backend") from error
     used = made.get_property("INFERENCE_PRECISION_HINT").to_string()
@@ -151,6 +152,17 @@ def compiled(
         raise BackendError(f"OpenVINO runs {file} in {used}, and {properties['INFERENCE_PRECISION_HINT']} was asked for; choose "
                            "another --backend")  # fmt: skip
     return made
+
+
+def wide_borders(model: Any) -> Any:
+    """A graph that takes and gives float32 where it was stored with fp16: a CPU computes in neither, and turns fp16 into what it
+    computes in by a loop of scalars."""
+    runtime, ports = load(), import_module("openvino.preprocess").PrePostProcessor(model)
+    for of, found in ((ports.input, model.inputs), (ports.output, model.outputs)):
+        for i, port in enumerate(found):
+            if port.element_type == runtime.Type.f16:
+                of(i).tensor().set_element_type(runtime.Type.f32)
+    return ports.build()
 
 
 # Lines of OpenVINO's errors that say where in its own source, or that something failed, and not what.
@@ -177,6 +189,7 @@ class Requests:
 
     def __init__(self, graph: Any) -> None:
         self.graph = graph
+        self._inputs = [(port, port.names, port.element_type.to_dtype()) for port in graph.inputs]
         self._free: list[Any] = []
 
     def __call__(self, feeds: dict[str, Array]) -> list[Array]:
@@ -185,10 +198,25 @@ class Requests:
         except IndexError:
             request = self.graph.create_infer_request()
         try:
-            request.infer({name: np.ascontiguousarray(array) for name, array in feeds.items()})
-            return [np.array(tensor.data) for tensor in request.output_tensors]  # its own memory is written again
+            held = []  # arrays that are lent, until the answer is there
+            for port, names, dtype in self._inputs:
+                (array,) = (array for name, array in feeds.items() if name in names)
+                held.append(np.ascontiguousarray(array, dtype))
+                request.set_tensor(port, tensor(held[-1]))  # always another: the last one's memory may be gone
+            request.infer()
+            return [np.array(made.data) for made in request.output_tensors]  # its own memory is written again
         finally:
             self._free.append(request)
+
+
+def tensor(array: Array) -> Any:
+    """OpenVINO's own: of the array's memory where it can be lent, else a copy."""
+    runtime = load()
+    if array.dtype == np.bool_:  # it would take an array of them for one of bytes
+        made = runtime.Tensor(runtime.Type.boolean, array.shape)
+        made.data[...] = array
+        return made
+    return runtime.Tensor(array, shared_memory=array.flags.writeable)
 
 
 class OpenvinoBackend(GraphBackend):
