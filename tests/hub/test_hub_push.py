@@ -288,8 +288,8 @@ def test_it_says_what_the_bundle_records(card, source):
     end = manifest["verification"]["checks"][-1]
     assert f"| {end['relative']:.4g} | {end['iou']:.4g} | {end['worst_iou']:.4g} |" in card
     for words in ("trained for pictures of 256 pixels", "nuclei (licence: not recorded)", "scenes (licence: Apache-2.0)",
-                  manifest["licence"]["weights"], source.bundle.digest, "Not recorded. `digseg bench`", "bare land, water, road",
-                  f"({EXAMPLE})", "onnxruntime 1."):  # fmt: skip
+                  manifest["licence"]["weights"], source.bundle.digest, "Not recorded. `digseg bench`",
+                  "nucleus, zebra, lighthouse", f"({EXAMPLE})", "onnxruntime 1."):  # fmt: skip
         assert words in card, words
 
 
@@ -352,7 +352,7 @@ def test_its_picture_is_the_golden_samples_with_the_bundles_own_answer(source):
     from digseg_engine.sharing.example import example_of
 
     found = example_of(source)
-    assert found.prompts == ("bare land", "water", "road")
+    assert found.prompts == ("nucleus", "zebra", "lighthouse")
     with Image.open(io.BytesIO(found.png)) as picture:
         assert picture.format == "PNG" and picture.size[0] >= 256
 

@@ -144,7 +144,7 @@ def compiled(
     for a precision other than the one asked for."""
     try:
         read = core.read_model(model) if isinstance(model, str) else core.read_model(model, b"")
-        made = core.compile_model(wide_borders(read) if device == "CPU" else read, device, properties)
+        made = core.compile_model(wide_borders(read, device), device, properties)
     except Exception as error:
         raise BackendError(f"OpenVINO does not take {file}: {refusal(error)}; choose another --backend") from error
     used = made.get_property("INFERENCE_PRECISION_HINT").to_string()
@@ -154,13 +154,14 @@ def compiled(
     return made
 
 
-def wide_borders(model: Any) -> Any:
-    """A graph that takes and gives float32 where it was stored with fp16: a CPU computes in neither, and turns fp16 into what it
-    computes in by a loop of scalars."""
+def wide_borders(model: Any, device: str) -> Any:
+    """A graph that takes and gives float32 where it was stored with bf16, which NumPy has not, and on a CPU where it was stored
+    with fp16: it turns that into what it computes in by a loop of scalars."""
     runtime, ports = load(), import_module("openvino.preprocess").PrePostProcessor(model)
+    narrow = (runtime.Type.bf16, runtime.Type.f16) if device == "CPU" else (runtime.Type.bf16,)
     for of, found in ((ports.input, model.inputs), (ports.output, model.outputs)):
         for i, port in enumerate(found):
-            if port.element_type == runtime.Type.f16:
+            if port.element_type in narrow:
                 of(i).tensor().set_element_type(runtime.Type.f32)
     return ports.build()
 
