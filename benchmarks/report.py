@@ -110,6 +110,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bundled-alone": bundled_alone, "bundled-real": bundled_real, "bench-cpu": bench_cpu,
     "loader": of_docs(report_docs.loader), "false-alarms": of_docs(report_docs.false_alarms),
     "precisions": of_docs(report_docs.precisions), "int8-cpu": of_docs(report_docs.int8_on_cpus),
+    "cpu-ceiling": of_docs(report_docs.ceilings), "unread-words": of_docs(report_docs.unread_words),
     "ablations": of_docs(report_docs.ablations),
     "leave-one-out": of_docs(report_docs.leave_one_out), "measured": of_docs(report_docs.measured),
     "learning": of_docs(report_docs.learning), "working-sizes": of_docs(report_docs.working_sizes),

@@ -72,6 +72,30 @@ def int8_on_cpus(figures: Figures) -> Table:
     return ["fp16 bundle -> int8 bundle, ms", *(f"K = {k}" for k in counts)], lines
 
 
+STARTS = {"camvid": "the bundled model", "camvid-words": "the bundled model, words taught beside their neighbours"}
+
+
+def unread_words(figures: Figures) -> Table:
+    lines = []
+    for found in figures("unread-words")["results"]:
+        rate = [f"{found[name]:.3f}" for name in ("trained_names", "unread_words")]
+        most = sum(word["iou"] >= 0.8 * word["trained_name"] for word in found["words"])
+        lines.append([STARTS[found["checkpoint"]], *rate, f"{found['share']:.2f}", f"{most} of {len(found['words'])}"])
+    return ["fine-tuned on CamVid from", "trained names", "unread words", "share", "words at 0.8 of their name"], lines
+
+
+def ceilings(figures: Figures) -> Table:
+    lines = []
+    for backend, found in figures("cpu-ceiling")["backends"].items():
+        parts, ceiling = found["parts"], found["ceiling_gflop_per_s"]
+        cells = [
+            f"{parts[kind]['ms']:.1f}, {parts[kind]['gflop_per_s']:.0f} of {ceiling[kind]:.0f}" for kind in ceiling
+        ]
+        whole = f"{found['encoder_ms']:.1f}, {found['gflop_per_s']:.0f}: {found['share_of_convolution_ceiling']:.2f}"
+        lines.append([f"`{backend}`", *cells, f"{parts['rest']['ms']:.1f}", whole])
+    return ["image encoder: ms, GFLOP/s", "convolutions", "matrix products", "the rest", "whole"], lines
+
+
 def ablations(figures: Figures) -> Table:
     rows = figures("ablations")["table"]
     lines, before = [], ""
